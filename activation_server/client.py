@@ -1,0 +1,93 @@
+"""A trainer's end of a stream."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import zmq
+
+from scopemill.proto import errors, wire
+from scopemill.proto.dataset import STORED_DTYPES
+
+CONNECT_SECONDS = 20.0
+SILENCE_SECONDS = 60.0  # the server says WAIT every two seconds: this long without a word, it is gone
+POLL_SECONDS = 0.25  # how soon a stop is noticed while waiting
+CREDIT_BATCHES = 2  # one in use, one on its way
+
+
+class StreamClient:
+    """Iterate over ``(k, arrays)`` from ``cursor`` up to ``stop``: one array [B, d] per hook of the stream, as stored.
+
+    The arrays are views into the received message, valid until the next one is asked for. bfloat16 comes as its bits
+    in uint16. ``waited`` counts the seconds spent waiting for data.
+    """
+
+    def __init__(self, address: str, spec: wire.StreamSpec, consumer: str, cursor: int, stop: int,
+                 stopped: Callable[[], bool] = lambda: False, connect_seconds: float = CONNECT_SECONDS):  # fmt: skip
+        self._address, self._spec, self._consumer = address, spec, consumer
+        self._cursor, self._stop, self._stopped = cursor, stop, stopped
+        self.waited = 0.0
+        self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        for option, value in {zmq.LINGER: 500, zmq.RCVHWM: 64, zmq.SNDHWM: 64}.items():
+            self._socket.setsockopt(option, value)
+        self._socket.connect(address)
+        self._send(wire.Hello(wire.VERSION, consumer, spec, cursor, stop))
+        frames = self._receive(connect_seconds, f"no activation server answers at {address}: is it running, and reachable from here?")
+        self._welcome: wire.Welcome = self._expect(wire.decode(frames[0].bytes), wire.Welcome)
+        self._dtype = STORED_DTYPES[self._welcome.dtype]
+        self.widths, self.dtype = self._welcome.widths, self._welcome.dtype
+        self._batch_bytes = spec.batch_size * sum(self.widths) * self._dtype.itemsize
+
+    def __iter__(self) -> Iterator[tuple[int, list[np.ndarray]]]:
+        self._ask()
+        while True:
+            frames = self._receive(SILENCE_SECONDS, f"the activation server at {self._address} has gone silent")
+            message = wire.decode(frames[0].bytes)
+            if isinstance(message, wire.Wait):
+                continue
+            if isinstance(message, wire.End):
+                return
+            batch = self._expect(message, wire.Batch)
+            if len(frames) != 2 or len(frames[1]) != self._batch_bytes or batch.index != self._cursor:
+                raise errors.WireError(
+                    f"batch {self._cursor} of {self._batch_bytes} bytes was due; batch {batch.index} came in {len(frames)} frames"
+                )
+            yield batch.index, self._arrays(frames[1])
+            self._cursor += 1
+            self._ask()
+
+    def close(self) -> None:
+        """Leave the stream; the window keeps no place for this trainer any more."""
+        self._send(wire.Bye(self._cursor))
+        self._socket.close()
+
+    def _arrays(self, frame: zmq.Frame) -> list[np.ndarray]:
+        flat = np.frombuffer(frame.buffer, dtype=self._dtype)
+        ends = np.cumsum([self._spec.batch_size * d for d in self.widths])
+        return [part.reshape(self._spec.batch_size, -1) for part in np.split(flat, ends[:-1])]
+
+    def _ask(self) -> None:
+        self._send(wire.Next(self._cursor, CREDIT_BATCHES * self._batch_bytes))
+
+    def _send(self, message: wire.Message) -> None:
+        self._socket.send(wire.encode(message))
+
+    def _receive(self, patience: float, silence: str) -> list[zmq.Frame]:
+        start = time.monotonic()
+        try:
+            while not self._socket.poll(timeout=int(POLL_SECONDS * 1000)):
+                if self._stopped():
+                    raise errors.Stopped("asked to stop while waiting for data")
+                if time.monotonic() - start > patience:
+                    raise errors.ServerGone(silence)
+            return self._socket.recv_multipart(copy=False)
+        finally:
+            self.waited += time.monotonic() - start
+
+    def _expect(self, message: wire.Message, wanted: type):
+        if isinstance(message, wire.Error):
+            kind = getattr(errors, message.code, errors.ScopemillError)
+            raise (kind if isinstance(kind, type) and issubclass(kind, errors.ScopemillError) else errors.ScopemillError)(message.sentence)
+        if not isinstance(message, wanted):
+            raise errors.WireError(f"the server answered {message.kind} where {wanted.kind} belongs")
+        return message

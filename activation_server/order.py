@@ -1,0 +1,56 @@
+"""Which rows batch k is made of: a pure function of the manifest's plan, the seed and k.
+
+An epoch is a permutation of the shards, read K side by side. A batch takes B rows evenly from the K shards of its
+group, each shard from top to bottom, so mixing costs no gather. Of shard i, the first t batches of a group take
+floor((t*B + i) / K) rows: by Hermite's identity these add up to t*B exactly, whatever B and K are.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from scopemill.proto.dataset import DatasetManifest
+from scopemill.proto.errors import InputError
+from scopemill.proto.wire import StreamSpec
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows ``start`` to ``stop`` of a shard."""
+
+    shard: int
+    start: int
+    stop: int
+
+
+class Order:
+    def __init__(self, manifest: DatasetManifest, stream: StreamSpec):
+        self._rows, self._shards = manifest.rows_per_shard, manifest.shards
+        self._batch, self._seed = stream.batch_size, stream.seed
+        self._side_by_side = min(stream.shards_side_by_side, manifest.shards)
+        full, rest = divmod(self._shards, self._side_by_side)
+        self._per_group = self._side_by_side * self._rows // self._batch
+        # Rows that fill no batch at a group's end are left out of that epoch: fewer than B per group.
+        self.batches_per_epoch = full * self._per_group + rest * self._rows // self._batch
+        if not self.batches_per_epoch:
+            raise InputError(
+                f"a batch of {self._batch} rows is more than dataset {manifest.dataset!r} reads side by side "
+                f"({self._side_by_side} shards of {self._rows} rows): lower train.batch_size"
+            )
+
+    def pieces(self, k: int) -> tuple[Piece, ...]:
+        """The rows of batch k, in the order in which they lie in it."""
+        epoch, within = divmod(k, self.batches_per_epoch)
+        group, t = divmod(within, self._per_group) if self._per_group else (0, within)
+        first = group * self._side_by_side
+        shards = _shard_order(self._seed, epoch, self._shards)[first : first + self._side_by_side]
+        taken = [((t * self._batch + i) // len(shards), ((t + 1) * self._batch + i) // len(shards)) for i in range(len(shards))]
+        return tuple(Piece(shard, a, b) for shard, (a, b) in zip(shards, taken, strict=True) if a < b)
+
+
+@lru_cache(maxsize=8)
+def _shard_order(seed: int, epoch: int, shards: int) -> tuple[int, ...]:
+    # Raw words of a counter-based generator, which numpy keeps the same for ever.
+    words = np.random.Philox(key=[seed, epoch]).random_raw(shards)
+    return tuple(int(i) for i in np.argsort(words, kind="stable"))

@@ -1,0 +1,286 @@
+"""The activation server: a ROUTER socket, and around it the streams' windows.
+
+One thread owns the socket and every window; other threads hand it work through `_inbox` and wake it. Batches leave
+without a copy: a slot is used again only after ZeroMQ has sent the last frame that refers to it.
+"""
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+import zmq
+
+from scopemill.activation_server.config import ServerConfig
+from scopemill.activation_server.stream import Stream
+from scopemill.activation_server.window import Detached, Drop, Finish, GaveUp, Load, LoadAlone, Send
+from scopemill.proto import metrics, wire
+from scopemill.proto.bucket import Bucket
+from scopemill.proto.dataset import DatasetManifest, read_manifest
+from scopemill.proto.errors import InputError, ScopemillError, WireError
+
+log = logging.getLogger(__name__)
+HEARTBEAT_SECONDS = 2.0
+MAX_CREDIT_BATCHES = 16  # on their way to one trainer; the socket's high-water mark lies above it
+SOCKET_OPTIONS = {zmq.LINGER: 0, zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.MAXMSGSIZE: wire.MAX_HEADER}
+# ZeroMQ's own heartbeats are answered by its I/O thread: a busy trainer keeps its connection, a dead or frozen one loses it.
+LIVENESS = {zmq.HEARTBEAT_IVL: 5000, zmq.HEARTBEAT_TIMEOUT: 30000}
+
+
+class Peer:
+    """A connected trainer: its address on the socket, the stream it reads, and what we last sent."""
+
+    def __init__(self, identity: bytes, consumer: str, stream: Stream):
+        self.identity, self.consumer, self.stream = identity, consumer, stream
+        self.last_sent = 0.0
+
+
+class ActivationServer:
+    """Serves streams of a bucket's datasets until ``stop``. ``address`` is where trainers connect."""
+
+    def __init__(self, bucket: Bucket, config: ServerConfig, streams: int = 1):
+        """``streams`` is how many the window's memory is shared by."""
+        self._bucket, self._config = bucket, config
+        self._window_bytes = (config.window_mib << 20) // max(1, streams)
+        self._streams: dict[wire.StreamSpec, Stream] = {}
+        self._manifests: dict[str, DatasetManifest] = {}
+        self._peers: dict[bytes, Peer] = {}
+        self._identities: dict[tuple[wire.StreamSpec, str], bytes] = {}
+        self._sending: dict[int, list[zmq.MessageTracker]] = defaultdict(list)  # by id of the slot
+        self._draining: list[tuple[Stream, bytearray]] = []
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._stopping = False
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        for option, value in (SOCKET_OPTIONS | LIVENESS).items():
+            self._socket.setsockopt(option, value)
+        port = self._socket.bind_to_random_port(f"tcp://{config.host}")
+        self.address = f"tcp://{config.host}:{port}"
+        self._wake_in, self._wake_out = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
+        self._wake_in.bind("inproc://wake")
+        self._wake_out.connect("inproc://wake")
+        self._wake_lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="activation-server", daemon=True)
+        self._thread.start()
+
+    # Called from other threads.
+
+    def expect(self, spec: wire.StreamSpec, consumer: str, cursor: int, stop: int) -> None:
+        """Keep the window for a trainer that will come. Raises what is wrong with the stream, if anything is."""
+        done: SimpleQueue[Exception | None] = SimpleQueue()
+
+        def task() -> None:
+            try:
+                self._carry_out(self._stream(spec), self._stream(spec).window.expect(consumer, cursor, stop, time.monotonic()))
+                done.put(None)
+            except Exception as error:
+                done.put(error)
+
+        self._post(task)
+        if (error := done.get(timeout=60)) is not None:
+            raise error
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._post(self._begin_stop)
+            self._thread.join(timeout=10)
+
+    def _begin_stop(self) -> None:
+        self._stopping = True
+
+    def _post(self, task: Callable[[], None]) -> None:
+        self._inbox.put(task)
+        with self._wake_lock:
+            self._wake_out.send(b"")
+
+    # The loop's own.
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake_in, zmq.POLLIN)
+        next_tick = 0.0
+        while not self._stopping:
+            for socket, _ in poller.poll(timeout=20 if self._draining else 250):
+                self._drain(socket)
+            self._recycle_sent()
+            if time.monotonic() >= next_tick:
+                self._tick()
+                next_tick = time.monotonic() + 0.5
+        for stream in self._streams.values():
+            stream.close()
+        self._context.destroy(linger=0)
+
+    def _drain(self, socket: zmq.Socket) -> None:
+        """Handle everything that waits on a socket."""
+        while True:
+            try:
+                frames = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            if socket is self._socket:
+                self._receive(frames)
+        while True:
+            try:
+                self._inbox.get_nowait()()
+            except Empty:
+                return
+
+    def _receive(self, frames: list[bytes]) -> None:
+        identity = frames[0]
+        try:
+            if len(frames) != 2:
+                raise WireError(f"a message of {len(frames) - 1} frames where one header belongs")
+            self._handle(identity, wire.decode(frames[1]))
+        except ScopemillError as error:
+            self._send(identity, wire.Error(type(error).__name__, str(error)))
+
+    def _handle(self, identity: bytes, message: wire.Message) -> None:
+        now = time.monotonic()
+        if isinstance(message, wire.Hello):
+            self._welcome(identity, message, now)
+            return
+        peer = self._peers.get(identity)
+        if peer is None:
+            raise WireError("this connection has not said HELLO")
+        window = peer.stream.window
+        if isinstance(message, wire.Next):
+            credit = min(message.credit // peer.stream.batch_bytes, MAX_CREDIT_BATCHES)
+            if not credit:
+                raise WireError(f"a credit of {message.credit} bytes is less than one batch of {peer.stream.batch_bytes}")
+            self._carry_out(peer.stream, window.ask(peer.consumer, message.cursor, credit, now))
+        elif isinstance(message, wire.Bye):
+            self._forget(peer)
+            self._carry_out(peer.stream, window.leave(peer.consumer, now))
+        else:
+            raise WireError(f"{message.kind} is not for a server")
+
+    def _welcome(self, identity: bytes, hello: wire.Hello, now: float) -> None:
+        if hello.version != wire.VERSION:
+            raise WireError(f"this server speaks version {wire.VERSION} of the protocol, the trainer version {hello.version}")
+        stream = self._stream(hello.stream)
+        old = self._identities.get((hello.stream, hello.consumer))
+        if old is not None and old in self._peers:
+            self._forget(self._peers[old])
+        self._peers[identity] = Peer(identity, hello.consumer, stream)
+        self._identities[hello.stream, hello.consumer] = identity
+        widths = tuple(stream.manifest.hook(hook).d for hook in hello.stream.hooks)
+        self._send(identity, wire.Welcome(wire.VERSION, widths, stream.manifest.dtype, stream.batches_per_epoch))
+        self._carry_out(stream, stream.window.join(hello.consumer, hello.cursor, hello.stop, now))
+
+    def _stream(self, spec: wire.StreamSpec) -> Stream:
+        if spec not in self._streams:
+            if spec.batch_size < 1 or spec.shards_side_by_side < 1:
+                raise InputError(f"stream {spec.label}: batch size and shards side by side must be at least 1")
+            if spec.dataset not in self._manifests:
+                self._manifests[spec.dataset] = read_manifest(self._bucket, spec.dataset)
+            manifest = self._manifests[spec.dataset]
+            self._streams[spec] = Stream(self._bucket, manifest, spec, self._config, self._window_bytes, self._report)
+        return self._streams[spec]
+
+    def _report(self, stream: Stream, index: int, slot: bytearray, consumer: str | None, problem: ScopemillError | None) -> None:
+        """From a reading thread: a batch is in its slot, or cannot be."""
+        self._post(lambda: self._read_done(stream, index, slot, consumer, problem))
+
+    def _read_done(self, stream: Stream, index: int, slot: bytearray, consumer: str | None, problem: ScopemillError | None) -> None:
+        now = time.monotonic()
+        if problem is not None:
+            log.error("%s", problem)
+            stream.window.loading.discard(index)
+            stream.recycle(slot)
+            for peer in [p for p in self._peers.values() if p.stream is stream and consumer in (None, p.consumer)]:
+                self._send(peer.identity, wire.Error(type(problem).__name__, str(problem)))
+        elif consumer is None:
+            stream.slots[index] = slot
+            self._carry_out(stream, stream.window.loaded(index, now))
+        else:
+            stream.alone[consumer, index] = slot
+            self._carry_out(stream, stream.window.loaded_alone(consumer, index, now))
+            if (unsent := stream.alone.pop((consumer, index), None)) is not None:
+                stream.recycle(unsent)
+
+    def _carry_out(self, stream: Stream, decisions: list) -> None:
+        label = stream.spec.label
+        for decision in decisions:
+            match decision:
+                case Load(index):
+                    stream.load(index)
+                case LoadAlone(consumer, index):
+                    stream.load_alone(consumer, index)
+                case Send(consumer, index):
+                    self._send_batch(stream, consumer, index)
+                case Drop(index):
+                    self._draining.append((stream, stream.slots.pop(index)))
+                case Finish(consumer):
+                    if (identity := self._identities.get((stream.spec, consumer))) is not None:
+                        self._send(identity, wire.End(stream.window.consumers[consumer].stop))
+                case Detached(consumer):
+                    metrics.SERVER_DETACHED.labels(label).inc()
+                    log.warning("%s: trainer %s is behind the window and reads on by itself", label, consumer)
+                case GaveUp(consumer):
+                    metrics.SERVER_LOST.labels(label).inc()
+                    log.warning("%s: trainer %s did not come (back); its place in the window is free", label, consumer)
+        metrics.SERVER_WINDOW_BATCHES.labels(label).set(len(stream.slots))
+        metrics.SERVER_CONSUMERS.labels(label).set(sum(c.here for c in stream.window.consumers.values()))
+
+    def _send_batch(self, stream: Stream, consumer: str, index: int) -> None:
+        alone = stream.alone.pop((consumer, index), None)
+        slot = stream.slots[index] if alone is None else alone
+        if (identity := self._identities.get((stream.spec, consumer))) is not None:
+            tracker = self._send(identity, wire.Batch(index), slot)
+            if tracker is not None:
+                self._sending[id(slot)].append(tracker)
+                metrics.SERVER_BYTES_SERVED.labels(stream.spec.label).inc(stream.batch_bytes)
+        if alone is not None:
+            self._draining.append((stream, slot))
+
+    def _send(self, identity: bytes, message: wire.Message, slot: bytearray | None = None) -> zmq.MessageTracker | None:
+        """Send a message; None if the peer is gone, which its window is told at the next tick."""
+        frames = [identity, wire.encode(message)] + ([] if slot is None else [slot])
+        peer = self._peers.get(identity)
+        try:
+            tracker = self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False, track=True)
+        except zmq.ZMQError as error:  # EHOSTUNREACH: gone; EAGAIN: it reads nothing of what it asked for
+            log.info("trainer %s cannot be reached: %s", peer.consumer if peer else "(unknown)", error)
+            if peer:
+                self._inbox.put(lambda: self._lose(peer))
+            return None
+        if peer:
+            peer.last_sent = time.monotonic()
+        return tracker
+
+    def _lose(self, peer: Peer) -> None:
+        if self._peers.get(peer.identity) is peer:
+            self._forget(peer)
+            self._carry_out(peer.stream, peer.stream.window.lost(peer.consumer, time.monotonic()))
+
+    def _forget(self, peer: Peer) -> None:
+        self._peers.pop(peer.identity, None)
+        key = (peer.stream.spec, peer.consumer)
+        if self._identities.get(key) == peer.identity:
+            del self._identities[key]
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        for peer in list(self._peers.values()):
+            if now - peer.last_sent > HEARTBEAT_SECONDS:
+                self._send(peer.identity, wire.Wait("the next batch is not in the window yet"))
+        for stream in self._streams.values():
+            self._carry_out(stream, stream.window.tick(now))
+            consumers = stream.window.consumers
+            stream.stop_reading_alone(lambda name, consumers=consumers: name not in consumers or not consumers[name].detached)
+
+    def _recycle_sent(self) -> None:
+        """Take back the slots whose last frame has left."""
+        still = []
+        for stream, slot in self._draining:
+            trackers = self._sending.get(id(slot), [])
+            if all(tracker.done for tracker in trackers):
+                self._sending.pop(id(slot), None)
+                stream.recycle(slot)
+            else:
+                still.append((stream, slot))
+        self._draining = still

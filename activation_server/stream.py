@@ -1,0 +1,97 @@
+"""One stream of the server: its window, its memory, and the threads that read for it."""
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+from scopemill.activation_server.config import ServerConfig
+from scopemill.activation_server.reader import StreamReader
+from scopemill.activation_server.window import Window
+from scopemill.proto import metrics
+from scopemill.proto.bucket import Bucket
+from scopemill.proto.dataset import DatasetManifest
+from scopemill.proto.errors import InputError, ScopemillError
+from scopemill.proto.wire import StreamSpec
+
+# What a reading thread reports: the batch, its memory, whom it was read for (None: the window), or what went wrong.
+Report = Callable[["Stream", int, bytearray, "str | None", "ScopemillError | None"], None]
+
+
+class Stream:
+    """Owned by the server's loop. Reading threads touch nothing but their reader and the slot they were given."""
+
+    def __init__(self, bucket: Bucket, manifest: DatasetManifest, spec: StreamSpec, config: ServerConfig, window_bytes: int, report: Report):
+        self.spec, self.manifest = spec, manifest
+        self._new_reader = lambda: StreamReader(bucket, manifest, spec)
+        reader = self._new_reader()
+        self.batch_bytes, self.batches_per_epoch = reader.batch_bytes, reader.batches_per_epoch
+        capacity = window_bytes // self.batch_bytes
+        if capacity < 2:
+            raise InputError(
+                f"server.window_mib leaves {window_bytes >> 20} MiB to stream {spec.label}, less than two of its batches of "
+                f"{self.batch_bytes / 2**20:.1f} MiB: raise it or lower train.batch_size"
+            )
+        self.window = Window(capacity, config.lag, config.join_seconds, config.detach_seconds)
+        self.slots: dict[int, bytearray] = {}  # batches held
+        self.alone: dict[tuple[str, int], bytearray] = {}  # batches read for one consumer, about to be sent
+        self._report = report
+        self._free: list[bytearray] = []
+        self._window_reader = _ReadingThread(self, reader, None)
+        self._private_readers: dict[str, _ReadingThread] = {}
+
+    def load(self, index: int) -> None:
+        self._window_reader.read(index, self._slot())
+
+    def load_alone(self, consumer: str, index: int) -> None:
+        if consumer not in self._private_readers:
+            self._private_readers[consumer] = _ReadingThread(self, self._new_reader(), consumer)
+        self._private_readers[consumer].read(index, self._slot())
+
+    def stop_reading_alone(self, attached: Callable[[str], bool]) -> None:
+        """End the private readers of consumers that are back in the window, or gone."""
+        for consumer in [c for c in self._private_readers if attached(c)]:
+            self._private_readers.pop(consumer).stop()
+
+    def recycle(self, slot: bytearray) -> None:
+        """Take a slot back that nobody reads or sends any more."""
+        self._free.append(slot)
+
+    def close(self) -> None:
+        self._window_reader.stop()
+        for thread in self._private_readers.values():
+            thread.stop()
+
+    def _slot(self) -> bytearray:
+        # Slots in flight are bounded by the window's capacity and the consumers' credit, so this cannot grow without end.
+        return self._free.pop() if self._free else bytearray(self.batch_bytes)
+
+
+class _ReadingThread:
+    def __init__(self, stream: Stream, reader: StreamReader, consumer: str | None):
+        self._jobs: SimpleQueue[tuple[int, bytearray] | None] = SimpleQueue()
+        self._stream, self._reader, self._consumer = stream, reader, consumer
+        threading.Thread(target=self._run, name=f"reader-{stream.spec.label}", daemon=True).start()
+
+    def read(self, index: int, slot: bytearray) -> None:
+        self._jobs.put((index, slot))
+
+    def stop(self) -> None:
+        self._jobs.put(None)
+
+    def _run(self) -> None:
+        label = self._stream.spec.label
+        while job := self._jobs.get():
+            index, slot = job
+            before, problem = self._reader.bytes_read, None
+            try:
+                self._reader.read(index, memoryview(slot))
+            except ScopemillError as error:
+                problem = error
+            except Exception as error:  # whatever it is, it must reach the trainers rather than end this thread silently
+                problem = ScopemillError(f"reading batch {index} of {label} failed: {type(error).__name__}: {error}")
+            read = self._reader.bytes_read - before
+            metrics.SERVER_BYTES_READ.labels(label).inc(read)
+            if self._consumer:
+                metrics.SERVER_DETACHED_BYTES.labels(label).inc(read)
+            self._stream._report(self._stream, index, slot, self._consumer, problem)
+        self._reader.close()

@@ -1,0 +1,153 @@
+"""The harvester: claims whole buckets of rows and turns each into a committed shard."""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from queue import SimpleQueue
+
+import numpy as np
+import ray
+import torch
+
+from scopemill.harvester.config import CorpusConfig, HarvestConfig, ModelConfig
+from scopemill.harvester.language_model import LanguageModel, ModelCard
+from scopemill.harvester.packing import permutation, rows_of
+from scopemill.harvester.preparation import calibrate, load_sequences, pack_corpus
+from scopemill.harvester.shard import ShardBuffers, write_shard
+from scopemill.proto import metrics
+from scopemill.proto.bucket import Bucket
+from scopemill.proto.dataset import DatasetManifest, read_manifest
+from scopemill.proto.errors import CorpusError, Stopped
+from scopemill.proto.hooks import Hook
+from scopemill.proto.layout import DatasetLayout
+
+log = logging.getLogger(__name__)
+IN_FLIGHT = 2  # buckets at once: one is written while the next is computed
+
+
+class Harvester:
+    """Call ``prepare`` once, then ``harvest(bucket)`` from ``IN_FLIGHT`` threads. Every call may be repeated."""
+
+    def __init__(self, bucket_url: str, dataset: str, model: ModelConfig, card: ModelCard, corpus: CorpusConfig,
+                 harvest: HarvestConfig, hooks: Sequence[Hook], reserved: int, identity: dict):  # fmt: skip
+        torch.set_num_threads(max(1, int(harvest.cpus)))
+        self._bucket, self._dataset = Bucket(bucket_url), dataset
+        self._model, self._card, self._corpus, self._config = model, card, corpus, harvest
+        self._hooks, self._reserved, self._identity = list(hooks), reserved, identity
+        self._layout = DatasetLayout(dataset)
+        self._manifest: DatasetManifest | None = None
+        self._lm: LanguageModel | None = None
+        self._free: SimpleQueue[ShardBuffers] = SimpleQueue()
+        self._computing = threading.Lock()
+        self._stop = threading.Event()
+        self._rows_done = 0
+        self._metrics_address = metrics.expose()
+
+    def metrics_address(self) -> str:
+        return self._metrics_address
+
+    def prepare(self) -> DatasetManifest:
+        """Pack the corpus and fix the scales, unless that is done; returns the manifest."""
+        if not self._bucket.exists(self._layout.manifest):
+            shards = pack_corpus(
+                self._bucket, self._dataset, self._model, self._card, self._corpus, self._config, self._reserved, self._identity
+            )
+            calibrate(self._bucket, self._dataset, self._language_model(), self._card, self._config, self._hooks, shards, self._identity)
+        return read_manifest(self._bucket, self._dataset)
+
+    def harvest(self, shard: int) -> int:
+        """Make and commit one shard; returns its number. Returns at once if it is committed."""
+        if self._bucket.exists(self._layout.commit(shard)):
+            return shard
+        with self._computing:
+            self._get_ready()
+            buffers = self._free.get()
+            with _timed(self._dataset, "forward"):
+                dropped = self._fill(buffers, shard)
+        try:
+            with _timed(self._dataset, "write"):
+                write_shard(self._bucket, shard, buffers, dropped)
+        finally:
+            self._free.put(buffers)
+        metrics.HARVEST_SHARDS.labels(self._dataset).inc()
+        metrics.HARVEST_BYTES.labels(self._dataset).inc(buffers.nbytes)
+        metrics.HARVEST_OUTLIERS.labels(self._dataset).inc(dropped)
+        return shard
+
+    def rows_done(self) -> int:
+        """Rows computed by this process so far, for a progress bar."""
+        return self._rows_done
+
+    def stop(self) -> None:
+        """Give up the bucket in work at its next forward pass; what is committed is kept."""
+        self._stop.set()
+
+    def _get_ready(self) -> None:
+        if self._manifest is None:
+            self._manifest = read_manifest(self._bucket, self._dataset)
+            for _ in range(IN_FLIGHT):
+                self._free.put(ShardBuffers(self._manifest))
+        self._language_model()
+
+    def _language_model(self) -> LanguageModel:
+        if self._lm is None:
+            self._lm = LanguageModel(self._model)
+        return self._lm
+
+    def _fill(self, buffers: ShardBuffers, shard: int) -> int:
+        """Compute a bucket's rows straight into their permuted places; returns how many outliers were dropped."""
+        config, rows = self._config, self._manifest.rows_per_shard
+        block = load_sequences(self._bucket, self._layout.packed(shard))
+        places = permutation(self._manifest.seed, shard, rows)
+        done = dropped = 0
+        for start in range(0, len(block), config.sequences_per_forward):
+            if self._stop.is_set():
+                raise Stopped("the harvester was asked to stop; committed shards are kept")
+            part = block[start : start + config.sequences_per_forward]
+            captured = {n: x.flatten(0, 1) for n, x in self._lm.capture(torch.from_numpy(part.tokens), self._hooks).items()}
+            candidates = np.flatnonzero(rows_of(part.tokens, self._card.special))
+            kept = candidates[self._within_limits(captured, candidates)]
+            dropped += len(candidates) - len(kept)
+            kept = kept[: rows - done]
+            labels = {"token_id": part.tokens, "document": part.document, "position": part.position}
+            index = torch.from_numpy(kept).to(self._lm.device)
+            buffers.put(
+                places[done : done + len(kept)],
+                {name: x[index] for name, x in captured.items()},
+                {name: x.ravel()[kept] for name, x in labels.items()},
+            )
+            done += len(kept)
+            self._rows_done += len(kept)
+            metrics.HARVEST_ROWS.labels(self._dataset).inc(len(kept))
+        if done < rows:
+            raise CorpusError(
+                f"bucket {shard} has {rows} rows to fill and only {done} within harvest.outlier_norm ({config.outlier_norm}): "
+                f"raise harvest.outlier_spare ({config.outlier_spare}) or the norm"
+            )
+        return dropped
+
+    def _within_limits(self, captured: dict[str, torch.Tensor], candidates: np.ndarray) -> np.ndarray:
+        """Which candidate rows pass the outlier filter at every hook."""
+        within = np.ones(len(candidates), dtype=bool)
+        for hook in self._manifest.hooks:
+            if hook.norm_limit is not None:
+                within &= (captured[hook.name].float().norm(dim=1).cpu().numpy()[candidates]) <= hook.norm_limit
+        return within
+
+
+class _timed:
+    """Adds the seconds of a block to the harvester's phase counter."""
+
+    def __init__(self, dataset: str, phase: str):
+        self._counter = metrics.HARVEST_SECONDS.labels(dataset, phase)
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_) -> None:
+        self._counter.inc(time.perf_counter() - self._start)
+
+
+# Two buckets in work, and room for questions beside them.
+HarvesterActor = ray.remote(max_concurrency=IN_FLIGHT + 2, max_restarts=3)(Harvester)

@@ -1,0 +1,191 @@
+"""The language model: what it is (before its weights are loaded), its activations, and its loss under edits.
+
+Legend of shapes: B sequences, T positions, V vocabulary, d width of a hook.
+"""
+
+import contextlib
+import hashlib
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from scopemill.harvester.config import ModelConfig
+from scopemill.proto.errors import InputError, ModelError
+from scopemill.proto.hooks import SITES, Hook
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Edit = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model is, told from its configuration alone."""
+
+    name: str  # short: the last part of its id or path
+    fingerprint: str  # of configuration and weights: two models with the same one are the same
+    layers: int
+    context_length: int | None  # None: not stated
+    widths: Mapping[str, int]  # d per site that the model has
+    bos: int
+    special: tuple[int, ...]  # BOS, EOS and PAD: their activations are no rows
+
+    def hooks(self, layers: Iterable[int] | str, sites: Iterable[str] | str) -> list[Hook]:
+        """The hooks of a sweep, layer by layer; ModelError for a layer or site that the model lacks."""
+        layers = range(self.layers) if layers == "all" else layers
+        sites = list(self.widths) if sites == "all" else sites
+        for layer in layers:
+            if layer >= self.layers:
+                raise ModelError(f"harvest.layers: {self.name} has no layer {layer}: its layers are 0 to {self.layers - 1}")
+        for site in sites:
+            if site not in self.widths:
+                raise ModelError(f"harvest.sites: {self.name} has no site {site!r}: it has {', '.join(self.widths)}")
+        return [Hook(layer, site) for layer in sorted(layers) for site in sites]
+
+
+def describe(model: ModelConfig) -> ModelCard:
+    """Read a model's configuration and tokenizer; its weights are not touched. ModelError if that fails.
+
+    Which sites there are, and how wide, is asked of TransformerLens itself, with a one-layer clone that has shapes but no memory.
+    """
+    with _quiet(), _model_errors(model):
+        config = AutoConfig.from_pretrained(model.name, revision=model.revision)
+        tokenizer = AutoTokenizer.from_pretrained(model.name, revision=model.revision)
+        text = config.get_text_config()
+        with torch.device("meta"):
+            clone = _boot(model, load_weights=False, hf_config_overrides={"num_hidden_layers": 1}, tokenizer=tokenizer)
+    widths = {
+        site: clone.cfg.n_heads * clone.cfg.d_head if site == "attn_z" else clone.cfg.d_model
+        for site, suffix in SITES.items()
+        if f"blocks.0.{suffix}" in clone.hook_dict
+    }
+    bos, special = _special_tokens(model, tokenizer)
+    return ModelCard(
+        name=Path(model.name).resolve().name if Path(model.name).is_dir() else model.name.rsplit("/", 1)[-1],
+        fingerprint=_fingerprint(model, config),
+        layers=text.num_hidden_layers,
+        context_length=getattr(text, "max_position_embeddings", None),
+        widths=widths,
+        bos=bos,
+        special=special,
+    )
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    with _quiet(), _model_errors(model):
+        return AutoTokenizer.from_pretrained(model.name, revision=model.revision)
+
+
+class LanguageModel:
+    """A model under TransformerLens' bridge, for reading activations and for replacing them."""
+
+    def __init__(self, model: ModelConfig):
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if model.device == "auto" else model.device)
+        with _quiet(), _model_errors(model):
+            self._bridge = _boot(model, dtype=DTYPES[model.dtype], device=self.device)
+        self._bridge.eval().requires_grad_(False)
+
+    def capture(self, tokens: torch.Tensor, hooks: Iterable[Hook]) -> dict[str, torch.Tensor]:
+        """Activations [B, T, d] of every hook for tokens [B, T], in one pass that stops after the last layer wanted.
+
+        The heads of ``attn_z`` are concatenated. The tensors stay on the model's device, in its precision.
+        """
+        captured: dict[str, torch.Tensor] = {}
+        hooks = list(hooks)
+
+        def keep(hook: Hook) -> Callable:
+            def fn(x: torch.Tensor, hook: Any) -> None:
+                captured[name] = x.flatten(start_dim=2)
+
+            name = hook.name
+            return fn
+
+        with torch.inference_mode():
+            self._bridge.run_with_hooks(
+                tokens.to(self.device),
+                fwd_hooks=[(hook.name, keep(hook)) for hook in hooks],
+                stop_at_layer=max(hook.layer for hook in hooks) + 1,
+                return_type=None,
+            )
+        return captured
+
+    def token_losses(self, tokens: torch.Tensor, edits: Mapping[Hook, Edit] | None = None) -> torch.Tensor:
+        """Cross-entropy [B, T-1] in nats of each token from the second on, in float32.
+
+        ``edits`` replace activations on the way: each gets [B, T, d] and gives the same shape back.
+        """
+
+        def replace(edit: Edit) -> Callable:
+            def fn(x: torch.Tensor, hook: Any) -> torch.Tensor:
+                return edit(x.flatten(start_dim=2)).to(x.dtype).reshape(x.shape)
+
+            return fn
+
+        tokens = tokens.to(self.device).long()
+        with torch.inference_mode():
+            logits = self._bridge.run_with_hooks(
+                tokens, fwd_hooks=[(hook.name, replace(edit)) for hook, edit in (edits or {}).items()], return_type="logits"
+            )
+            return torch.nn.functional.cross_entropy(
+                logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+            ).view(len(tokens), -1)
+
+
+def _boot(model: ModelConfig, **options: Any):
+    from transformer_lens.model_bridge import TransformerBridge  # seconds to import: only who loads a model pays
+
+    return TransformerBridge.boot_transformers(model.name, revision=model.revision, **options)
+
+
+def _special_tokens(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, tuple[int, ...]]:
+    """BOS (models like GPT-2 use their one special token for it) and all special ids."""
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if bos is None:
+        raise ModelError(f"model {model.name!r}: its tokenizer has neither a BOS nor an EOS token to open a sequence with")
+    ids = {bos, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+    return bos, tuple(sorted(ids))
+
+
+def _fingerprint(model: ModelConfig, config: Any) -> str:
+    """The commit on the hub; for a folder a hash of its configuration and of its weight files' sizes and first MiB."""
+    folder = Path(model.name)
+    if not folder.is_dir():
+        return str(getattr(config, "_commit_hash", None) or model.revision)
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
+        with open(file, "rb") as weights:
+            digest.update(f"{file.name} {file.stat().st_size}".encode() + weights.read(2**20))
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _model_errors(model: ModelConfig):
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # transformers, huggingface_hub and TransformerLens raise many kinds for a wrong name
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"model {model.name!r} cannot be loaded: {reason or type(error).__name__}") from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    """No progress bars and no notes of the libraries while a model loads."""
+    verbosity, level = transformers_logging.get_verbosity(), logging.root.manager.disable
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        logging.disable(level)

@@ -1,0 +1,110 @@
+"""One shard in memory, and how it becomes a committed Zarr group in the bucket."""
+
+import numpy as np
+import torch
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.storage import MemoryStore
+
+from scopemill.harvester.language_model import DTYPES
+from scopemill.proto.bucket import Bucket
+from scopemill.proto.dataset import (
+    LOGICAL_DTYPE,
+    ArraySpec,
+    DatasetManifest,
+    HookSums,
+    ShardCommit,
+    chunk_parts,
+    pack_vector,
+)
+from scopemill.proto.layout import DatasetLayout
+
+
+class ShardBuffers:
+    """Memory for one shard, filled in any order and used again for the next: fresh memory is slow to touch."""
+
+    def __init__(self, manifest: DatasetManifest):
+        self.manifest = manifest
+        rows, dtype = manifest.rows_per_shard, DTYPES[manifest.dtype]
+        self.hooks = {h.name: torch.empty(rows, h.d, dtype=dtype) for h in manifest.hooks}
+        self.labels = {spec.name: np.empty(rows, dtype=spec.dtype) for spec in manifest.label_arrays}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in self.hooks.values()) + sum(x.nbytes for x in self.labels.values())
+
+    def put(self, places: np.ndarray, rows: dict[str, torch.Tensor], labels: dict[str, np.ndarray]) -> None:
+        """Scatter n rows (raw, [n, d] per hook) into their places (n,), scaled by 1/C."""
+        index = torch.from_numpy(places)
+        for hook in self.manifest.hooks:
+            buffer = self.hooks[hook.name]
+            scaled = (rows[hook.name].float() * (1.0 / hook.scale)).to(buffer.dtype)
+            buffer.index_copy_(0, index, scaled.to(buffer.device))
+        for name, values in labels.items():
+            self.labels[name][places] = values
+
+    def sums(self, hook: str) -> HookSums:
+        """Sums over the rows as stored, in float64, chunk by chunk so that they cost little memory."""
+        total, squares, largest = torch.zeros(self.hooks[hook].shape[1], dtype=torch.float64), 0.0, 0.0
+        for block in self.hooks[hook].split(self.manifest.array(hook).chunk_rows):
+            x = block.double()
+            squared_norms = x.square().sum(1)
+            total += x.sum(0)
+            squares += float(squared_norms.sum())
+            largest = max(largest, float(squared_norms.max()))
+        return HookSums(count=len(self.hooks[hook]), sum_x=pack_vector(total.numpy()), sum_squared_norm=squares, max_norm=largest**0.5)
+
+    def stored(self, spec: ArraySpec) -> np.ndarray:
+        """An array's bytes as they go to disk: bfloat16 as its bits in uint16."""
+        if spec.name in self.labels:
+            return self.labels[spec.name]
+        buffer = self.hooks[spec.name]
+        return (buffer.view(torch.int16) if buffer.dtype == torch.bfloat16 else buffer).numpy().view(spec.dtype)
+
+
+def write_shard(bucket: Bucket, shard: int, buffers: ShardBuffers, dropped_outliers: int) -> ShardCommit:
+    """Write every object of a shard, and its commit record last. Returns the record that counts.
+
+    Keys and bytes are a pure function of the plan, so a writer that comes after a dead one replaces what that one
+    left, and of two at once it does not matter whose commit wins.
+    """
+    manifest = buffers.manifest
+    layout = DatasetLayout(manifest.dataset)
+    specs = [manifest.array(h.name) for h in manifest.hooks] + manifest.label_arrays
+    for path, data in zarr_metadata(manifest, specs).items():
+        bucket.write(f"{layout.shard(shard)}/{path}", data)
+    checksums: dict[str, list[int]] = {}
+    for spec in specs:
+        data = buffers.stored(spec)
+        checksums[spec.name] = []
+        for i in range(spec.chunks):
+            crc, parts = chunk_parts(data[i * spec.chunk_rows : (i + 1) * spec.chunk_rows])
+            bucket.write(f"{layout.array(shard, spec.name)}/{spec.chunk_key(i)}", *parts)
+            checksums[spec.name].append(crc)
+    commit = ShardCommit(
+        shard=shard,
+        rows=manifest.rows_per_shard,
+        dropped_outliers=dropped_outliers,
+        sums={h.name: buffers.sums(h.name) for h in manifest.hooks},
+        checksums=checksums,
+    )
+    bucket.create(layout.commit(shard), commit.model_dump_json().encode())
+    return commit
+
+
+def zarr_metadata(manifest: DatasetManifest, specs: list[ArraySpec]) -> dict[str, bytes]:
+    """The ``zarr.json`` objects of a shard, written by zarr itself."""
+    store = MemoryStore()
+    group = zarr.create_group(store, attributes={"scopemill_format": manifest.format, "model": manifest.model})
+    for spec in specs:
+        group.create_array(
+            spec.name,
+            shape=spec.shape,
+            chunks=spec.chunk_shape,
+            dtype=spec.dtype,
+            serializer=BytesCodec(endian="little"),
+            compressors=[Crc32cCodec()],
+            fill_value=0,
+            attributes={LOGICAL_DTYPE: "bfloat16"} if spec.dtype == np.dtype("<u2") else {},
+        )
+    return {path: buffer.to_bytes() for path, buffer in store._store_dict.items()}

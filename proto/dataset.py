@@ -1,0 +1,205 @@
+"""The activation dataset: its manifest, its shards' schema and their commit records.
+
+A shard is a Zarr v3 group with one array per hook, ``(rows, d)``, and three arrays of one column that say which token a
+row is. Arrays are uncompressed under the codecs ``[bytes, crc32c]``, so a chunk object is its raw bytes followed by
+their CRC-32C: harvester and server write and read these objects themselves, and zarr reads the very same arrays.
+"""
+
+import base64
+import math
+from typing import Any, Literal
+
+import google_crc32c
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from scopemill.proto.bucket import Bucket, Bytes
+from scopemill.proto.errors import Conflict, CorruptObject, MissingObject
+from scopemill.proto.layout import DatasetLayout
+
+# A chunk of 32 MiB is large enough for object storage and small enough that K shards are read side by side.
+CHUNK_BYTES = 32 * 2**20
+CRC_BYTES = 4
+ROW_LABELS = {"token_id": np.dtype("<i4"), "document": np.dtype("<i8"), "position": np.dtype("<i4")}
+# bfloat16 has no Zarr data type: its bits are stored as uint16 under this attribute.
+LOGICAL_DTYPE = "logical_dtype"
+STORED_DTYPES = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4")}
+
+Dtype = Literal["bfloat16", "float32"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HookStats(_Record):
+    """One hook of a dataset. ``scale`` is Gemma Scope's C: rows on disk are raw / C, so that E||x||^2 = 1."""
+
+    name: str
+    d: int
+    scale: float
+    mean: str  # mean of the raw activations over the calibration rows, float64, see `vector`
+    norm_limit: float | None  # the outlier filter: tokens whose raw norm here is above this are not kept
+
+    @property
+    def mean_vector(self) -> np.ndarray:
+        return vector(self.mean)
+
+
+class DatasetManifest(_Record):
+    """``dataset.json``: all that a reader needs, and all that a writer must agree with."""
+
+    format: Literal[1] = 1
+    dataset: str
+    identity: dict[str, Any]  # what the user asked for: a second harvest here must ask for the same
+    model: str
+    context_length: int
+    dtype: Dtype
+    hooks: tuple[HookStats, ...]
+    rows_per_shard: int
+    shards: int
+    seed: int
+    calibration_rows: int
+
+    def hook(self, name: str) -> HookStats:
+        for hook in self.hooks:
+            if hook.name == name:
+                return hook
+        raise MissingObject(
+            f"dataset {self.dataset!r} holds no hook {name!r}; it holds {', '.join(h.name for h in self.hooks)}"
+        )
+
+    @property
+    def itemsize(self) -> int:
+        return STORED_DTYPES[self.dtype].itemsize
+
+    def array(self, hook: str) -> "ArraySpec":
+        return ArraySpec.of(hook, self.rows_per_shard, self.hook(hook).d, STORED_DTYPES[self.dtype])
+
+    @property
+    def label_arrays(self) -> list["ArraySpec"]:
+        return [ArraySpec.of(name, self.rows_per_shard, None, dtype) for name, dtype in ROW_LABELS.items()]
+
+
+class ArraySpec(_Record):
+    """One array of a shard and how it is cut into chunk objects. Chunks are equal: ``chunk_rows`` divides ``rows``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    name: str
+    rows: int
+    width: int | None  # None: one column, shape (rows,)
+    dtype: np.dtype
+    chunk_rows: int
+
+    @staticmethod
+    def of(name: str, rows: int, width: int | None, dtype: np.dtype) -> "ArraySpec":
+        most = max(1, CHUNK_BYTES // (dtype.itemsize * (width or 1)))
+        return ArraySpec(name=name, rows=rows, width=width, dtype=dtype, chunk_rows=_largest_divisor(rows, most))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows,) if self.width is None else (self.rows, self.width)
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        return (self.chunk_rows, *self.shape[1:])
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a chunk object, its checksum included."""
+        return math.prod(self.chunk_shape) * self.dtype.itemsize + CRC_BYTES
+
+    @property
+    def chunks(self) -> int:
+        return self.rows // self.chunk_rows
+
+    def chunk_key(self, index: int) -> str:
+        """The object of chunk ``index``, below the array's folder (Zarr v3's default key encoding)."""
+        return f"c/{index}" if self.width is None else f"c/{index}/0"
+
+
+class HookSums(_Record):
+    """Sums over a shard's rows as stored (scaled), in float64."""
+
+    count: int
+    sum_x: str  # vector of length d, see `vector`
+    sum_squared_norm: float
+    max_norm: float
+
+
+class ShardCommit(_Record):
+    """``commits/00017.json``, written last and only once: the shard exists because this does."""
+
+    shard: int
+    rows: int
+    dropped_outliers: int
+    sums: dict[str, HookSums]
+    checksums: dict[str, list[int]]  # per array, the CRC-32C of each chunk
+
+
+def _largest_divisor(n: int, most: int) -> int:
+    """The largest divisor of ``n`` that is at most ``most``."""
+    divisors = (d for i in range(1, math.isqrt(n) + 1) if n % i == 0 for d in (i, n // i))
+    return max(d for d in divisors if d <= most)
+
+
+def _crc32c(data: np.ndarray | memoryview) -> int:
+    # The C extension takes a numpy array without a copy, but no memoryview.
+    return google_crc32c.value(np.frombuffer(data, dtype=np.uint8))
+
+
+def pack_vector(x: np.ndarray) -> str:
+    """A float64 vector as text that loses no bit."""
+    return base64.b64encode(np.ascontiguousarray(x, dtype="<f8").tobytes()).decode("ascii")
+
+
+def vector(text: str) -> np.ndarray:
+    """The inverse of ``pack_vector``."""
+    return np.frombuffer(base64.b64decode(text), dtype="<f8")
+
+
+def chunk_parts(data: np.ndarray) -> tuple[int, tuple[Bytes, Bytes]]:
+    """The checksum of a C-contiguous chunk, and the parts that its object is made of."""
+    crc = _crc32c(data)
+    return crc, (memoryview(data).cast("B"), crc.to_bytes(CRC_BYTES, "little"))
+
+
+def read_chunk(bucket: Bucket, folder: str, spec: ArraySpec, index: int, committed_crc: int, buffer: memoryview) -> np.ndarray:
+    """Chunk ``index`` of an array, checked against its commit record. ``buffer`` holds ``spec.chunk_bytes``.
+
+    A missing object is an error (zarr would read zeros), and so are wrong bytes: CorruptObject names the object.
+    """
+    path = f"{folder}/{spec.chunk_key(index)}"
+    stored = bucket.read_into(path, buffer)
+    if len(stored) != spec.chunk_bytes:
+        raise CorruptObject(f"{bucket.place(path)} has {len(stored)} bytes, not the {spec.chunk_bytes} that were committed")
+    data, crc = stored[:-CRC_BYTES], int.from_bytes(stored[-CRC_BYTES:], "little")
+    if crc != committed_crc or _crc32c(data) != committed_crc:
+        raise CorruptObject(
+            f"{bucket.place(path)} does not match its checksum in the commit record: "
+            "delete the shard and its commit record, and harvest again"
+        )
+    return np.frombuffer(data, dtype=spec.dtype).reshape(spec.chunk_shape)
+
+
+def read_manifest(bucket: Bucket, dataset: str) -> DatasetManifest:
+    return DatasetManifest.model_validate_json(bucket.read(DatasetLayout(dataset).manifest))
+
+
+def read_commit(bucket: Bucket, dataset: str, shard: int) -> ShardCommit:
+    return ShardCommit.model_validate_json(bucket.read(DatasetLayout(dataset).commit(shard)))
+
+
+def committed_shards(bucket: Bucket, dataset: str) -> set[int]:
+    return {int(name.removesuffix(".json")) for name in bucket.names(DatasetLayout(dataset).commits)}
+
+
+def refuse_other_identity(place: str, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Conflict, naming the first difference, unless what lies at ``place`` was asked for in the same words."""
+    for key in sorted(stored.keys() | wanted.keys()):
+        if stored.get(key) != wanted.get(key):
+            raise Conflict(
+                f"{place} was made with {key} = {stored.get(key)!r}, and this run asks for {wanted.get(key)!r}: "
+                "choose another dataset name, or delete the old one"
+            )

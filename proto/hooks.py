@@ -1,0 +1,40 @@
+"""Hooks: a place in the language model where activations are read, named by layer and site."""
+
+import re
+from dataclasses import dataclass
+
+from scopemill.proto.errors import InputError
+
+# TransformerLens' names. `mlp_in` is the tensor that the MLP really consumes (after the norm's gain); `mlp_out` and
+# `attn_out` are what is added to the residual stream (after a post-norm, where the model has one).
+SITES = {
+    "resid_pre": "hook_resid_pre",
+    "resid_mid": "hook_resid_mid",
+    "resid_post": "hook_resid_post",
+    "attn_z": "attn.hook_z",
+    "mlp_in": "mlp.hook_in",
+    "mlp_out": "hook_mlp_out",
+    "attn_out": "hook_attn_out",
+}
+_SITE_OF = {suffix: site for site, suffix in SITES.items()}
+_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True, order=True)
+class Hook:
+    """``Hook(12, "resid_post")``, whose ``name`` is ``blocks.12.hook_resid_post``."""
+
+    layer: int
+    site: str
+
+    @property
+    def name(self) -> str:
+        return f"blocks.{self.layer}.{SITES[self.site]}"
+
+    @staticmethod
+    def parse(name: str) -> "Hook":
+        """The hook of a TransformerLens name; InputError for any other text."""
+        match = _NAME.fullmatch(name)
+        if not match or match[2] not in _SITE_OF:
+            raise InputError(f"hook {name!r} is not known; a hook reads like 'blocks.12.hook_resid_post'")
+        return Hook(int(match[1]), _SITE_OF[match[2]])
