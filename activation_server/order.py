@@ -33,10 +33,16 @@ class Order:
         self._per_group = self._side_by_side * self._rows // self._batch
         # Rows that fill no batch at a group's end are left out of that epoch: fewer than B per group.
         self.batches_per_epoch = full * self._per_group + rest * self._rows // self._batch
-        if not self.batches_per_epoch:
+        self.check(manifest.dataset, self._shards, self._rows, stream)
+
+    @staticmethod
+    def check(dataset: str, shards: int, rows_per_shard: int, stream: StreamSpec) -> None:
+        """InputError unless the shards that are read side by side hold a batch."""
+        side_by_side = min(stream.shards_side_by_side, shards)
+        if side_by_side * rows_per_shard < stream.batch_size:
             raise InputError(
-                f"a batch of {self._batch} rows is more than dataset {manifest.dataset!r} reads side by side "
-                f"({self._side_by_side} shards of {self._rows} rows): lower train.batch_size"
+                f"a batch of {stream.batch_size} rows is more than dataset {dataset!r} reads side by side "
+                f"({side_by_side} shards of {rows_per_shard} rows): lower train.batch_size"
             )
 
     def pieces(self, k: int) -> tuple[Piece, ...]:

@@ -22,12 +22,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class SaeConfig(Config):
-    """Everything that decides one SAE's weights, given its stream."""
+class Recipe(Config):
+    """How an SAE is trained, whatever its width and sparsity."""
 
     architecture: Literal["jumprelu", "standard"] = Field("jumprelu", description="JumpReLU with an L0 penalty, or ReLU with an L1.")
-    width: int = Field(ge=1, description="Number of latents.")
-    sparsity: float = Field(ge=0, description="Coefficient of the sparsity penalty (lambda), for activations with E||x||^2 = 1.")
     tokens: int = Field(ge=1, description="Rows to train on; steps = tokens / batch_size.")
     batch_size: int = Field(ge=1, description="Rows per step.")
     learning_rate: float = Field(gt=0, description="Adam's, after the warm-up.")
@@ -55,14 +53,20 @@ class SaeConfig(Config):
         return self.tokens // self.batch_size
 
 
-class TrainConfig(SaeConfig):
+class SaeConfig(Recipe):
+    """Everything that decides one SAE's weights, given its stream."""
+
+    width: int = Field(ge=1, description="Number of latents.")
+    sparsity: float = Field(ge=0, description="Coefficient of the sparsity penalty (lambda), for activations with E||x||^2 = 1.")
+
+
+class TrainConfig(Recipe):
     """A sweep's ``train`` section: every width with every sparsity, at every hook."""
 
-    width: None = Field(None, exclude=True)  # type: ignore[assignment]
-    sparsity: None = Field(None, exclude=True)  # type: ignore[assignment]
     preset: str = Field("gemma-scope", description="Fills every field that is not given: gemma-scope or quick.")
-    widths: tuple[int, ...] = Field(min_length=1, description="Numbers of latents.")
-    sparsities: tuple[float, ...] = Field(min_length=1, description="Sparsity coefficients.")
+    # Not strict about the sequence's type: what _fill_from_preset returns is Python's, where a YAML list is a list.
+    widths: tuple[int, ...] = Field(strict=False, min_length=1, description="Numbers of latents.")
+    sparsities: tuple[float, ...] = Field(strict=False, min_length=1, description="Sparsity coefficients.")
     at_once: int = Field(16, ge=1, description="Trainers that run at the same time.")
     cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per trainer; also its threads, at least one.")
     gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per trainer; a fraction shares one.")
@@ -89,5 +93,5 @@ class TrainConfig(SaeConfig):
 
     def saes(self) -> list[SaeConfig]:
         """One configuration per SAE of a hook."""
-        common = {name: getattr(self, name) for name in SaeConfig.model_fields if name not in ("width", "sparsity")}
-        return [SaeConfig(width=w, sparsity=s, **common) for w in self.widths for s in self.sparsities]
+        recipe = {name: getattr(self, name) for name in Recipe.model_fields}
+        return [SaeConfig(width=w, sparsity=s, **recipe) for w in self.widths for s in self.sparsities]

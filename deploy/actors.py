@@ -1,0 +1,116 @@
+"""What every phase of the driver does with its actors: list their metrics, hand out work, and end them in peace."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from scopemill.proto import metrics
+from scopemill.proto.errors import ScopemillError
+
+POLL_SECONDS = 0.5
+DRAIN_SECONDS = 20.0  # for actors to commit what they have when a phase is broken off
+
+
+class Targets:
+    """The `file_sd` file: which processes expose metrics now, by role."""
+
+    def __init__(self, path: Path, sweep: str):
+        self.path = path
+        self._sweep = sweep
+        self._addresses: dict[str, list[str]] = {}
+
+    def set(self, role: str, addresses: list[str]) -> None:
+        self._addresses[role] = addresses
+        metrics.write_targets(self.path, self._sweep, {role: a for role, a in self._addresses.items() if a})
+
+
+class ActorGroup:
+    """Actors of one role for the length of a ``with``. Each has ``metrics_address`` and ``stop``.
+
+    If the block is broken off, by Ctrl-C or by an error, the actors are asked to stop and the calls noted in ``open``
+    are given time to return, so that trainers can checkpoint. Then, as at any end, the actors are killed.
+    """
+
+    def __init__(self, role: str, actors: list, targets: Targets):
+        self.actors, self.open = actors, list[Any]()
+        self._role, self._targets = role, targets
+
+    def __enter__(self) -> "ActorGroup":
+        try:
+            self._targets.set(self._role, get([actor.metrics_address.remote() for actor in self.actors]))
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        try:
+            if kind is not None:
+                ray.get([actor.stop.remote() for actor in self.actors], timeout=DRAIN_SECONDS)
+                ray.wait(self.open, num_returns=len(self.open), timeout=DRAIN_SECONDS) if self.open else None
+        except RayError:
+            pass  # one that does not answer loses what it had not committed, nothing else
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+        self._targets.set(self._role, [])
+
+    def work_off(self, queues: list[list], calls: list[Callable], done: Callable[[Any], None], look: Callable[[], None] | None = None) -> None:
+        """Give each call the next item of its queue whenever it is free, until the queues are empty.
+
+        Queues may be one and the same list: then whoever is free takes the next. ``done`` gets each result, and
+        ``look`` is called now and then. The first error ends it.
+        """
+        running: dict[Any, tuple[list, Callable]] = {}
+
+        def start(queue: list, call: Callable) -> None:
+            if queue:
+                running[call(queue.pop(0))] = (queue, call)
+
+        for queue, call in zip(queues, calls, strict=True):
+            start(queue, call)
+        while running:
+            self.open = list(running)
+            ready, _ = ray.wait(self.open, timeout=POLL_SECONDS)
+            for ref in ready:
+                queue, call = running.pop(ref)
+                done(get(ref))
+                start(queue, call)
+            if look:
+                look()
+
+
+def get(refs: Any) -> Any:
+    """``ray.get``, with our own errors as they were raised."""
+    try:
+        return ray.get(refs)
+    except RayError as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        raise (cause if isinstance(cause, ScopemillError) else ScopemillError(reason(error))) from error
+
+
+def ask(refs: list) -> list:
+    """Answers of actors that may be busy starting, or dead: None for those that do not answer at once."""
+    ready = ray.wait(refs, num_returns=len(refs), timeout=POLL_SECONDS)[0] if refs else []
+    answers = []
+    for ref in refs:
+        try:
+            answers.append(ray.get(ref) if ref in ready else None)
+        except RayError:
+            answers.append(None)  # the call that did the work tells why
+    return answers
+
+
+def reason(error: RayError) -> str:
+    """Why a call failed, in one sentence."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, ScopemillError):
+        return str(cause)
+    lines = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {lines[-1] if lines else 'no reason given'}"

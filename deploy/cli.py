@@ -1,0 +1,125 @@
+"""The command line: ``scopemill sweep SWEEP.yaml`` and its parts."""
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scopemill.proto.errors import InputError, ScopemillError, Stopped
+
+app = typer.Typer(help="Mill a language model's activations into sparse autoencoders.", no_args_is_help=True, add_completion=False,
+                  pretty_exceptions_enable=False)  # fmt: skip
+console = Console()
+SweepFile = Annotated[str, typer.Argument(metavar="SWEEP.yaml", help="The sweep file: a path or any fsspec URL.")]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a field, such as train.tokens=1000000.")]
+EXIT_ERROR, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+@app.command()
+def sweep(file: SweepFile, set: Overrides = [], dry_run: Annotated[bool, typer.Option(help="Say what would be done.")] = False):  # noqa: A002, B006
+    """Harvest, train, evaluate and report; what is committed is not done again."""
+    if dry_run:
+        return _print_facts(_plan(file, set).facts())
+    _drive(file, set, ("harvest", "train", "evaluate"))
+
+
+@app.command()
+def harvest(file: SweepFile, set: Overrides = []):  # noqa: A002, B006
+    """Only harvest the activation dataset of a sweep."""
+    _drive(file, set, ("harvest",))
+
+
+@app.command()
+def evaluate(file: SweepFile, set: Overrides = []):  # noqa: A002, B006
+    """Only evaluate the checkpoints that are there, and report."""
+    _drive(file, set, ("evaluate",))
+
+
+@app.command()
+def status(file: SweepFile, set: Overrides = []):  # noqa: A002, B006
+    """What of a sweep is done, read from its bucket."""
+    from scopemill.deploy.status import read_status, status_table
+
+    console.print(status_table(read_status(_plan(file, set))))
+
+
+@app.command()
+def pull(
+    bucket: Annotated[str, typer.Argument(help="The bucket: a folder or any fsspec URL.")],
+    folder: Annotated[str, typer.Argument(help="Where the SAEs go.")],
+    match: Annotated[str, typer.Option(help="Which: <model>/<hook>/width_<w>/<architecture>/<id>, with * and ?.")] = "*",
+):
+    """Copy finished SAEs out of a bucket, as folders that SAELens loads."""
+    from scopemill.deploy.publish import pull as copy
+
+    for saved in copy(bucket, folder, match):
+        console.print(f"{folder}/{saved.removeprefix('saes/')}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(set: Overrides = []):  # noqa: A002, B006
+    """The whole mill on this machine: a small model that the package carries, on the text of Python's own library."""
+    from scopemill.deploy.demo.run import write_sweep
+
+    _drive(write_sweep(), set, ("harvest", "train", "evaluate"))
+
+
+def _plan(file: str, overrides: list[str]):
+    # Imported here: --help and a file that does not parse should not wait for torch.
+    from scopemill.deploy.sweep import load_sweep
+
+    config = load_sweep(file, overrides)
+    from scopemill.deploy.plan import plan_sweep
+
+    return plan_sweep(config)
+
+
+def _drive(file: str, overrides: list[str], phases: tuple[str, ...]) -> None:
+    plan = _plan(file, overrides)
+    from scopemill.deploy.cluster import cluster
+    from scopemill.deploy.driver import SweepDriver
+    from scopemill.deploy.progress import Reporter
+
+    reporter = Reporter(console)
+    try:
+        with cluster():
+            driver = SweepDriver(plan, reporter)
+            reporter.say(f"sweep {plan.config.name}: {len(plan.saes)} SAEs at {len(plan.hooks)} hooks; metrics listed in {driver.targets.path}")
+            for phase in phases:
+                getattr(driver, phase)()
+    except KeyboardInterrupt as interrupt:
+        command = "scopemill " + " ".join(sys.argv[1:])
+        raise Stopped(f"stopped; everything committed is kept. To continue: {command}") from interrupt
+    if "evaluate" in phases:
+        _report(plan, reporter)
+
+
+def _report(plan, reporter) -> None:
+    from scopemill.deploy.publish import publish
+    from scopemill.deploy.status import read_status, status_table
+
+    reporter.say("writing the table, plots and report")
+    places = publish(plan)
+    console.print(status_table(read_status(plan)))
+    _print_facts(places)
+
+
+def _print_facts(facts: dict[str, str]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, fact in facts.items():
+        table.add_row(f"[bold]{name}[/bold]", fact)
+    console.print(table, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command; an error of ours becomes its sentence on stderr and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` and `kill` drain as Ctrl-C does
+    try:
+        app()
+    except ScopemillError as error:
+        Console(stderr=True).print(Text.assemble(("error ", "bold red"), str(error)), soft_wrap=True)
+        sys.exit(EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_INTERRUPTED if isinstance(error, Stopped) else EXIT_ERROR)

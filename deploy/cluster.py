@@ -1,0 +1,44 @@
+"""Ray: the cluster that we are in, or one on this machine for the length of a command."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+OBJECT_STORE_BYTES = 128 * 2**20  # plans and receipts only: activations never travel through it
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """Connect to the cluster of ``RAY_ADDRESS`` (set inside a Ray job), else start a local one and end it afterwards."""
+    if ray.is_initialized():  # a test's, or the caller's
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # No accelerator, no masking: Ray would otherwise warn about a default that it will change.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        # Some of its ports listen on every interface; Ray asks for a token of its own making for a cluster started so.
+        ray.init(
+            address="local",
+            _node_ip_address="127.0.0.1",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def room_for(cpus: float, gpus: float) -> int:
+    """How many actors of this size run at once in the cluster; at least one, which then waits for its place."""
+    have = ray.cluster_resources()
+    limits = [have.get(kind, 0) / need for kind, need in (("CPU", cpus), ("GPU", gpus)) if need]
+    return max(1, int(min(limits, default=1)))

@@ -1,0 +1,18 @@
+"""The demo: its sweep file, filled with the places of this machine."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from scopemill.deploy.demo.standard_library import write_corpus
+
+BUCKET = Path("demo-bucket")
+
+
+def write_sweep() -> str:
+    """Write the corpus and the demo's sweep file into the demo's bucket; returns the file's path."""
+    here = files("scopemill.deploy.demo")
+    write_corpus(BUCKET / "corpus")
+    text = here.joinpath("sweep.yaml").read_text().format(model=here.joinpath("model"), bucket=BUCKET)
+    path = BUCKET / "sweep.yaml"
+    path.write_text(text)
+    return str(path)

@@ -1,0 +1,58 @@
+"""What a sweep leaves for people: its table, plots and report, and finished SAEs copied out of the bucket."""
+
+from datetime import datetime, timezone
+from fnmatch import fnmatch
+
+import yaml
+
+from scopemill.deploy.plan import SweepPlan
+from scopemill.deploy.status import read_status
+from scopemill.evaluator import curves
+from scopemill.evaluator.report import render_report
+from scopemill.evaluator.results import write_table
+from scopemill.proto.bucket import Bucket
+from scopemill.proto.errors import InputError
+from scopemill.proto.layout import SaeLayout, SweepLayout
+from scopemill.trainer.history import History
+
+
+def publish(plan: SweepPlan) -> dict[str, str]:
+    """Write results, plots and report of what is evaluated so far; returns their places by name."""
+    layout, bucket = SweepLayout(plan.config.name), plan.bucket
+    status = read_status(plan)
+    evaluations = [e for sae in status.saes for e in sae.evaluations]
+    results = [e.result for e in evaluations]
+    histories = {sae.name: History.load(bucket, sae.layout.history, sae.config.steps).rows for sae in plan.saes}
+    bucket.write(layout.config, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False).encode())
+    write_table(bucket, layout, results)
+    places = {"results": bucket.place(layout.results), "csv": bucket.place(layout.results_csv)}
+    for quality in ("fvu", "delta_loss"):
+        curves.save(curves.fidelity_figure(results, quality), bucket, f"{layout.plots}/{quality}")
+        places[f"plot of {quality}"] = bucket.place(f"{layout.plots}/{quality}.png")
+    facts = plan.facts() | {"written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")}
+    html = render_report(f"Sweep {plan.config.name}", facts, evaluations, {name: rows for name, rows in histories.items() if rows})
+    bucket.write(layout.report, html.encode())
+    return places | {"report": bucket.place(layout.report)}
+
+
+def pull(source: str, destination: str, pattern: str = "*") -> list[str]:
+    """Copy finished SAEs whose folder below ``saes/`` matches a pattern; returns the folders copied or already there.
+
+    What lies at the destination in the same size is not copied again. InputError if nothing matches.
+    """
+    bucket, target = Bucket(source), Bucket(destination)
+    target.check_writable()
+    folders = [path.removesuffix("/cfg.json") for path in bucket.find("saes") if path.endswith("/cfg.json")]
+    chosen = [folder for folder in folders if fnmatch(folder.removeprefix("saes/"), pattern)]
+    if not chosen:
+        found = f"{len(folders)} finished SAEs, such as {folders[0].removeprefix('saes/')}" if folders else "no finished SAE"
+        raise InputError(f"nothing in {source} matches {pattern!r}: it holds {found}")
+    for folder in chosen:
+        layout = SaeLayout(folder)
+        for path in (layout.weights, layout.metrics, layout.provenance, layout.history, layout.config):  # cfg.json last: then it is whole
+            if bucket.exists(path):
+                data = bucket.read(path)
+                copy = path.removeprefix("saes/")
+                if not target.exists(copy) or target.read(copy) != data:
+                    target.write(copy, data)
+    return chosen

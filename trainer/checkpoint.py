@@ -1,0 +1,89 @@
+"""Checkpoints: all that a trainer needs to go on as if it had never stopped.
+
+The weights are safetensors, the optimiser's second moments and the dead counters too; ``checkpoint.json`` is written
+last and makes the checkpoint. Its ``cursor`` is the number of the next batch of the stream: the whole of the data's state.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from scopemill.proto.bucket import Bucket
+from scopemill.proto.errors import Conflict, SaeFormatError
+from scopemill.proto.layout import SaeLayout
+from scopemill.trainer.architectures import ARCHITECTURES
+from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.sae import Sae
+
+_DEAD = "tokens_since_fired"
+_MOMENT = "second_moment."
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """``checkpoint.json``."""
+
+    step: int  # steps done; equal to the cursor, as a step takes one batch
+    cursor: int
+    tokens: int
+    hook: str
+    scale: float  # C: this SAE takes raw / C
+    config: dict[str, Any]
+
+
+def steps_of(bucket: Bucket, layout: SaeLayout) -> list[int]:
+    """The steps with a committed checkpoint, ascending."""
+    return [int(name) for name in bucket.names(layout.checkpoints) if bucket.exists(layout.checkpoint(int(name)).record)]
+
+
+def save(
+    bucket: Bucket, layout: SaeLayout, record: CheckpointRecord, sae: Sae, second_moments: dict[str, torch.Tensor], tokens_since_fired: torch.Tensor
+) -> None:
+    """Commit a checkpoint, then drop the optimiser's state of the one before: only the newest is ever resumed."""
+    place = layout.checkpoint(record.step)
+    older = [step for step in steps_of(bucket, layout) if step < record.step]
+    bucket.write(place.weights, safetensors.torch.save(_cpu(dict(sae.named_parameters()))))
+    state = {_MOMENT + name: v for name, v in second_moments.items()} | {_DEAD: tokens_since_fired}
+    bucket.write(place.optimizer, safetensors.torch.save(_cpu(state)))
+    bucket.create(place.record, json.dumps(vars(record), indent=1).encode())
+    for step in older:
+        bucket.remove(layout.checkpoint(step).optimizer)
+
+
+def read_record(bucket: Bucket, layout: SaeLayout, step: int) -> CheckpointRecord:
+    return CheckpointRecord(**json.loads(bucket.read(layout.checkpoint(step).record)))
+
+
+def load_sae(bucket: Bucket, layout: SaeLayout, step: int) -> tuple[Sae, CheckpointRecord]:
+    """The SAE of a checkpoint, as trained (for scaled activations)."""
+    record = read_record(bucket, layout, step)
+    weights = safetensors.torch.load(bucket.read(layout.checkpoint(step).weights))
+    sae = ARCHITECTURES[record.config["architecture"]](weights["W_dec"].shape[1], record.config["width"], centred=True)
+    try:
+        sae.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SaeFormatError(f"{bucket.place(layout.checkpoint(step).weights)} does not fit its checkpoint.json: {error}") from error
+    return sae, record
+
+
+def load_state(
+    bucket: Bucket, layout: SaeLayout, step: int, config: SaeConfig
+) -> tuple[Sae, CheckpointRecord, dict[str, torch.Tensor], torch.Tensor]:
+    """All of a checkpoint; Conflict if it was trained with another configuration."""
+    sae, record = load_sae(bucket, layout, step)
+    wanted = config.model_dump(mode="json")
+    if record.config != wanted:
+        key = next(k for k in wanted if record.config.get(k) != wanted[k])
+        raise Conflict(
+            f"{bucket.place(layout.root)} was trained with {key} = {record.config.get(key)!r}, and this run asks for {wanted[key]!r}"
+        )
+    state = safetensors.torch.load(bucket.read(layout.checkpoint(step).optimizer))
+    tokens_since_fired = state.pop(_DEAD)
+    return sae, record, {name.removeprefix(_MOMENT): v for name, v in state.items()}, tokens_since_fired
+
+
+def _cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
