@@ -12,25 +12,36 @@ OBJECT_STORE_BYTES = 128 * 2**20  # plans and receipts only: activations never t
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """Connect to the cluster of ``RAY_ADDRESS`` (set inside a Ray job), else start a local one and end it afterwards."""
-    if ray.is_initialized():  # a test's, or the caller's
+    """Connect to the cluster of ``RAY_ADDRESS`` (set inside a Ray job), else have a local one for as long as the block runs."""
+    if ray.is_initialized():  # the caller's
         yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # No accelerator, no masking: Ray would otherwise warn about a default that it will change.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if "RAY_ADDRESS" in os.environ:
+    elif "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            yield
+        finally:
+            ray.shutdown()
     else:
-        # Some of its ports listen on every interface; Ray asks for a token of its own making for a cluster started so.
-        ray.init(
-            address="local",
-            _node_ip_address="127.0.0.1",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-        )
+        with local_cluster():
+            yield
+
+
+@contextmanager
+def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
+    """A cluster on this machine, on loopback, with as many CPUs as the machine has if not told otherwise."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Without a GPU, Ray would warn about a default of its masking that it will change.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Some of its ports listen on every interface; Ray asks for a token of its own making for a cluster started so.
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+        _node_ip_address="127.0.0.1",
+    )
     try:
         yield
     finally:

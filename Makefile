@@ -1,0 +1,35 @@
+# Everything is set up by the targets themselves: python3 (3.11 or newer) and make are all that is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A target that exists only once the environment is whole; rebuilt when what it was made from changes.
+READY := $(VENV)/.ready
+
+.PHONY: demo test bench lint clean
+
+demo: $(READY)
+	@$(BIN)/scopemill demo
+
+test: $(READY)-test
+	@$(BIN)/python -m pytest
+
+bench: $(READY)-test
+	@$(BIN)/python tests/bench/run.py
+
+lint: $(READY)-test
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) (once)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(READY)-test: $(READY)
+	@echo "adding what the tests need (once)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo-bucket
