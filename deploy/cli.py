@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -13,7 +14,7 @@ from scopemill.proto.errors import InputError, ScopemillError, Stopped
 
 app = typer.Typer(help="Mill a language model's activations into sparse autoencoders.", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False)  # fmt: skip
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 140)  # a log is not a narrow terminal
 SweepFile = Annotated[str, typer.Argument(metavar="SWEEP.yaml", help="The sweep file: a path or any fsspec URL.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a field, such as train.tokens=1000000.")]
 EXIT_ERROR, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -85,10 +86,10 @@ def _drive(file: str, overrides: list[str], phases: tuple[str, ...]) -> None:
     from scopemill.deploy.progress import Reporter
 
     reporter = Reporter(console)
+    driver = SweepDriver(plan, reporter)
+    reporter.say(f"sweep {plan.config.name}: {len(plan.saes)} SAEs at {len(plan.hooks)} hooks; metrics listed in {driver.targets.path}")
     try:
-        with cluster():
-            driver = SweepDriver(plan, reporter)
-            reporter.say(f"sweep {plan.config.name}: {len(plan.saes)} SAEs at {len(plan.hooks)} hooks; metrics listed in {driver.targets.path}")
+        with cluster() if driver.has_work(phases) else nullcontext():
             for phase in phases:
                 getattr(driver, phase)()
     except KeyboardInterrupt as interrupt:

@@ -1,6 +1,7 @@
 """The driver: takes a plan through its phases on Ray. Each phase does what is not committed yet, so any may be run again."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from scopemill.harvester.actor import IN_FLIGHT, HarvesterActor
 from scopemill.proto import metrics
 from scopemill.proto.dataset import DatasetManifest, committed_shards
 from scopemill.proto.errors import MissingObject, ScopemillError
-from scopemill.proto.hooks import Hook
 from scopemill.trainer import checkpoint
 from scopemill.trainer.actor import Assignment, TrainerActor
 
@@ -31,12 +31,16 @@ class SweepDriver:
         self.targets = Targets(Path(plan.config.file_sd) if plan.config.file_sd else default, plan.config.name)
         self.targets.set("driver", [metrics.expose()])
 
+    def has_work(self, phases: Iterable[str]) -> bool:
+        """Whether any phase finds something that is not committed: only then is a cluster needed."""
+        left = {"harvest": lambda: not self.plan.harvested, "train": self.unfinished, "evaluate": self.unevaluated}
+        return any(left[phase]() for phase in phases)
+
     def harvest(self) -> None:
         """Pack, calibrate, and make every shard that is not committed."""
         plan, config = self.plan, self.plan.config.harvest
-        manifest = plan.manifest
-        if manifest and len(committed_shards(plan.bucket, manifest.dataset)) == manifest.shards:
-            self._reporter.say(f"harvest: all {manifest.shards} shards are committed")
+        if plan.harvested:
+            self._reporter.say(f"harvest: all {plan.manifest.shards} shards are committed")
             return
         wanted = config.tokens // config.rows_per_shard
         options = HarvesterActor.options(num_cpus=config.cpus, num_gpus=config.gpus)
@@ -66,7 +70,7 @@ class SweepDriver:
         manifest = plan.manifest
         if manifest is None:
             raise MissingObject(f"dataset {plan.config.dataset!r} is not in {plan.config.bucket}: harvest it first")
-        todo = [sae for sae in plan.saes if not plan.bucket.exists(sae.layout.config)]
+        todo = self.unfinished()
         if not todo:
             self._reporter.say(f"training: all {len(plan.saes)} SAEs are finished")
             return
@@ -117,11 +121,11 @@ class SweepDriver:
     def evaluate(self) -> None:
         """Measure every checkpoint that is not measured yet; a hook's checkpoints go to one evaluator."""
         plan, config = self.plan, self.plan.config.evaluation
-        jobs = [[job for job in self.jobs(hook) if not committed(plan.bucket, job, plan.evaluation_settings)] for hook in plan.hooks]
-        total = sum(map(len, jobs))
-        if not total:
+        jobs = self.unevaluated()
+        if not jobs:
             self._reporter.say("evaluation: every checkpoint is evaluated")
             return
+        total = sum(map(len, jobs))
         arguments = (plan.config.bucket, plan.config.dataset, plan.config.model, plan.card, config, plan.config.harvest.context_length)
         options = EvaluatorActor.options(num_cpus=config.cpus, num_gpus=config.gpus)
         actors = [options.remote(*arguments) for _ in range(min(config.actors, room_for(config.cpus, config.gpus), len(jobs)))]
@@ -138,14 +142,21 @@ class SweepDriver:
             with self._reporter.phase(f"evaluating {total} checkpoints", {"checkpoints": total}):
                 group.work_off(queues, [actor.evaluate.remote for actor in actors], advance)
 
-    def jobs(self, hook: Hook) -> list[Job]:
-        """The checkpoints of a hook's SAEs that the sweep's evaluation covers."""
-        found = []
-        for sae in (s for s in self.plan.saes if s.hook == hook):
-            steps = checkpoint.steps_of(self.plan.bucket, sae.layout)
-            steps = steps[-1:] if self.plan.config.evaluation.checkpoints == "last" else steps
-            found += [Job(sae.name, sae.layout.root, step) for step in steps]
-        return found
+    def unfinished(self) -> list[PlannedSae]:
+        return [sae for sae in self.plan.saes if not self.plan.bucket.exists(sae.layout.config)]
+
+    def unevaluated(self) -> list[list[Job]]:
+        """The checkpoints that the sweep's evaluation covers and that have none yet, hook by hook."""
+        plan = self.plan
+        by_hook = []
+        for hook in plan.hooks:
+            todo = []
+            for sae in (s for s in plan.saes if s.hook == hook):
+                steps = checkpoint.steps_of(plan.bucket, sae.layout)
+                steps = steps[-1:] if plan.config.evaluation.checkpoints == "last" else steps
+                todo += [Job(sae.name, sae.layout.root, step) for step in steps]
+            by_hook.append([job for job in todo if not committed(plan.bucket, job, plan.evaluation_settings)])
+        return [todo for todo in by_hook if todo]
 
     def _assignment(self, sae: PlannedSae, manifest: DatasetManifest) -> Assignment:
         plan, hook = self.plan, manifest.hook(sae.hook.name)

@@ -48,6 +48,11 @@ class SweepPlan:
         return read_manifest(self.bucket, self.config.dataset) if self.bucket.exists(self.dataset.manifest) else None
 
     @property
+    def harvested(self) -> bool:
+        manifest = self.manifest
+        return manifest is not None and len(committed_shards(self.bucket, manifest.dataset)) == manifest.shards
+
+    @property
     def evaluation_settings(self) -> dict:
         return settings_of(self.config.evaluation, self.config.dataset, self.config.harvest.context_length)
 

@@ -81,17 +81,30 @@ def parse_sweep(data: dict[str, Any], source: str) -> SweepConfig:
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise SweepFileError(f"{source} holds a value that no field takes: {error}") from error
-        raise SweepFileError("\n".join(_sentence(source, detail) for detail in error.errors())) from error
+        raise SweepFileError("\n".join(_sentences(source, error.errors()))) from error
 
 
-def _sentence(source: str, detail: Any) -> str:
-    where = ".".join(str(part) for part in detail["loc"] if part != "all" and not str(part).startswith(("tuple[", "literal[")))
-    reason = detail["msg"].removeprefix("Value error, ")
+def _sentences(source: str, details: list[Any]) -> list[str]:
+    """One per field that is wrong. A field that takes 'all' or a list fails as both: the list's reason is the one to tell."""
+    by_field: dict[str, str] = {}
+    for detail in details:
+        field = ".".join(str(part) for part in detail["loc"] if not str(part).startswith(("tuple[", "literal[")))
+        or_all = detail["type"] == "literal_error" and detail["ctx"]["expected"] == "'all'"
+        owner = next((known for known in by_field if known == field or known.startswith(f"{field}.")), field)
+        if not or_all:
+            by_field.setdefault(owner, _reason(detail))
+        elif owner in by_field:
+            by_field[owner] += f"; {field.rsplit('.', 1)[-1]} can also be 'all'"
+    return [f"{source}: {field}: {reason}" if field else f"{source}: {reason}" for field, reason in by_field.items()]
+
+
+def _reason(detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
-        reason = "there is no such field"
+        return "there is no such field"
+    reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     given = detail["input"]
-    shown = "" if isinstance(given, dict) or detail["type"] == "missing" else f" (it is {given!r})"
-    return f"{source}: {where or 'the file'}: {reason[0].lower()}{reason[1:]}{shown}"
+    shown = "" if isinstance(given, dict) or detail["type"] == "missing" else f", not {given!r}" if "should" in reason else f" (it is {given!r})"
+    return f"{reason[0].lower()}{reason[1:]}{shown}"
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

@@ -36,6 +36,9 @@ MOST_COLUMNS = 6
 MOST_NAMED_LINES = 12  # more SAEs than this are told apart by their sparsity, not by name
 MOST_POINTS = 12_000  # of all lines of one training panel: with more, the SVG is megabytes and looks the same
 
+# Inches, by columns. One and two columns make a figure that stands beside another on a page, more fill its width.
+PANEL_WIDTHS = {1: 4.6, 2: 2.65, 3: 2.9, 4: 2.2, 5: 1.78, 6: 1.5}
+
 INK, MUTED, FAINT = "#22262b", "#5d646d", "#e4e7ea"
 # Okabe and Ito's colours without yellow and black: told apart in all common kinds of colour blindness.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -123,7 +126,7 @@ def training_figure(histories: dict[str, list[Row]]) -> Figure:
     styles, keys = (_by_name if few else _by_sparsity)(histories)
     columns = ("loss", "fvu", "l0", "dead_latents")
     titles = ("loss (activations with E||x||\u00b2 = 1)", "FVU", "L0 (active latents per token)", "dead latents")
-    figure, axes = _grid(len(columns), 2, keys, "training tokens", "", y_ticks_everywhere=True)
+    figure, axes = _grid(len(columns), 2, 2.55 if len(histories) <= 40 else 3.9, keys, "training tokens", "", y_ticks_everywhere=True)
     most = max(60, min(400, MOST_POINTS // len(histories)))
     for ax, column, title in zip(axes, columns, titles, strict=True):
         ax.set_title(title)
@@ -271,7 +274,7 @@ def _scale_fidelity(panels: dict[str, Axes], results: list[Result], final: set[R
 def _plain_ticks(ax: Axes, axis: Literal["x", "y"], whole: bool = False) -> None:
     """Round numbers, as many as the panel has room for."""
     inches = (ax.bbox.width if axis == "x" else ax.bbox.height) / ax.figure.dpi
-    most = min(max(round(2.4 * inches), 3), 6)
+    most = min(max(round(2.4 * inches), 4), 6)
     which = getattr(ax, f"{axis}axis")
     which.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10] if whole else [1, 2, 2.5, 5, 10], integer=whole))
     which.set_major_formatter(FuncFormatter(lambda v, _: short_number(v).replace("-", "\u2212")))
@@ -363,7 +366,7 @@ def _grid_of_hooks(results: list[Result], keys: list[Artist], x_label: str, y_la
     layers, sites = {r.layer for r in first.values()}, {r.site for r in first.values()}
     regular = len(first) == len(layers) * len(sites)
     columns = columns_for(len(first), len(sites) if regular else 1)
-    figure, axes = _grid(len(first), columns, keys, x_label, y_label, y_ticks_everywhere=len(sites) > 1)
+    figure, axes = _grid(len(first), columns, PANEL_WIDTHS[columns], keys, x_label, y_label, y_ticks_everywhere=len(sites) > 1)
     for ax, r in zip(axes, first.values(), strict=True):
         ax.set_title(f"layer {r.layer} \u00b7 {r.site}")
     return figure, dict(zip(first, axes, strict=True))
@@ -376,9 +379,10 @@ def columns_for(panels: int, sites: int) -> int:
     return min(choices, key=lambda c: -panels % c)
 
 
-def _grid(panels: int, columns: int, keys: list[Artist], x_label: str, y_label: str, y_ticks_everywhere: bool) -> tuple[Figure, list[Axes]]:
-    """Axes in reading order, the legend above them. Lengths in inches."""
-    width = {1: 4.6, 2: 3.9, 3: 2.9, 4: 2.2, 5: 1.78}.get(columns, 1.5)
+def _grid(
+    panels: int, columns: int, width: float, keys: list[Artist], x_label: str, y_label: str, y_ticks_everywhere: bool
+) -> tuple[Figure, list[Axes]]:
+    """Axes in reading order, each ``width`` inches wide, the legend above them. Lengths in inches."""
     height, rows = 0.7 * width + 0.1, math.ceil(panels / columns)
     left, right, bottom, between = (0.75 if y_label else 0.5), 0.15, 0.6, (0.45 if y_ticks_everywhere else 0.2)
     total_width = left + columns * width + (columns - 1) * between + right
@@ -407,7 +411,7 @@ def _legend_places(keys: list[Artist], width: float) -> list[tuple[float, int]]:
     """Of each key its x in inches and its row, within ``width`` inches: a flow, or a table if the keys are about equally wide."""
     font = FontProperties(size=matplotlib.rcParams["legend.fontsize"])
     points = [text_to_path.get_text_width_height_descent(str(key.get_label()), font, ismath=False)[0] for key in keys]
-    widths = [p / 72 + 0.45 for p in points]  # handle and gap
+    widths = [p / 72 + 0.4 for p in points]  # handle and gap
     is_table = max(widths) < 1.3 * min(widths)
     places, x, row = [], 0.0, 0
     for needed in widths:

@@ -60,6 +60,7 @@ class Plot:
     heading: str
     how_to_read: str
     svg: Markup
+    half: bool  # of the page's width is enough
 
 
 def _tiles(final: list[Result]) -> list[Tile]:
@@ -119,7 +120,12 @@ def _figures(evaluations: list[Evaluation], histories: dict[str, list[Row]]) -> 
         ]
     if any(histories.values()):
         plots.append(("Training", _READ_TRAINING, lambda: training_figure(histories)))
-    return [Plot(heading, text, inline_svg(to_svg(draw()), f"plot{i}-")) for i, (heading, text, draw) in enumerate(plots)]
+    return [_plot(heading, text, draw(), f"plot{i}-") for i, (heading, text, draw) in enumerate(plots)]
+
+
+def _plot(heading: str, how_to_read: str, figure: Figure, prefix: str) -> Plot:
+    inches = figure.get_size_inches()[0]
+    return Plot(heading, how_to_read, inline_svg(to_svg(figure), prefix), half=bool(inches < 6.5))
 
 
 _READ_FVU = (
@@ -148,8 +154,8 @@ def inline_svg(document: str, prefix: str) -> Markup:
 
 
 def count(value: float) -> str:
-    """An L0: three digits, whole from 100."""
-    return _plain(value, lambda v: f"{v:,.0f}" if abs(v) >= 100 else f"{v:.3g}")
+    """An L0: whole from 100, else one decimal, below 1 two digits."""
+    return _plain(value, lambda v: f"{v:,.0f}" if abs(v) >= 100 else f"{v:.1f}" if abs(v) >= 1 or v == 0 else f"{v:.2g}")
 
 
 def fraction(value: float) -> str:

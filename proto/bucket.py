@@ -118,7 +118,10 @@ class Bucket:
     def check_writable(self) -> None:
         """StorageError unless an object can be written here."""
         probe = f".tmp-{uuid.uuid4().hex}"
-        self.write(probe, b"")
+        try:
+            self.write(probe, b"")
+        except StorageError as error:
+            raise StorageError(f"bucket {self.url} cannot be written: {error.__cause__}") from error
         self.remove(probe)
 
     def _full(self, path: str) -> str:
@@ -146,9 +149,9 @@ class Bucket:
     def _errors(self, verb: str, path: str) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError as error:
-            raise MissingObject(f"{self.place(path)} is not there ({verb}ing it failed: {error})") from error
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and verb == "read":
+                raise MissingObject(f"{self.place(path)} is not there") from error
             raise StorageError(f"cannot {verb} {self.place(path)}: {error.strerror or error}") from error
         except Exception as error:
             # Stores raise what their client library raises (botocore's missing credentials, aiohttp's closed

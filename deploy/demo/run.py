@@ -6,13 +6,13 @@ from pathlib import Path
 from scopemill.deploy.demo.standard_library import write_corpus
 
 BUCKET = Path("demo-bucket")
+MODEL = Path(str(files("scopemill.deploy.demo") / "model"))
 
 
 def write_sweep() -> str:
     """Write the corpus and the demo's sweep file into the demo's bucket; returns the file's path."""
-    here = files("scopemill.deploy.demo")
     write_corpus(BUCKET / "corpus")
-    text = here.joinpath("sweep.yaml").read_text().format(model=here.joinpath("model"), bucket=BUCKET)
+    text = MODEL.with_name("sweep.yaml").read_text().format(model=MODEL, bucket=BUCKET)
     path = BUCKET / "sweep.yaml"
     path.write_text(text)
     return str(path)

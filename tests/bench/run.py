@@ -1,0 +1,194 @@
+"""The figures of the README, as ratios measured in one run: ``make bench``.
+
+Each pair is alternated and the median of the rounds is taken, because machines drift; nothing here is a test.
+"""
+
+import datetime
+import os
+import platform
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+import torch
+from prometheus_client import REGISTRY
+from rich.console import Console
+from rich.table import Table
+from scopemill.activation_server.client import StreamClient
+from scopemill.activation_server.config import ServerConfig
+from scopemill.activation_server.reader import StreamReader
+from scopemill.activation_server.server import ActivationServer
+from scopemill.deploy.demo.run import BUCKET, MODEL
+from scopemill.deploy.demo.standard_library import write_corpus
+from scopemill.harvester.actor import IN_FLIGHT, Harvester
+from scopemill.harvester.config import CorpusConfig, HarvestConfig, ModelConfig
+from scopemill.harvester.language_model import describe
+from scopemill.harvester.preparation import load_sequences
+from scopemill.proto.bucket import Bucket
+from scopemill.proto.dataset import DatasetManifest
+from scopemill.proto.layout import DatasetLayout
+from scopemill.proto.wire import StreamSpec
+from scopemill.trainer.config import PRESETS, SaeConfig
+from scopemill.trainer.history import History
+from scopemill.trainer.jumprelu import JumpReLU
+from scopemill.trainer.loop import Loop
+
+ROUNDS = 5
+THREADS = os.cpu_count() or 1
+HOOK = "blocks.4.hook_resid_post"
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def ratio(one: Callable[[], object], other: Callable[[], object], rounds: int = ROUNDS) -> float:
+    """Median over rounds of (seconds of ``one`` / seconds of ``other``), in turn, after a warm-up of each."""
+    one(), other()
+    return statistics.median(seconds(one) / seconds(other) for _ in range(rounds))
+
+
+def harvester(folder: Path) -> tuple[Harvester, DatasetManifest]:
+    """A harvester of 8 hooks of the demo's model (all of the layers are run), prepared but with no shard made."""
+    from scopemill.harvester.preparation import identity
+
+    write_corpus(folder / "corpus")
+    model = ModelConfig(name=str(MODEL))
+    card = describe(model)
+    corpus = CorpusConfig(source=str(folder / "corpus" / "train.jsonl"), format="jsonl")
+    config = HarvestConfig(
+        layers=(2, 5), sites=("resid_pre", "resid_post", "mlp_out", "attn_z"), tokens=16 * 32_768, rows_per_shard=32_768,
+        context_length=128, sequences_per_forward=64, calibration_rows=4096, cpus=THREADS,
+    )  # fmt: skip
+    hooks = card.hooks(config.layers, config.sites)
+    made = Harvester(str(folder), "bench", model, card, corpus, config, hooks, 0, identity(card, corpus, config, hooks, 0))
+    return made, made.prepare()
+
+
+def harvest_over_bare_forward(folder: Path) -> float:
+    """Tokens/s of the harvest (8 hooks, committed shards) over those of Hugging Face's forward on the same batches."""
+    from transformers import AutoModelForCausalLM
+
+    made, manifest = harvester(folder)
+    bare = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    shards = iter(range(manifest.shards))
+    blocks = [load_sequences(Bucket(str(folder)), DatasetLayout("bench").packed(i)).tokens for i in range(IN_FLIGHT)]
+    batches = [torch.from_numpy(b[i : i + 64]).long() for b in blocks for i in range(0, len(b), 64)]
+
+    def harvest() -> None:
+        threads = [threading.Thread(target=made.harvest, args=(next(shards),)) for _ in range(IN_FLIGHT)]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                bare(batch, use_cache=False)
+
+    return 1 / ratio(harvest, forward)
+
+
+def reader_over_raw_files(folder: Path) -> float:
+    """Bytes/s of the server's reader, checksums and batch assembly included, over reading the same files whole."""
+    bucket = Bucket(str(folder))
+    from scopemill.proto.dataset import read_manifest
+
+    manifest = read_manifest(bucket, "bench")
+    files = sorted((folder / DatasetLayout("bench").root / "shards").glob(f"*.zarr/{HOOK}/c/*/*"))
+    manifest = manifest.model_copy(update={"shards": len(files)})
+    spec = StreamSpec("bench", (HOOK,), 4096, 0, 4)
+    buffer = bytearray(max(f.stat().st_size for f in files))
+
+    def through_reader() -> None:
+        reader = StreamReader(bucket, manifest, spec)
+        slot = memoryview(bytearray(reader.batch_bytes))
+        for k in range(reader.batches_per_epoch):
+            reader.read(k, slot)
+        reader.close()
+
+    def raw() -> None:
+        for file in files:
+            with open(file, "rb", buffering=0) as f:
+                f.readinto(buffer)
+
+    return 1 / ratio(through_reader, raw, rounds=9)
+
+
+def served_over_read(folder: Path, trainers: int = 4) -> float:
+    """Bytes served to trainers over bytes read from the bucket, of one epoch, from the server's own counters."""
+    bucket, spec = Bucket(str(folder)), StreamSpec("bench", (HOOK,), 2048, 0, 4)
+    server = ActivationServer(bucket, ServerConfig(window_mib=64), 1)
+    batches = StreamReader(bucket, server_manifest(bucket), spec).batches_per_epoch
+
+    def train(name: str) -> None:
+        client = StreamClient(server.address, spec, name, 0, batches)
+        for _, (rows,) in client:
+            np.copy(rows)
+        client.close()
+
+    for i in range(trainers):
+        server.expect(spec, str(i), 0, batches)
+    threads = [threading.Thread(target=train, args=(str(i),)) for i in range(trainers)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    counters = {n: REGISTRY.get_sample_value(f"scopemill_server_bytes_{n}_total", {"stream": spec.label}) for n in ("served", "read")}
+    server.stop()
+    return counters["served"] / counters["read"]
+
+
+def server_manifest(bucket: Bucket) -> DatasetManifest:
+    from scopemill.proto.dataset import read_manifest
+
+    return read_manifest(bucket, "bench")
+
+
+def step_over_encoder() -> float:
+    """Seconds of a JumpReLU training step over those of its one dense product that nothing can avoid, x W_enc^T."""
+    batch, d, width = 2048, 512, 8192
+    torch.set_num_threads(THREADS)
+    config = SaeConfig(**PRESETS["gemma-scope"] | {"width": width, "sparsity": 1e-3, "tokens": batch * 1000, "batch_size": batch})
+    loop = Loop(JumpReLU.initial(config, d, torch.zeros(d)), config, History())
+    torch.nn.init.constant_(loop.sae.threshold, 2.5 * d**-0.5)  # about 50 of 8192 latents fire on white noise
+    x = torch.randn(batch, d) / d**0.5
+    weights = loop.sae.W_enc.detach().clone()
+    return ratio(lambda: loop.step(x), lambda: x @ weights.T)
+
+
+def demo_figures() -> dict[str, str]:
+    """From the demo's table: the best SAE with L0 of at most 64 at each residual hook."""
+    place = BUCKET / "sweeps" / "demo" / "results.parquet"
+    if not place.exists():
+        return {"recovered_zero of the demo": "run make demo first"}
+    figures = {}
+    for row in parquet.read_table(place).to_pylist():
+        if row["site"].startswith("resid") and row["l0"] <= 64:
+            name = f"demo, {row['hook']}: best recovered_zero at L0 <= 64"
+            figures[name] = max(figures.get(name, ""), f"{row['recovered_zero']:.3f} (L0 {row['l0']:.0f}, FVU {row['fvu']:.3f})")
+    return figures
+
+
+def main() -> None:
+    table = Table(title=f"{platform.machine()}, {THREADS} cores, torch {torch.__version__}, {datetime.date.today()}", title_justify="left")
+    table.add_column("figure")
+    table.add_column("measured")
+    table.add_column("wanted")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        table.add_row("harvest, 8 hooks, shards on disk / bare forward", f"{harvest_over_bare_forward(folder):.2f}", ">= 0.8")
+        table.add_row("server's reader / raw files", f"{reader_over_raw_files(folder):.2f}", ">= 0.6")
+        table.add_row("bytes served / bytes read, 4 trainers", f"{served_over_read(folder):.4f}", "4.0")
+    table.add_row("JumpReLU step / encoder product (2048, 512, 8192)", f"{step_over_encoder():.1f}", "")
+    for name, value in demo_figures().items():
+        table.add_row(name, value, ">= 0.90")
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
