@@ -12,7 +12,11 @@ from scopemill.proto.dataset import STORED_DTYPES
 CONNECT_SECONDS = 20.0
 SILENCE_SECONDS = 60.0  # the server says WAIT every two seconds: this long without a word, it is gone
 POLL_SECONDS = 0.25  # how soon a stop is noticed while waiting
+ASK_AGAIN_SECONDS = 5.0  # this long without a word, the connection may be a new one, which the server does not know yet
 CREDIT_BATCHES = 2  # one in use, one on its way
+# Batches on their way are bounded by credit. WAIT comes every two seconds even to a trainer that is busy for long, and
+# one whose queue is full answers ZeroMQ's heartbeats no more, so it would pass for dead: this is two days of them.
+RECEIVE_QUEUE = 100_000
 
 
 class StreamClient:
@@ -28,12 +32,16 @@ class StreamClient:
         self._cursor, self._stop, self._stopped = cursor, stop, stopped
         self.waited = 0.0
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
-        for option, value in {zmq.LINGER: 500, zmq.RCVHWM: 64, zmq.SNDHWM: 64}.items():
+        for option, value in {zmq.LINGER: 500, zmq.RCVHWM: RECEIVE_QUEUE, zmq.SNDHWM: 64}.items():
             self._socket.setsockopt(option, value)
         self._socket.connect(address)
-        self._send(wire.Hello(wire.VERSION, consumer, spec, cursor, stop))
-        frames = self._receive(connect_seconds, f"no activation server answers at {address}: is it running, and reachable from here?")
-        self._welcome: wire.Welcome = self._expect(wire.decode(frames[0].bytes), wire.Welcome)
+        try:
+            self._hello()
+            frames = self._receive(connect_seconds, f"no activation server answers at {address}: is it running, and reachable from here?")
+            self._welcome: wire.Welcome = self._expect(wire.decode(frames[0].bytes), wire.Welcome)
+        except BaseException:
+            self._socket.close()
+            raise
         self._dtype = STORED_DTYPES[self._welcome.dtype]
         self.widths, self.dtype = self._welcome.widths, self._welcome.dtype
         self._batch_bytes = spec.batch_size * sum(self.widths) * self._dtype.itemsize
@@ -41,9 +49,15 @@ class StreamClient:
     def __iter__(self) -> Iterator[tuple[int, list[np.ndarray]]]:
         self._ask()
         while True:
-            frames = self._receive(SILENCE_SECONDS, f"the activation server at {self._address} has gone silent")
+            frames = self._receive(SILENCE_SECONDS, f"the activation server at {self._address} has gone silent", self._ask)
             message = wire.decode(frames[0].bytes)
             if isinstance(message, wire.Wait):
+                continue
+            if isinstance(message, wire.Error) and message.code == wire.NO_HELLO:  # the connection broke, and this is a new one
+                self._hello()
+                continue
+            if isinstance(message, wire.Welcome):
+                self._ask()
                 continue
             if isinstance(message, wire.End):
                 return
@@ -66,20 +80,27 @@ class StreamClient:
         ends = np.cumsum([self._spec.batch_size * d for d in self.widths])
         return [part.reshape(self._spec.batch_size, -1) for part in np.split(flat, ends[:-1])]
 
+    def _hello(self) -> None:
+        self._send(wire.Hello(wire.VERSION, self._consumer, self._spec, self._cursor, self._stop))
+
     def _ask(self) -> None:
         self._send(wire.Next(self._cursor, CREDIT_BATCHES * self._batch_bytes))
 
     def _send(self, message: wire.Message) -> None:
         self._socket.send(wire.encode(message))
 
-    def _receive(self, patience: float, silence: str) -> list[zmq.Frame]:
-        start = time.monotonic()
+    def _receive(self, patience: float, silence: str, ask_again: Callable[[], None] = lambda: None) -> list[zmq.Frame]:
+        start = asked = time.monotonic()
         try:
             while not self._socket.poll(timeout=int(POLL_SECONDS * 1000)):
                 if self._stopped():
                     raise errors.Stopped("asked to stop while waiting for data")
-                if time.monotonic() - start > patience:
+                now = time.monotonic()
+                if now - start > patience:
                     raise errors.ServerGone(silence)
+                if now - asked > ASK_AGAIN_SECONDS:
+                    ask_again()
+                    asked = now
             return self._socket.recv_multipart(copy=False)
         finally:
             self.waited += time.monotonic() - start

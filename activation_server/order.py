@@ -45,12 +45,15 @@ class Order:
                 f"({side_by_side} shards of {rows_per_shard} rows): lower train.batch_size"
             )
 
+    def shards(self, k: int) -> tuple[int, ...]:
+        """The shards that are read side by side when batch k is made. A batch of fewer rows takes none of some."""
+        epoch, within = divmod(k, self.batches_per_epoch)
+        first = within // self._per_group * self._side_by_side
+        return _shard_order(self._seed, epoch, self._shards)[first : first + self._side_by_side]
+
     def pieces(self, k: int) -> tuple[Piece, ...]:
         """The rows of batch k, in the order in which they lie in it."""
-        epoch, within = divmod(k, self.batches_per_epoch)
-        group, t = divmod(within, self._per_group) if self._per_group else (0, within)
-        first = group * self._side_by_side
-        shards = _shard_order(self._seed, epoch, self._shards)[first : first + self._side_by_side]
+        shards, t = self.shards(k), k % self.batches_per_epoch % self._per_group
         taken = [((t * self._batch + i) // len(shards), ((t + 1) * self._batch + i) // len(shards)) for i in range(len(shards))]
         return tuple(Piece(shard, a, b) for shard, (a, b) in zip(shards, taken, strict=True) if a < b)
 

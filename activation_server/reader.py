@@ -45,7 +45,7 @@ class StreamReader:
     def read(self, k: int, into: memoryview) -> None:
         """Fill ``into`` (``batch_bytes``) with batch k: hook after hook, B rows of d values."""
         pieces = self._order.pieces(k)
-        self._close_all_but({piece.shard for piece in pieces})
+        self._close_all_but(set(self._order.shards(k)))
         arrays = {(piece, spec.name): self._array(piece, spec) for piece in pieces for spec in self._specs}
         filled = 0
         for spec in self._specs:
@@ -129,7 +129,7 @@ class _ArrayReader:
     def _chunk(self, index: int) -> np.ndarray:
         if index != self._index:
             expected, future = self._next or (None, None)
-            self._next = None
+            self._next, self._index = None, -1  # and so it stays if the read fails
             self._recycle_own()
             self._data, self._buffer = future.result() if expected == index else self._fetch(index)
             self._index = index

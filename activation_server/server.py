@@ -9,7 +9,8 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from contextlib import suppress
+from queue import SimpleQueue
 
 import zmq
 
@@ -23,6 +24,7 @@ from scopemill.proto.errors import InputError, ScopemillError, WireError
 
 log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 2.0
+MESSAGES_AT_ONCE = 1000  # taken from a socket before anything else is looked after: no trainer's flood stops the others
 MAX_CREDIT_BATCHES = 16  # on their way to one trainer; the socket's high-water mark lies above it
 SOCKET_OPTIONS = {zmq.LINGER: 0, zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.MAXMSGSIZE: wire.MAX_HEADER}
 # ZeroMQ's own heartbeats are answered by its I/O thread: a busy trainer keeps its connection, a dead or frozen one loses it.
@@ -62,7 +64,8 @@ class ActivationServer:
         self._wake_in, self._wake_out = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
         self._wake_in.bind("inproc://wake")
         self._wake_out.connect("inproc://wake")
-        self._wake_lock = threading.Lock()
+        self._wake_lock = threading.Lock()  # guards `_wake_out`, which is closed in the end
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="activation-server", daemon=True)
         self._thread.start()
 
@@ -84,17 +87,21 @@ class ActivationServer:
             raise error
 
     def stop(self) -> None:
+        """Stop serving. Trainers are told nothing: they go on at their cursor with the next server."""
         if self._thread.is_alive():
             self._post(self._begin_stop)
             self._thread.join(timeout=10)
+        for stream in list(self._streams.values()):
+            stream.join(timeout=2)
 
     def _begin_stop(self) -> None:
         self._stopping = True
 
     def _post(self, task: Callable[[], None]) -> None:
         self._inbox.put(task)
-        with self._wake_lock:
-            self._wake_out.send(b"")
+        with self._wake_lock, suppress(zmq.Again):  # a full pipe wakes the loop all the same
+            if not self._closed:
+                self._wake_out.send(b"", zmq.NOBLOCK)
 
     # The loop's own.
 
@@ -106,28 +113,30 @@ class ActivationServer:
         while not self._stopping:
             for socket, _ in poller.poll(timeout=20 if self._draining else 250):
                 self._drain(socket)
+            self._work_off_inbox()  # also when nothing came: what a failed send has left there must not wait for a message
             self._recycle_sent()
             if time.monotonic() >= next_tick:
                 self._tick()
                 next_tick = time.monotonic() + 0.5
         for stream in self._streams.values():
             stream.close()
-        self._context.destroy(linger=0)
+        with self._wake_lock:
+            self._closed = True
+            self._context.destroy(linger=0)
 
     def _drain(self, socket: zmq.Socket) -> None:
-        """Handle everything that waits on a socket."""
-        while True:
+        """Handle what waits on a socket."""
+        for _ in range(MESSAGES_AT_ONCE):
             try:
                 frames = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                break
+                return
             if socket is self._socket:
                 self._receive(frames)
-        while True:
-            try:
-                self._inbox.get_nowait()()
-            except Empty:
-                return
+
+    def _work_off_inbox(self) -> None:
+        for _ in range(self._inbox.qsize()):
+            self._inbox.get_nowait()()
 
     def _receive(self, frames: list[bytes]) -> None:
         identity = frames[0]
@@ -136,7 +145,10 @@ class ActivationServer:
                 raise WireError(f"a message of {len(frames) - 1} frames where one header belongs")
             self._handle(identity, wire.decode(frames[1]))
         except ScopemillError as error:
-            self._send(identity, wire.Error(type(error).__name__, str(error)))
+            self._send(identity, wire.Error.of(error))
+        except Exception as error:  # whatever one trainer sends or asks for, the others are served on
+            log.exception("a message could not be handled")
+            self._send(identity, wire.Error.of(ScopemillError(f"the server failed at this message: {type(error).__name__}: {error}")))
 
     def _handle(self, identity: bytes, message: wire.Message) -> None:
         now = time.monotonic()
@@ -145,7 +157,8 @@ class ActivationServer:
             return
         peer = self._peers.get(identity)
         if peer is None:
-            raise WireError("this connection has not said HELLO")
+            self._send(identity, wire.Error(wire.NO_HELLO, "this connection has not said HELLO"))
+            return
         window = peer.stream.window
         if isinstance(message, wire.Next):
             credit = min(message.credit // peer.stream.batch_bytes, MAX_CREDIT_BATCHES)
@@ -162,6 +175,8 @@ class ActivationServer:
         if hello.version != wire.VERSION:
             raise WireError(f"this server speaks version {wire.VERSION} of the protocol, the trainer version {hello.version}")
         stream = self._stream(hello.stream)
+        if identity in self._peers:
+            self._lose(self._peers[identity])
         old = self._identities.get((hello.stream, hello.consumer))
         if old is not None and old in self._peers:
             self._forget(self._peers[old])
@@ -189,10 +204,10 @@ class ActivationServer:
         now = time.monotonic()
         if problem is not None:
             log.error("%s", problem)
-            stream.window.loading.discard(index)
+            stream.window.failed(index, consumer)
             stream.recycle(slot)
             for peer in [p for p in self._peers.values() if p.stream is stream and consumer in (None, p.consumer)]:
-                self._send(peer.identity, wire.Error(type(problem).__name__, str(problem)))
+                self._send(peer.identity, wire.Error.of(problem))
         elif consumer is None:
             stream.slots[index] = slot
             self._carry_out(stream, stream.window.loaded(index, now))

@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.reader import StreamReader
@@ -57,9 +58,17 @@ class Stream:
         self._free.append(slot)
 
     def close(self) -> None:
-        self._window_reader.stop()
-        for thread in self._private_readers.values():
-            thread.stop()
+        """Read nothing more than what is being read now."""
+        for thread in self._threads():
+            thread.stop(at_once=True)
+
+    def join(self, timeout: float) -> None:
+        """After ``close``: wait for the reading threads to end."""
+        for thread in self._threads():
+            thread.join(timeout)
+
+    def _threads(self) -> list["_ReadingThread"]:
+        return [self._window_reader, *self._private_readers.values()]
 
     def _slot(self) -> bytearray:
         # Slots in flight are bounded by the window's capacity and the consumers' credit, so this cannot grow without end.
@@ -70,13 +79,21 @@ class _ReadingThread:
     def __init__(self, stream: Stream, reader: StreamReader, consumer: str | None):
         self._jobs: SimpleQueue[tuple[int, bytearray] | None] = SimpleQueue()
         self._stream, self._reader, self._consumer = stream, reader, consumer
-        threading.Thread(target=self._run, name=f"reader-{stream.spec.label}", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name=f"reader-{stream.spec.label}", daemon=True)
+        self._thread.start()
 
     def read(self, index: int, slot: bytearray) -> None:
         self._jobs.put((index, slot))
 
-    def stop(self) -> None:
+    def stop(self, at_once: bool = False) -> None:
+        """End after the jobs that are waiting, or ``at_once`` without them."""
+        with suppress(Empty):
+            while at_once:
+                self._jobs.get_nowait()
         self._jobs.put(None)
+
+    def join(self, timeout: float) -> None:
+        self._thread.join(timeout)
 
     def _run(self) -> None:
         label = self._stream.spec.label

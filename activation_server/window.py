@@ -1,8 +1,8 @@
 """The window of one stream, as a state machine: events in, decisions out, no sockets, no threads, no clock.
 
-The window is the run of batches [low, low + capacity) held in memory. `low` is the next batch of the slowest consumer
-that is attached; batches before it are dropped, batches ahead are loaded. Consumers move inside it at their own pace.
-A consumer behind the window (it came late, or lagged too long under ``detach``) is detached: it is read for
+The window is the run of batches [low, low + capacity) held in memory. `low` is the first batch that an attached
+consumer has not got yet; batches before it are dropped, batches ahead are loaded. Consumers move inside it at their
+own pace. A consumer behind the window (it came late, or lagged too long under ``detach``) is detached: it is read for
 alone, until it has caught up. One that is expected, or was lost, keeps its place for a while.
 """
 
@@ -62,17 +62,21 @@ Decision = Load | LoadAlone | Send | Drop | Finish | Detached | GaveUp
 
 @dataclass
 class Consumer:
-    next: int  # the next batch to send
+    arrived: int  # what lies before it has arrived: where it goes on when it comes back
     stop: int
-    limit: int = 0  # first batch that its credit does not cover
     here: bool = False  # connected; otherwise expected until `deadline`
     detached: bool = False
     deadline: float = 0.0
+    next: int = field(init=False)  # the next batch to send
+    limit: int = field(init=False)  # first batch that its credit does not cover
+
+    def __post_init__(self) -> None:
+        self.next = self.limit = self.arrived
 
     @property
     def wants(self) -> bool:
         """Whether the next batch may be sent as soon as it is there."""
-        return self.here and self.next < min(self.limit, self.stop)
+        return self.here and self.next < self.limit and self.next < self.stop
 
 
 @dataclass
@@ -85,7 +89,13 @@ class Window:
     held: set[int] = field(default_factory=set)
     loading: set[int] = field(default_factory=set)
     _reading_alone: set[str] = field(default_factory=set)
-    _starving_since: float | None = None
+    _low: int = 0  # all that is held lies in [_low, _high)
+    _high: int = 0
+    _first: int = 0  # the first batch that is still to be sent; all of [_first, _asked) is held or being loaded
+    _asked: int = 0
+    _starving: bool = False
+    _starved: float = 0.0  # seconds that others have waited for the slowest, less those in which nobody did
+    _noted: float = 0.0
 
     # Events. Each returns what is to be done now.
 
@@ -96,23 +106,25 @@ class Window:
         return []
 
     def join(self, name: str, cursor: int, stop: int, now: float) -> list[Decision]:
+        low = self.low  # with the place that was kept for this consumer, if there was one
         self.consumers.pop(name, None)
-        consumer = Consumer(cursor, stop, limit=cursor, here=True)
-        low = self.low
-        consumer.detached = low is not None and cursor < low
-        self.consumers[name] = consumer
-        notes: list[Decision] = [Detached(name)] if consumer.detached else []
+        behind = low is not None and cursor < low and self.low is not None
+        self.consumers[name] = Consumer(cursor, stop, here=True, detached=behind)
+        notes: list[Decision] = [Detached(name)] if behind else []
         return notes + self._proceed(now)
 
     def ask(self, name: str, cursor: int, credit: int, now: float) -> list[Decision]:
         """What lies before ``cursor`` has arrived, and ``credit`` batches from there on may be on their way."""
         consumer = self.consumers[name]
-        consumer.limit = max(consumer.limit, cursor + credit)
+        consumer.arrived = max(consumer.arrived, min(cursor, consumer.next))  # nothing arrives that was not sent
+        consumer.limit = max(consumer.limit, consumer.arrived + credit)
         finish: list[Decision] = [Finish(name)] if cursor >= consumer.stop else []
         return finish + self._proceed(now)
 
     def loaded(self, index: int, now: float) -> list[Decision]:
         self.loading.discard(index)
+        if not self._low <= index < self._high:  # the window has moved on
+            return [Drop(index), *self._proceed(now)]
         self.held.add(index)
         return self._proceed(now)
 
@@ -125,6 +137,14 @@ class Window:
             send = [Send(name, index)]
             consumer.next += 1
         return send + self._proceed(now)
+
+    def failed(self, index: int, name: str | None) -> None:
+        """A batch could not be read, for the window or for one consumer: a later event asks for it again."""
+        if name is None:
+            self.loading.discard(index)
+            self._asked = min(self._asked, index)
+        else:
+            self._reading_alone.discard(name)
 
     def lost(self, name: str, now: float) -> list[Decision]:
         """The consumer's connection broke. Its place is kept for a while: it may come back."""
@@ -142,37 +162,34 @@ class Window:
         overdue = [name for name, c in self.consumers.items() if not c.here and now >= c.deadline]
         for name in overdue:
             del self.consumers[name]
-        return [GaveUp(name) for name in overdue] + self._detach_laggards(now) + self._proceed(now)
+        self._note_starvation(now)
+        return [GaveUp(name) for name in overdue] + self._detach_laggards() + self._proceed(now)
 
     # State
 
     @property
     def low(self) -> int | None:
-        """The next batch of the slowest attached consumer; None without any."""
-        return min((c.next for c in self._attached()), default=None)
+        """The first batch that an attached consumer has not got yet; None without any."""
+        return min((c.arrived for c in self._attached()), default=None)
 
     def _attached(self) -> list[Consumer]:
-        return [c for c in self.consumers.values() if not c.detached and c.next < c.stop]
+        return [c for c in self.consumers.values() if not c.detached and c.arrived < c.stop]
 
     def _proceed(self, now: float) -> list[Decision]:
-        """Everything that the state allows now: send, drop, load."""
+        """Everything that the state allows now: send, drop, load. Its cost grows with the consumers, not with the window."""
         self._reattach()
         decisions: list[Decision] = []
         for name, c in self.consumers.items():
-            while not c.detached and c.wants and c.next in self.held:
+            while c.next in self.held and not c.detached and c.wants:
                 decisions.append(Send(name, c.next))
                 c.next += 1
-        low = self.low
-        ends = [c.stop for c in self._attached()]
-        high = min(low + self.capacity, max(ends)) if low is not None else 0
-        for index in sorted(self.held):
-            if low is None or not low <= index < high:
-                self.held.discard(index)
-                decisions.append(Drop(index))
-        for index in range(low or 0, high):
-            if index not in self.held and index not in self.loading and len(self.held) + len(self.loading) < self.capacity:
-                self.loading.add(index)
-                decisions.append(Load(index))
+        if attached := self._attached():
+            low = min(c.arrived for c in attached)
+            high = min(low + self.capacity, max(c.stop for c in attached))
+            decisions += self._drop(low, high)
+            decisions += self._load(min(c.next for c in attached), high)
+        else:
+            decisions += self._drop(self._low, self._low)
         for name, c in self.consumers.items():
             if c.detached and c.wants and name not in self._reading_alone:
                 self._reading_alone.add(name)
@@ -180,24 +197,55 @@ class Window:
         self._note_starvation(now)
         return decisions
 
+    def _drop(self, low: int, high: int) -> list[Decision]:
+        """Move the window to [low, high), and drop what lies outside."""
+        if low >= self._low and high >= self._high:  # as it nearly always does, it moves ahead
+            gone = [index for index in range(self._low, min(low, self._high)) if index in self.held]
+        else:
+            gone = [index for index in sorted(self.held) if not low <= index < high]
+            self._asked = low  # what was dropped at its end may have to be read again
+        self._low, self._high = low, high
+        self.held.difference_update(gone)
+        return [Drop(index) for index in gone]
+
+    def _load(self, first: int, high: int) -> list[Decision]:
+        """Load what is missing of [first, high), as far as there is memory."""
+        self._asked = first if first < self._first else max(first, min(self._asked, high))
+        self._first = first
+        loads: list[Decision] = []
+        while self._asked < high and len(self.held) + len(self.loading) < self.capacity:
+            if self._asked not in self.held and self._asked not in self.loading:
+                self.loading.add(self._asked)
+                loads.append(Load(self._asked))
+            self._asked += 1
+        return loads
+
     def _reattach(self) -> None:
-        for name, c in self.consumers.items():
-            low = self.low
-            if c.detached and name not in self._reading_alone and (low is None or c.next >= low):
-                c.detached = False
+        """Take back who has caught up. If nobody is in the window, it is opened anew where the hindmost is."""
+        apart = [
+            c for name, c in self.consumers.items() if c.detached and c.here and c.arrived < c.stop and name not in self._reading_alone
+        ]
+        if not apart:
+            return
+        low = self.low
+        low = min(c.arrived for c in apart) if low is None else low
+        for c in apart:
+            c.detached = c.arrived < low
 
     def _note_starvation(self, now: float) -> None:
-        """Since when a consumer has waited at the window's end for the slowest one."""
-        low = self.low
-        starving = low is not None and any(c.wants and c.next >= low + self.capacity for c in self._attached())
-        self._starving_since = (self._starving_since if self._starving_since is not None else now) if starving else None
+        """Add up how long somebody has waited at the window's end for the slowest; time when nobody does pays it back."""
+        elapsed, self._noted = now - self._noted, now
+        self._starved = max(0.0, self._starved + (elapsed if self._starving else -elapsed))
+        attached = self._attached()
+        low = min((c.arrived for c in attached), default=0)
+        self._starving = any(c.wants and c.arrived > low and c.next >= low + self.capacity for c in attached)
 
-    def _detach_laggards(self, now: float) -> list[Decision]:
-        if self.lag != "detach" or self._starving_since is None or now - self._starving_since < self.detach_seconds:
+    def _detach_laggards(self) -> list[Decision]:
+        if self.lag != "detach" or not self._starving or self._starved < self.detach_seconds:
             return []
         low = self.low
-        laggards = [name for name, c in self.consumers.items() if not c.detached and c.next == low and c.next < c.stop]
+        laggards = [name for name, c in self.consumers.items() if not c.detached and c.arrived == low and c.arrived < c.stop]
         for name in laggards:
             self.consumers[name].detached = True
-        self._starving_since = None
+        self._starved = 0.0
         return [Detached(name) for name in laggards]

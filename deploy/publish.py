@@ -22,15 +22,21 @@ def publish(plan: SweepPlan) -> dict[str, str]:
     status = read_status(plan)
     evaluations = [e for sae in status.saes for e in sae.evaluations]
     results = [e.result for e in evaluations]
-    histories = {sae.name: History.load(bucket, sae.layout.history, sae.config.steps).rows for sae in plan.saes}
+    histories = {sae.name: rows for sae in plan.saes if (rows := History.load(bucket, sae.layout.history, sae.config.steps).rows)}
     bucket.write(layout.config, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False).encode())
     write_table(bucket, layout, results)
     places = {"results": bucket.place(layout.results), "csv": bucket.place(layout.results_csv)}
-    for quality in ("fvu", "delta_loss"):
-        curves.save(curves.fidelity_figure(results, quality), bucket, f"{layout.plots}/{quality}")
-        places[f"plot of {quality}"] = bucket.place(f"{layout.plots}/{quality}.png")
+    figures = {
+        "fvu": curves.fidelity_figure(results, "fvu"),
+        "delta_loss": curves.fidelity_figure(results, "delta_loss"),
+        "frequency": curves.frequency_figure(evaluations),
+        "training": curves.training_figure(histories),
+    }
+    for name, figure in figures.items():
+        curves.save(figure, bucket, f"{layout.plots}/{name}")
+    places["plots"] = bucket.place(f"{layout.plots}/{{{','.join(figures)}}}.{{png,svg}}")
     facts = plan.facts() | {"written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")}
-    html = render_report(f"Sweep {plan.config.name}", facts, evaluations, {name: rows for name, rows in histories.items() if rows})
+    html = render_report(f"Sweep {plan.config.name}", facts, evaluations, histories)
     bucket.write(layout.report, html.encode())
     return places | {"report": bucket.place(layout.report)}
 

@@ -1,6 +1,7 @@
 """The sweep's table: one row per evaluated checkpoint, as Parquet and CSV, and what was measured beside it."""
 
 import io
+import math
 from dataclasses import asdict, dataclass, fields
 
 import pyarrow as pa
@@ -77,18 +78,22 @@ def write_table(bucket: Bucket, layout: SweepLayout, results: list[Result]) -> N
 
 def last_steps(results: list[Result]) -> list[Result]:
     """Of each SAE the newest checkpoint's row."""
-    newest: dict[tuple, Result] = {}
+    newest: dict[str, Result] = {}
     for r in results:
-        key = (r.hook, r.architecture, r.width, r.sparsity)
-        if key not in newest or r.step > newest[key].step:
-            newest[key] = r
+        sae = r.path.rsplit("/", 1)[0]  # the folder of its checkpoints
+        if sae not in newest or r.step > newest[sae].step:
+            newest[sae] = r
     return list(newest.values())
 
 
 def pareto(results: list[Result], quality: str) -> list[Result]:
-    """The rows that no other beats in both L0 and ``quality`` (lower is better for both), by ascending L0."""
+    """The rows that no other beats in both L0 and ``quality`` (lower is better for both), by ascending L0.
+
+    A row whose quality is not a number takes no part.
+    """
     frontier: list[Result] = []
-    for r in sorted(results, key=lambda r: (r.l0, getattr(r, quality))):
+    measured = [r for r in results if not math.isnan(getattr(r, quality)) and not math.isnan(r.l0)]
+    for r in sorted(measured, key=lambda r: (r.l0, getattr(r, quality))):
         if not frontier or getattr(r, quality) < getattr(frontier[-1], quality):
             frontier.append(r)
     return frontier

@@ -6,7 +6,9 @@ with batches from ``cursor`` on while credit lasts, and with END after the last 
 heartbeat: sent when nothing else was for a while. Each NEXT names a cursor: what lies before it has arrived.
 """
 
+import reprlib
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -14,8 +16,10 @@ import msgpack
 from scopemill.proto.errors import WireError
 
 VERSION = 1
+NO_HELLO = "NoHello"  # the code of the error that a connection gets which has not said HELLO (again)
 MAX_HEADER = 64 * 1024
 MAX_NAME = 512
+MAX_SENTENCE = 8 * 1024
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,10 @@ class Error:
     code: str
     sentence: str
 
+    @staticmethod
+    def of(error: Exception) -> "Error":
+        return Error(type(error).__name__, str(error)[:MAX_SENTENCE])
+
 
 @dataclass(frozen=True)
 class Bye:
@@ -104,7 +112,7 @@ _KINDS: dict[str, type] = {message.kind: message for message in Message.__args__
 
 
 def encode(message: Message) -> bytes:
-    return msgpack.packb({"kind": message.kind, **asdict(message)})
+    return msgpack.packb({"kind": message.kind, **asdict(message)}, unicode_errors="replace")
 
 
 def decode(header: bytes) -> Message:
@@ -120,8 +128,13 @@ def decode(header: bytes) -> Message:
     return _build(_KINDS[body.pop("kind")], body)
 
 
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return {name: hint for name, hint in get_type_hints(cls).items() if name in {f.name for f in fields(cls)}}
+
+
 def _build(cls: type, body: Any) -> Any:
-    hints = {name: hint for name, hint in get_type_hints(cls).items() if name in {f.name for f in fields(cls)}}
+    hints = _hints(cls)
     if not isinstance(body, dict) or body.keys() != hints.keys():
         raise WireError(f"{cls.__name__} wants the fields {', '.join(hints)}")
     return cls(**{name: _value(cls, name, hint, body[name]) for name, hint in hints.items()})
@@ -134,15 +147,16 @@ def _value(cls: type, name: str, hint: Any, value: Any) -> Any:
         item = get_args(hint)[0]
         if isinstance(value, list) and value and all(_is(item, v) for v in value):
             return tuple(value)
-    elif _is(hint, value):
+    elif _is(hint, value, MAX_SENTENCE if name == "sentence" else MAX_NAME):
         return value
-    raise WireError(f"{cls.__name__}.{name} cannot be {str(value)[:80]!r}")
+    # reprlib, because what is nested a thousand deep has no repr
+    raise WireError(f"{cls.__name__}.{name} cannot be {reprlib.repr(value)[:80]}")
 
 
-def _is(hint: type, value: Any) -> bool:
+def _is(hint: type, value: Any, longest: int = MAX_NAME) -> bool:
     """Exactly that type; numbers are counts, so none is negative and each fits 63 bits; names are short."""
     if type(value) is not hint:
         return False
     if hint is int:
         return 0 <= value < 2**63
-    return len(value) <= (MAX_NAME if hint is str else MAX_HEADER)
+    return len(value) <= longest

@@ -5,6 +5,9 @@ from importlib.resources import files
 
 import pytest
 import ray
+import s3fs
+from s3_server import running_s3_server
+
 from scopemill.harvester.config import ModelConfig
 from scopemill.harvester.language_model import LanguageModel, ModelCard, describe
 from scopemill.proto.bucket import Bucket
@@ -32,10 +35,25 @@ def lm(model) -> LanguageModel:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """One local cluster for all tests that need one; it has more CPUs than the machine so that actors need not wait."""
+def ray_cluster(s3_url) -> Iterator[None]:
+    """One local cluster for all tests that need one; it has more CPUs than the machine so that actors need not wait.
+
+    Its workers inherit the environment of the moment it starts, so the S3 server has to be in there by then.
+    """
     from scopemill.deploy.cluster import local_cluster
 
     with local_cluster(num_cpus=8):
         yield
     assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="session")
+def s3_url(tmp_path_factory) -> Iterator[str]:
+    """``s3://<bucket>`` on a real S3 server that this process, and every one that it starts, finds through its environment."""
+    with running_s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as environment:
+        for name, value in server.environment.items():
+            environment.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # one made before would still talk to where the environment pointed then
+        s3fs.S3FileSystem().mkdir("mill")
+        yield "s3://mill"
+        s3fs.S3FileSystem.clear_instance_cache()

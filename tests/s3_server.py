@@ -2,8 +2,8 @@
 
     python tests/s3_server.py ROOT PORT ACCESS SECRET
 
-Everything it keeps lies in ROOT, on a file system with extended attributes. It prints ``ready`` and its address once it answers; PORT 0 takes
-a free one. It ends with the process that started it.
+Everything it keeps lies in ROOT, on a file system with extended attributes. It prints ``ready`` and its address once
+it answers; PORT 0 takes a free one. It ends with the process that started it.
 
 Swift is a proxy in front of three servers (accounts, containers, objects). Each is a WSGI application, so all four can run as green
 threads of one process. ``running_s3_server`` starts such a process for as long as a block runs.
@@ -15,12 +15,12 @@ import select
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from time import monotonic
 
 HOST = "127.0.0.1"
 SECONDS_TO_START = 60
@@ -56,9 +56,9 @@ swift_dir = $root
 log_level = ERROR
 
 [pipeline:main]
-pipeline = catch_errors gatekeeper cache s3api tempauth bulk slo versioned_writes copy proxy
+pipeline = catch_errors gatekeeper cache s3api tempauth bulk slo versioned_writes copy proxy-server
 
-[app:proxy]
+[app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
 allow_account_management = true
@@ -141,6 +141,7 @@ def serve(root: Path, port: int, access_key: str, secret: str) -> None:
     """Run all of Swift in this process until it is ended, or until its parent is gone."""
     import eventlet
     from swift.common.utils import eventlet_monkey_patch, set_swift_dir
+    from swift.common.wsgi import loadapp
 
     parent = os.getppid()
     eventlet_monkey_patch()
@@ -156,8 +157,7 @@ def serve(root: Path, port: int, access_key: str, secret: str) -> None:
     user = "user_" + access_key.replace(":", "_")
     (root / "proxy-server.conf").write_text(PROXY_CONF.substitute(root=root, user=user, secret=secret))
     for name, socket in sockets.items():
-        eventlet.spawn(answer, socket, root / f"{name}-server.conf")
-    eventlet.sleep(0)  # let each begin to listen to its socket
+        eventlet.spawn(answer, socket, loadapp(str(root / f"{name}-server.conf")))
     print(f"ready http://{HOST}:{sockets['proxy'].getsockname()[1]}", flush=True)
     while os.getppid() == parent:
         eventlet.sleep(1)
@@ -174,13 +174,13 @@ def write_ring(path: Path, port: int) -> None:
     builder.get_ring().save(str(path))
 
 
-def answer(socket, config: Path) -> None:
-    """Serve the application of a configuration file on a socket, for ever."""
+def answer(socket, application) -> None:
+    """Serve a WSGI application on a socket, for ever."""
     import eventlet.wsgi
-    from swift.common.wsgi import SwiftHttpProtocol, loadapp
+    from swift.common.wsgi import SwiftHttpProtocol
 
     with open(os.devnull, "w") as log:
-        eventlet.wsgi.server(socket, loadapp(str(config)), log, protocol=SwiftHttpProtocol)
+        eventlet.wsgi.server(socket, application, log, protocol=SwiftHttpProtocol)
 
 
 def memory_cache(global_conf: dict, **local_conf: str):
@@ -201,10 +201,10 @@ class MemoryCache:
 
     def get(self, key: str, raise_on_error: bool = False):
         value, until = self.kept.get(key, (None, 0.0))
-        return value if until > time.monotonic() else None
+        return value if until > monotonic() else None
 
     def set(self, key: str, value, serialize: bool = True, time: float = 0, **options) -> None:
-        self.kept[key] = (value, now() + time if time else float("inf"))
+        self.kept[key] = (value, monotonic() + time if time else float("inf"))
 
     def incr(self, key: str, delta: int = 1, time: float = 0) -> int:
         value = max(0, int(self.get(key) or 0) + delta)
@@ -216,10 +216,6 @@ class MemoryCache:
 
     def delete(self, key: str, server_key: str | None = None) -> None:
         self.kept.pop(key, None)
-
-
-def now() -> float:
-    return time.monotonic()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from scopemill.proto.config import Config
 
@@ -24,6 +24,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 class Recipe(Config):
     """How an SAE is trained, whatever its width and sparsity."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     architecture: Literal["jumprelu", "standard"] = Field("jumprelu", description="JumpReLU with an L0 penalty, or ReLU with an L1.")
     tokens: int = Field(ge=1, description="Rows to train on; steps = tokens / batch_size.")
@@ -77,7 +79,7 @@ class TrainConfig(Recipe):
         if not isinstance(value, dict):
             return value
         name = value.get("preset", "gemma-scope")
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"preset {name!r} is not known: there are {', '.join(PRESETS)}")
         return PRESETS[name] | value
 

@@ -86,7 +86,7 @@ class _Interval:
         self.loss += losses.total(coefficient).item()
         self.sparsity += losses.sparsity.item()
         self.error += losses.reconstruction.item() * len(x)
-        self.squares += x.square().sum(dtype=torch.float64).item()
+        self.squares += torch.linalg.vector_norm(x, dtype=torch.float64).item() ** 2  # squares themselves are float64
         self.total += x.sum(0, dtype=torch.float64).cpu().numpy()
 
     def row(self, waited: float, **known) -> Row:

@@ -78,7 +78,7 @@ def test_the_band_of_the_kernel_is_populated_on_both_sides_of_the_threshold():
     expected = reference(make_sae(), make_rows())
     in_band = expected.kernel > 0
     assert (in_band & expected.on).sum() > 50 and (in_band & ~expected.on).sum() > 50
-    assert (in_band.sum(0) > 2).all(), "every latent's threshold gets a gradient"
+    assert in_band.any(axis=0).all(), "every latent's threshold gets a gradient"
     assert (~in_band & expected.on).sum() > 50 and (~in_band & ~expected.on).sum() > 50
 
 
@@ -97,7 +97,7 @@ def test_every_gradient_is_the_published_one(name):
     sae, rows = make_sae(), make_rows()
     found = gradients(sae, sae.losses(rows, make_config()).total(COEFFICIENT))
     expected = reference(sae, rows).gradients[name]
-    assert np.abs(expected).min() > 0 or name == "W_dec"
+    assert np.count_nonzero(expected) == expected.size, "no entry is trivially right"
     np.testing.assert_allclose(found[name], expected, rtol=1e-10, atol=1e-13)
 
 

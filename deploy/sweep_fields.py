@@ -1,0 +1,65 @@
+"""The sweep file's reference, `docs/sweep-file.md`, written from the fields themselves: ``python -m scopemill.deploy.sweep_fields``."""
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from scopemill.deploy.sweep import SweepConfig
+from scopemill.trainer.config import PRESETS
+
+_INTRO = """# The sweep file
+
+One YAML file. Unknown fields and impossible values are refused before any work starts; `--set section.field=value` replaces one.
+Sizes are rows (tokens) unless they say otherwise. Written from the code by `python -m scopemill.deploy.sweep_fields`.
+"""
+
+
+def render() -> str:
+    sections: list[tuple[str, type[BaseModel]]] = [("", SweepConfig)]
+    lines = [_INTRO]
+    while sections:
+        section, model = sections.pop(0)
+        lines += [f"## {section}" if section else "## Top level", "", "| field | type | default | meaning |", "|---|---|---|---|"]
+        for name, field in model.model_fields.items():
+            lines.append(f"| `{name}` | {_type(field)} | {_default(field)} | {field.description} |")
+            sections += [(f"{section}.{name}".lstrip("."), nested) for nested in _nested(field)]
+        lines.append("")
+    return "\n".join(lines + list(_presets()))
+
+
+def _presets() -> Iterator[str]:
+    yield "## Presets of `train`"
+    yield ""
+    yield "| field | " + " | ".join(PRESETS) + " |"
+    yield "|---" * (len(PRESETS) + 1) + "|"
+    for field in next(iter(PRESETS.values())):
+        yield f"| `{field}` | " + " | ".join(f"{preset[field]:,}" if isinstance(preset[field], int) else str(preset[field]) for preset in PRESETS.values()) + " |"
+    yield ""
+
+
+def _nested(field: FieldInfo) -> list[type[BaseModel]]:
+    candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+    return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+
+
+def _type(field: FieldInfo) -> str:
+    if _nested(field):
+        return "a mapping, see below"
+    text = str(field.annotation) if not isinstance(field.annotation, type) else field.annotation.__name__
+    for long, short in (("typing.", ""), ("Literal", "one of "), ("tuple[", "list of ["), (", ...]", "]"), (" | None", ""), ("Optional", "")):
+        text = text.replace(long, short)
+    return "list of layers, or 'all'" if "Annotated" in text else text.replace("|", "or")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    if isinstance(field.default, BaseModel):
+        return "its defaults"
+    return "" if field.default is None else f"`{field.default}`"
+
+
+if __name__ == "__main__":
+    print(render(), end="")

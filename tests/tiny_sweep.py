@@ -1,0 +1,42 @@
+"""The smallest sweep that has every part: 2 hooks x 2 sparsities on the carried model, seconds of work."""
+
+from pathlib import Path
+from typing import Any
+
+import json
+
+from scopemill.deploy.demo.run import MODEL
+from scopemill.deploy.demo.standard_library import documents
+
+STEPS = 24
+
+
+def write_text(folder: Path, documents_wanted: int = 40) -> Path:
+    """Some files of the standard library as JSONL, the same on every call."""
+    path = folder / "text.jsonl"
+    texts = [text for _, text in sorted(documents(held_out=True)) if 2_000 < len(text) < 40_000][:documents_wanted]
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def sweep(bucket: str, text: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+    """A sweep file's content; ``sections`` are merged into it."""
+    data: dict[str, Any] = {
+        "name": "tiny",
+        "bucket": bucket,
+        "model": str(MODEL),
+        "corpus": {"source": str(text), "format": "jsonl"},
+        "harvest": {
+            "layers": [1, 3], "sites": ["resid_post"], "tokens": 6144, "rows_per_shard": 2048, "context_length": 64, "calibration_rows": 1024,
+        },
+        "server": {"shards_side_by_side": 2, "window_mib": 8},
+        "train": {
+            "preset": "quick", "widths": [256], "sparsities": [1e-3, 1e-2], "tokens": 256 * STEPS, "batch_size": 256, "checkpoint_every": 16,
+            "log_every": 8, "cpus": 0.5,
+        },
+        "evaluation": {"sequences": 8, "sequences_per_forward": 8},
+    }  # fmt: skip
+    for section, fields in sections.items():
+        data[section] = {**data.get(section, {}), **fields}
+    return data

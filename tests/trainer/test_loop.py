@@ -1,0 +1,232 @@
+"""The training loop: it recovers a known dictionary, resumes bit for bit, and its history says what happened."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scopemill.proto.bucket import Bucket
+from scopemill.proto.layout import SaeLayout
+from scopemill.trainer import checkpoint
+from scopemill.trainer.architectures import ARCHITECTURES
+from scopemill.trainer.config import PRESETS, SaeConfig
+from scopemill.trainer.history import History
+from scopemill.trainer.loop import Loop, to_tensor
+from scopemill.trainer.schedule import learning_rate, sparsity_factor
+
+LAYOUT = SaeLayout("saes/m/blocks.0.hook_resid_post/width_64/a/0")
+STILL = 1e-30  # a learning rate that moves no float32 weight
+TIMES = {"steps_per_second", "waiting_share"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors this small are done sooner by one thread than by several that wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_config(**changes) -> SaeConfig:
+    return SaeConfig(**PRESETS["quick"] | dict(width=64, sparsity=0.01, batch_size=256, log_every=10) | changes)
+
+
+def make_loop(config: SaeConfig, d: int, mean: torch.Tensor | None = None) -> Loop:
+    sae = ARCHITECTURES[config.architecture].initial(config, d, torch.zeros(d) if mean is None else mean)
+    return Loop(sae, config, History())
+
+
+def known(history: History) -> list[dict]:
+    return [{k: v for k, v in vars(row).items() if k not in TIMES} for row in history.rows]
+
+
+class SparseWorld:
+    """Rows that are sums of a few of 64 known directions in 32 dimensions; batch k is a pure function of k."""
+
+    def __init__(self, d: int = 32, directions: int = 64, active: float = 2.0):
+        generator = torch.Generator().manual_seed(11)
+        self.truth = torch.randn(directions, d, generator=generator)
+        self.truth /= self.truth.norm(dim=1, keepdim=True)
+        self._share = active / directions
+
+    def batch(self, k: int, rows: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(1000 + k)
+        on = torch.rand(rows, len(self.truth), generator=generator) < self._share
+        strength = 0.5 + torch.rand(rows, len(self.truth), generator=generator)
+        return (on * strength) @ self.truth / 1.5  # E||x||^2 = 1 or thereabouts
+
+
+@pytest.mark.parametrize(("architecture", "sparsity", "l0"), [("jumprelu", 0.02, (1.5, 3)), ("standard", 0.2, (1.5, 5))])
+def test_training_recovers_a_sparse_dictionary(architecture, sparsity, l0):
+    world = SparseWorld()
+    config = make_config(
+        architecture=architecture, sparsity=sparsity, tokens=512 * 800, batch_size=512, learning_rate=1e-2, lr_warmup_steps=20,
+        sparsity_warmup_steps=200, initial_threshold=0.1, bandwidth=0.1, initial_decoder_bias="zero",
+    )  # fmt: skip
+    loop = make_loop(config, 32)
+
+    def closeness() -> float:
+        """Mean over the true directions of the cosine to the nearest decoder row."""
+        decoder = loop.sae.W_dec.detach()
+        return (world.truth @ (decoder / decoder.norm(dim=1, keepdim=True)).T).max(dim=1).values.mean().item()
+
+    assert closeness() < 0.6
+    while not loop.done:
+        loop.step(world.batch(loop.step_number, 512))
+    last = loop.history.rows[-1]
+    assert closeness() > 0.95
+    assert last.fvu < 0.15 and l0[0] < last.l0 < l0[1], (last.fvu, last.l0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_run_resumed_from_a_checkpoint_ends_bit_for_bit_like_one_that_was_not_interrupted(architecture, bucket: Bucket):
+    world = SparseWorld()
+    config = make_config(architecture=architecture, tokens=256 * 60, lr_warmup_steps=25, sparsity_warmup_steps=40, dead_after_tokens=2000, seed=1)
+    whole = make_loop(config, 32)
+    while not whole.done:
+        whole.step(world.batch(whole.step_number, 256))
+
+    first = make_loop(config, 32)
+    for k in range(30):
+        first.step(world.batch(k, 256))
+    record = checkpoint.CheckpointRecord(30, 30, 30 * 256, "blocks.0.hook_resid_post", 1.0, config.model_dump(mode="json"))
+    first.history.save(bucket, LAYOUT.history)
+    checkpoint.save(bucket, LAYOUT, record, first.sae, first.optimizer.second_moments, first.tokens_since_fired)
+    for k in range(30, 37):  # work that the crash loses
+        first.step(world.batch(k, 256))
+
+    sae, record, moments, tokens_since_fired = checkpoint.load_state(bucket, LAYOUT, 30, config)
+    second = Loop(sae, config, History.load(bucket, LAYOUT.history, record.step))
+    second.restore(record.step, moments, tokens_since_fired)
+    while not second.done:
+        second.step(world.batch(second.step_number, 256))
+
+    for (name, p), q in zip(second.sae.named_parameters(), whole.sae.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    for name, v in whole.optimizer.second_moments.items():
+        assert torch.equal(second.optimizer.second_moments[name], v), name
+    assert torch.equal(second.tokens_since_fired, whole.tokens_since_fired)
+    assert whole.tokens_since_fired.any(), "some latents were silent for a while, so the counters carry something"
+    assert known(second.history) == known(whole.history)
+    assert not torch.equal(first.sae.W_dec, whole.sae.W_dec)
+
+
+def test_a_history_is_read_back_up_to_the_step_of_the_checkpoint(bucket: Bucket):
+    loop = make_loop(make_config(tokens=256 * 40), 32)
+    while not loop.done:
+        loop.step(SparseWorld().batch(loop.step_number, 256))
+    assert History.load(bucket, LAYOUT.history, 40).rows == []
+    loop.history.save(bucket, LAYOUT.history)
+    assert History.load(bucket, LAYOUT.history, 40).rows == loop.history.rows
+    assert [row.step for row in History.load(bucket, LAYOUT.history, 29).rows] == [10, 20]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_historys_fvu_is_a_two_pass_computation_even_where_the_mean_is_huge(architecture):
+    d, steps, generator = 24, 12, torch.Generator().manual_seed(3)
+    mean = 1e4 * torch.randn(d, generator=generator)
+    # Batches of different spread, so that a mean of per-batch ratios is another number.
+    batches = [mean + (1 + k % 3) * torch.randn(200, d, generator=generator) for k in range(steps)]
+    config = make_config(
+        architecture=architecture, tokens=200 * steps, batch_size=200, log_every=6, learning_rate=STILL, initial_threshold=0.8
+    )
+    loop = make_loop(config, d, mean)
+    for x in batches:
+        loop.step(x)
+    sae = make_loop(config, d, mean).sae
+    w_enc, w_dec, b_dec = (p.detach().double().numpy() for p in (sae.W_enc, sae.W_dec, sae.b_dec))
+    assert [row.step for row in loop.history.rows] == [6, 12]
+    for row, part in zip(loop.history.rows, (batches[:6], batches[6:]), strict=True):
+        x = torch.cat(part).double().numpy()
+        z = (x - b_dec) @ w_enc.T
+        f = np.where(z > (0.8 if architecture == "jumprelu" else 0.0), z, 0.0)
+        error = ((x - (f @ w_dec + b_dec)) ** 2).sum()
+        expected = error / ((x - x.mean(axis=0)) ** 2).sum()
+        assert row.fvu == pytest.approx(expected, rel=1e-4)
+        assert row.reconstruction == pytest.approx(error / len(x), rel=1e-4)
+        assert row.l0 == pytest.approx((f > 0).sum(axis=1).mean(), rel=1e-3)
+        assert row.fvu != pytest.approx(error / (len(x) * d * x.var()), rel=0.5), "a variance around one scalar mean"
+
+
+def test_a_row_of_the_history_says_the_means_and_the_schedule_of_its_steps():
+    config = make_config(tokens=256 * 25, log_every=10, lr_warmup_steps=20, sparsity_warmup_steps=15, sparsity=0.5)
+    loop, world = make_loop(config, 32), SparseWorld()
+    values = []
+    for k in range(25):
+        losses = loop.sae.losses(world.batch(k, 256), config)
+        values.append((losses.total(0.5 * sparsity_factor(config, k)).item(), losses.reconstruction.item(), losses.sparsity.item()))
+        loop.step(world.batch(k, 256))
+    assert [(row.step, row.tokens) for row in loop.history.rows] == [(10, 2560), (20, 5120), (25, 6400)]
+    for row, (a, b) in zip(loop.history.rows, [(0, 10), (10, 20), (20, 25)], strict=True):
+        loss, reconstruction, sparsity = np.mean(values[a:b], axis=0)
+        assert (row.loss, row.reconstruction, row.sparsity) == pytest.approx((loss, reconstruction, sparsity), rel=1e-6)
+        assert row.l0 == pytest.approx(row.sparsity, rel=1e-6), "JumpReLU's penalty is L0 itself"
+        assert (row.learning_rate, row.sparsity_factor) == (learning_rate(config, b - 1), sparsity_factor(config, b - 1))
+        assert row.sparsity_coefficient == 0.5 and row.steps_per_second > 0 and row.waiting_share == 0
+
+
+def test_the_share_of_waiting_is_that_of_the_interval():
+    clock = itertools.count(0.0, 100.0)
+    config = make_config(tokens=256 * 4, log_every=2)
+    loop = Loop(make_loop(config, 32).sae, config, History(), lambda: next(clock))
+    for k in range(4):
+        loop.step(SparseWorld().batch(k, 256))
+    assert [row.waiting_share for row in loop.history.rows] == [1.0, 1.0], "never above one, whatever the clocks say"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_dead_counter_counts_tokens_since_a_latent_last_fired(architecture):
+    """Latent 0 never fires, latent 1 on the second batch alone, latent 2 always."""
+    config = make_config(
+        architecture=architecture, width=3, batch_size=4, tokens=4 * 5, log_every=1, learning_rate=STILL, dead_after_tokens=12,
+        initial_decoder_bias="zero", initial_threshold=0.1,
+    )  # fmt: skip
+    loop = make_loop(config, 3)
+    with torch.no_grad():
+        loop.sae.W_enc.copy_(torch.eye(3))
+    seen = []
+    for k in range(5):
+        x = torch.tensor([[-1.0, 1.0 if k == 1 else -1.0, 1.0]] * 4)
+        x[1:, 1] = -1.0  # one row of the batch is enough
+        loop.step(x)
+        seen.append(loop.tokens_since_fired.tolist())
+    assert seen == [[4, 4, 0], [8, 0, 0], [12, 4, 0], [16, 8, 0], [20, 12, 0]]
+    assert [row.dead_latents for row in loop.history.rows] == [0, 0, 1, 1, 2]
+
+
+def test_the_learning_rate_and_the_sparsity_of_a_step_are_those_of_its_number_from_zero():
+    config = make_config(tokens=256 * 20, lr_warmup_steps=10, sparsity_warmup_steps=0, adam_epsilon=1e-30, architecture="standard")
+    loop = make_loop(config, 32)
+    before = loop.sae.b_dec.detach().clone()
+    loop.step(SparseWorld().batch(0, 256))
+    moved = (loop.sae.b_dec.detach() - before).abs()
+    np.testing.assert_allclose(moved.numpy(), 0.1 * config.learning_rate, rtol=1e-4)  # Adam's first update is the rate itself
+
+
+def test_every_bfloat16_is_converted_exactly():
+    bits = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    expected = (bits.astype(np.uint32) << 16).view(np.float32)
+    found = to_tensor(bits, "bfloat16", torch.device("cpu"))
+    assert found.dtype == torch.float32 and found.shape == (256, 256)
+    number = ~np.isnan(expected)
+    assert np.array_equal(found.numpy().view(np.uint32)[number], expected.view(np.uint32)[number]), "the sign of zero too"
+    assert np.isnan(found.numpy()[~number]).all()
+
+
+def test_float32_is_taken_bit_for_bit():
+    bits = np.random.default_rng(0).integers(0, 2**32, size=(64, 32), dtype=np.uint32)
+    found = to_tensor(bits.view(np.float32), "float32", torch.device("cpu"))
+    assert found.dtype == torch.float32 and np.array_equal(found.numpy().view(np.uint32), bits)
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("bfloat16", np.uint16), ("float32", np.float32)])
+def test_a_batch_is_independent_of_the_messages_memory(dtype, stored):
+    memory = bytearray(np.arange(1, 13, dtype=stored).tobytes())
+    readonly = np.frombuffer(memoryview(memory).toreadonly(), dtype=stored).reshape(3, 4)
+    found = to_tensor(readonly, dtype, torch.device("cpu"))
+    kept = found.clone()
+    memory[:] = bytes([255]) * len(memory)
+    assert torch.equal(found, kept)
+    found.zero_()
+    assert memory == bytes([255]) * len(memory)
