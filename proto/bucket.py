@@ -54,11 +54,12 @@ class Bucket:
         """
         with self._errors("read", path):
             if not self._local:
-                return memoryview(self._fs.cat_file(self._full(path)))
+                data = self._fs.cat_file(self._full(path))
+                self._check_fits(path, len(data), buffer)
+                return memoryview(data)
             with open(self._full(path), "rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
-                if size > len(buffer):
-                    raise StorageError(f"{self.place(path)} has {size} bytes where at most {len(buffer)} belong")
+                self._check_fits(path, size, buffer)
                 filled = 0
                 while filled < size and (n := file.readinto(buffer[filled:size])):
                     filled += n
@@ -123,6 +124,10 @@ class Bucket:
         except StorageError as error:
             raise StorageError(f"bucket {self.url} cannot be written: {error.__cause__}") from error
         self.remove(probe)
+
+    def _check_fits(self, path: str, size: int, buffer: memoryview) -> None:
+        if size > len(buffer):
+            raise StorageError(f"{self.place(path)} has {size} bytes where at most {len(buffer)} belong")
 
     def _full(self, path: str) -> str:
         parts = PurePosixPath(path).parts

@@ -7,11 +7,12 @@ their CRC-32C: harvester and server write and read these objects themselves, and
 
 import base64
 import math
-from typing import Any, Literal
+import re
+from typing import Any, Literal, TypeVar
 
 import google_crc32c
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scopemill.proto.bucket import Bucket, Bytes
 from scopemill.proto.errors import Conflict, CorruptObject, MissingObject
@@ -25,11 +26,15 @@ ROW_LABELS = {"token_id": np.dtype("<i4"), "document": np.dtype("<i8"), "positio
 LOGICAL_DTYPE = "logical_dtype"
 STORED_DTYPES = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4")}
 
+_COMMIT = re.compile(r"(\d{5,})\.json")  # file managers leave things of their own beside them
 Dtype = Literal["bfloat16", "float32"]
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+R = TypeVar("R", bound=_Record)
 
 
 class HookStats(_Record):
@@ -184,15 +189,27 @@ def read_chunk(bucket: Bucket, folder: str, spec: ArraySpec, index: int, committ
 
 
 def read_manifest(bucket: Bucket, dataset: str) -> DatasetManifest:
-    return DatasetManifest.model_validate_json(bucket.read(DatasetLayout(dataset).manifest))
+    return _read_record(bucket, DatasetLayout(dataset).manifest, DatasetManifest)
 
 
 def read_commit(bucket: Bucket, dataset: str, shard: int) -> ShardCommit:
-    return ShardCommit.model_validate_json(bucket.read(DatasetLayout(dataset).commit(shard)))
+    return _read_record(bucket, DatasetLayout(dataset).commit(shard), ShardCommit)
+
+
+def _read_record(bucket: Bucket, path: str, kind: type[R]) -> R:
+    """CorruptObject, naming the first field that does not fit, if the object is not such a record."""
+    data = bucket.read(path)
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "its text"
+        raise CorruptObject(f"{bucket.place(path)} is not a record that this version reads: {field}: {first['msg']}") from error
 
 
 def committed_shards(bucket: Bucket, dataset: str) -> set[int]:
-    return {int(name.removesuffix(".json")) for name in bucket.names(DatasetLayout(dataset).commits)}
+    matches = map(_COMMIT.fullmatch, bucket.names(DatasetLayout(dataset).commits))
+    return {int(match[1]) for match in matches if match}
 
 
 def refuse_other_identity(place: str, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

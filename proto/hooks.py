@@ -17,7 +17,7 @@ SITES = {
     "attn_out": "hook_attn_out",
 }
 _SITE_OF = {suffix: site for site, suffix in SITES.items()}
-_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
+_NAME = re.compile(r"blocks\.(0|[1-9][0-9]*)\.(.+)")  # one spelling for each layer
 
 
 @dataclass(frozen=True, order=True)

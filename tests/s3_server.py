@@ -15,6 +15,7 @@ import select
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,12 +57,15 @@ swift_dir = $root
 log_level = ERROR
 
 [pipeline:main]
-pipeline = catch_errors gatekeeper cache s3api tempauth bulk slo versioned_writes copy proxy-server
+pipeline = catch_errors gatekeeper create_once cache s3api tempauth bulk slo versioned_writes copy proxy-server
 
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
 allow_account_management = true
+
+[filter:create_once]
+paste.filter_factory = s3_server:create_once
 
 [filter:cache]
 paste.filter_factory = s3_server:memory_cache
@@ -181,6 +185,28 @@ def answer(socket, application) -> None:
 
     with open(os.devnull, "w") as log:
         eventlet.wsgi.server(socket, application, log, protocol=SwiftHttpProtocol)
+
+
+def create_once(global_conf: dict, **local_conf: str):
+    """A filter that lets one conditional PUT of an object through at a time, so that exactly one writer creates it.
+
+    Amazon's S3 promises that. Swift does answer 412 when the object is there, but it looks before it takes the bytes: of those who write
+    at the same moment several would succeed.
+    """
+    from eventlet.semaphore import Semaphore
+
+    turns = defaultdict(Semaphore)
+
+    def around(app):
+        def application(environ: dict, start_response):
+            if environ["REQUEST_METHOD"] != "PUT" or "HTTP_IF_NONE_MATCH" not in environ:
+                return app(environ, start_response)
+            with turns[environ["PATH_INFO"]]:
+                return list(app(environ, start_response))
+
+        return application
+
+    return around
 
 
 def memory_cache(global_conf: dict, **local_conf: str):

@@ -16,7 +16,7 @@ from scopemill.proto.errors import Conflict, SaeFormatError
 from scopemill.proto.layout import SaeLayout
 from scopemill.trainer.architectures import ARCHITECTURES
 from scopemill.trainer.config import SaeConfig
-from scopemill.trainer.sae import Sae
+from scopemill.trainer.sae import Sae, check_tensors
 
 _DEAD = "tokens_since_fired"
 _MOMENT = "second_moment."
@@ -36,7 +36,8 @@ class CheckpointRecord:
 
 def steps_of(bucket: Bucket, layout: SaeLayout) -> list[int]:
     """The steps with a committed checkpoint, ascending."""
-    return [int(name) for name in bucket.names(layout.checkpoints) if bucket.exists(layout.checkpoint(int(name)).record)]
+    steps = sorted(int(name) for name in bucket.names(layout.checkpoints) if name.isdecimal())
+    return [step for step in steps if bucket.exists(layout.checkpoint(step).record)]
 
 
 def save(
@@ -54,18 +55,23 @@ def save(
 
 
 def read_record(bucket: Bucket, layout: SaeLayout, step: int) -> CheckpointRecord:
-    return CheckpointRecord(**json.loads(bucket.read(layout.checkpoint(step).record)))
+    path = layout.checkpoint(step).record
+    try:
+        return CheckpointRecord(**json.loads(bucket.read(path)))
+    except (ValueError, TypeError) as error:
+        raise SaeFormatError(f"{bucket.place(path)} is not a checkpoint's record: {error}") from error
 
 
 def load_sae(bucket: Bucket, layout: SaeLayout, step: int) -> tuple[Sae, CheckpointRecord]:
-    """The SAE of a checkpoint, as trained (for scaled activations)."""
-    record = read_record(bucket, layout, step)
-    weights = safetensors.torch.load(bucket.read(layout.checkpoint(step).weights))
-    sae = ARCHITECTURES[record.config["architecture"]](weights["W_dec"].shape[1], record.config["width"], centred=True)
+    """The SAE of a checkpoint, as trained (for scaled activations). SaeFormatError if its files do not fit each other."""
+    record, place = read_record(bucket, layout, step), layout.checkpoint(step)
+    weights = _read(bucket, place.weights)
     try:
-        sae.load_state_dict(weights)
-    except RuntimeError as error:
-        raise SaeFormatError(f"{bucket.place(layout.checkpoint(step).weights)} does not fit its checkpoint.json: {error}") from error
+        sae = ARCHITECTURES[record.config["architecture"]](weights["W_dec"].shape[1], record.config["width"], centred=True)
+    except (LookupError, TypeError, RuntimeError) as error:
+        raise SaeFormatError(f"{bucket.place(place.weights)} and its checkpoint.json do not make an SAE: {error!r}") from error
+    check_tensors(bucket.place(place.weights), weights, {name: p.shape for name, p in sae.named_parameters()})
+    sae.load_state_dict(weights)
     return sae, record
 
 
@@ -76,13 +82,24 @@ def load_state(
     sae, record = load_sae(bucket, layout, step)
     wanted = config.model_dump(mode="json")
     if record.config != wanted:
-        key = next(k for k in wanted if record.config.get(k) != wanted[k])
+        key = next(k for k in wanted | record.config if record.config.get(k) != wanted.get(k))
         raise Conflict(
-            f"{bucket.place(layout.root)} was trained with {key} = {record.config.get(key)!r}, and this run asks for {wanted[key]!r}"
+            f"{bucket.place(layout.root)} was trained with {key} = {record.config.get(key)!r}, and this run asks for {wanted.get(key)!r}"
         )
-    state = safetensors.torch.load(bucket.read(layout.checkpoint(step).optimizer))
+    path = layout.checkpoint(step).optimizer
+    state = _read(bucket, path)
+    shapes = {_MOMENT + name: p.shape for name, p in sae.named_parameters()} | {_DEAD: [sae.width]}
+    check_tensors(bucket.place(path), state, shapes)
     tokens_since_fired = state.pop(_DEAD)
     return sae, record, {name.removeprefix(_MOMENT): v for name, v in state.items()}, tokens_since_fired
+
+
+def _read(bucket: Bucket, path: str) -> dict[str, torch.Tensor]:
+    data = bucket.read(path)
+    try:
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise SaeFormatError(f"{bucket.place(path)} cannot be read: {error}") from error
 
 
 def _cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from scopemill.proto.errors import MissingObject, SaeFormatError
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import SaeLayout
 from scopemill.trainer.architectures import ARCHITECTURES
-from scopemill.trainer.sae import Sae
+from scopemill.trainer.sae import Sae, check_tensors
 
 SAE_LENS_VERSION = "6.54.0"  # whose folder format this is
 
@@ -62,26 +62,43 @@ def load_sae(folder: str) -> Sae:
     SaeFormatError if the folder is not one, is of an architecture that is not known, or does not fit its config.
     """
     bucket = Bucket(folder)
-    place = SaeLayout("")
+    config_path, weights_path = (path.lstrip("/") for path in (SaeLayout("").config, SaeLayout("").weights))
+    if not bucket.exists(config_path):
+        raise SaeFormatError(f"{folder} is not a finished SAE: it has no {config_path}")
+    place = bucket.place(weights_path)
+    architecture, config = _read_config(bucket, config_path)
     try:
-        config = json.loads(bucket.read(place.config.lstrip("/")))
-        tensors = safetensors.torch.load(bucket.read(place.weights.lstrip("/")))
+        tensors = safetensors.torch.load(bucket.read(weights_path))
     except MissingObject as error:
         raise SaeFormatError(f"{folder} is not a finished SAE: {error}") from error
-    except (ValueError, safetensors.SafetensorError) as error:
-        raise SaeFormatError(f"{folder} holds a file that cannot be read: {error}") from error
-    architecture = ARCHITECTURES.get(config.get("architecture"))
-    if architecture is None:
-        raise SaeFormatError(f"{folder}: architecture {config.get('architecture')!r} is not known: there are {', '.join(ARCHITECTURES)}")
-    if config.get("normalize_activations", "none") != "none":
-        raise SaeFormatError(f"{folder}: normalize_activations {config['normalize_activations']!r} is not read here; fold it first")
+    except safetensors.SafetensorError as error:
+        raise SaeFormatError(f"{place} cannot be read: {error}") from error
+    decoder = {name: t for name, t in tensors.items() if name == "W_dec"}
+    check_tensors(place, decoder, {"W_dec": [config["d_sae"], config["d_in"]]})  # before memory is taken for that much
     sae = architecture(config["d_in"], config["d_sae"], centred=bool(config.get("apply_b_dec_to_input")))
-    if "W_enc" in tensors:
-        tensors["W_enc"] = tensors["W_enc"].T.contiguous()
-    try:
-        sae.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise SaeFormatError(f"{folder}: the weights do not fit cfg.json: {error}") from error
-    if not all(torch.isfinite(t).all() for t in tensors.values()):
-        raise SaeFormatError(f"{folder}: a weight is not a finite number")
+    check_tensors(place, tensors, {n: p.shape[::-1] if n == "W_enc" else p.shape for n, p in sae.named_parameters()})
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise SaeFormatError(f"{place}: tensor {name} holds a value that is not a finite number")
+    sae.load_state_dict(tensors | {"W_enc": tensors["W_enc"].T})
     return sae.requires_grad_(False)
+
+
+def _read_config(bucket: Bucket, path: str) -> tuple[type[Sae], dict[str, Any]]:
+    """The architecture, and a ``cfg.json`` whose widths are counts."""
+    place = bucket.place(path)
+    try:
+        config = json.loads(bucket.read(path))
+    except ValueError as error:
+        raise SaeFormatError(f"{place} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise SaeFormatError(f"{place} is not a JSON object")
+    name = config.get("architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise SaeFormatError(f"{place}: architecture {name!r} is not known: there are {', '.join(ARCHITECTURES)}")
+    if config.get("normalize_activations", "none") != "none":
+        raise SaeFormatError(f"{place}: normalize_activations {config['normalize_activations']!r} is not read here; fold it first")
+    for field in ("d_in", "d_sae"):
+        if type(config.get(field)) is not int or config[field] < 1:
+            raise SaeFormatError(f"{place}: {field} is {config.get(field)!r}, not a number of at least 1")
+    return ARCHITECTURES[name], config

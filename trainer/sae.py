@@ -4,12 +4,14 @@ Legend of shapes: B rows, d width of the hook, F latents.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 from torch import nn
 
+from scopemill.proto.errors import SaeFormatError
 from scopemill.trainer.config import SaeConfig
 
 
@@ -106,3 +108,14 @@ class Sae(nn.Module, ABC):
         sae.b_enc.copy_(scale * (self.b_enc - self.W_enc @ self.b_dec if self.centred else self.b_enc))
         sae.b_dec.copy_(scale * self.b_dec)
         return sae
+
+
+def check_tensors(place: str, tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]]) -> None:
+    """SaeFormatError unless what was read at a place is exactly the tensors of these names and shapes."""
+    for name in sorted(tensors.keys() | shapes.keys()):
+        if name not in tensors:
+            raise SaeFormatError(f"{place} lacks the tensor {name}")
+        if name not in shapes:
+            raise SaeFormatError(f"{place} holds a tensor {name}, which does not belong there")
+        if list(tensors[name].shape) != list(shapes[name]):
+            raise SaeFormatError(f"{place}: tensor {name} has the shape {list(tensors[name].shape)} where {list(shapes[name])} belongs")

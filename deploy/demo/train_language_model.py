@@ -1,6 +1,6 @@
 """Train the demo's language model: a small Gemma 2 on the text of Python's standard library.
 
-    python -m scopemill.deploy.demo.train_language_model OUT [--steps 2300]
+    python -m scopemill.deploy.demo.train_language_model OUT [--steps 2000]
 
 OUT then holds a folder that loads like any model from the Hub: the tokenizer, the configuration, the weights in bfloat16, and `card.json`
 with what was measured. Everything is seeded: a second run on the same machine gives the same folder. A run that was interrupted goes on
@@ -33,12 +33,13 @@ IGNORED = -100  # the target that cross_entropy leaves out
 VOCABULARY = 2048
 CONTEXT = 256  # the longest T
 SHORT_CONTEXT = 128  # T in the demo, in the measurement, and, because it is 1.5 times faster, in the first part of training
-SHORT_SHARE = 0.75  # of the steps
+SHORT_SHARE = 0.8625  # of the steps
 BATCH_TOKENS = 8192  # B * T
 
 LEARNING_RATES = (0.02, 3e-3)  # Muon, for the matrices inside the blocks; AdamW, for the embedding and the norms
 WARM_UP_STEPS = 50
-DECAY_SHARE = 0.6  # of the steps, at the end, over which the learning rate falls linearly to zero
+DECAY_SHARE = 0.54  # of the steps, at the end, over which the learning rate falls linearly
+FINAL_RATE = 5 / 23  # of the peak, where it ends
 
 # Newlines take the indentation after them along; a word or a run of punctuation takes one space before it.
 PIECES = r"\n+ *| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"
@@ -138,8 +139,9 @@ def build_optimizers(model: Gemma2ForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def schedule(step: int, steps: int) -> float:
-    """What the learning rates are multiplied by at this step: a short rise, a plateau, a linear fall to zero."""
-    return min(1.0, (step + 1) / WARM_UP_STEPS, (steps - step) / (DECAY_SHARE * steps))
+    """What the learning rates are multiplied by at this step: a short rise, a plateau, a linear fall to FINAL_RATE."""
+    fallen = (step - (1 - DECAY_SHARE) * steps) / (DECAY_SHARE * steps)
+    return min(1.0, (step + 1) / WARM_UP_STEPS, 1 - (1 - FINAL_RATE) * fallen)
 
 
 def next_token_loss(model: Gemma2ForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
@@ -214,7 +216,7 @@ def main() -> None:
     """Train and measure; see the top of this file."""
     parser = argparse.ArgumentParser(description="Train the demo's language model.")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=2300)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)

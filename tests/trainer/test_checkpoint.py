@@ -1,0 +1,235 @@
+"""Checkpoints: there or not there, never half; and what does not fit is said in one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from scopemill.proto.bucket import Bucket
+from scopemill.proto.errors import Conflict, MissingObject, SaeFormatError
+from scopemill.proto.layout import SaeLayout
+from scopemill.trainer import checkpoint
+from scopemill.trainer.architectures import ARCHITECTURES
+from scopemill.trainer.checkpoint import CheckpointRecord
+from scopemill.trainer.config import PRESETS, SaeConfig
+from scopemill.trainer.sae import Sae
+
+D, F = 6, 10
+LAYOUT = SaeLayout("saes/m/blocks.0.hook_resid_post/width_10/jumprelu/0")
+
+
+def make_config(**changes) -> SaeConfig:
+    return SaeConfig(**PRESETS["quick"] | dict(width=F, sparsity=0.5) | changes)
+
+
+def make_record(step: int, config: SaeConfig) -> CheckpointRecord:
+    return CheckpointRecord(step, step, step * config.batch_size, "blocks.0.hook_resid_post", 12.5, config.model_dump(mode="json"))
+
+
+def make_state(config: SaeConfig, seed: int) -> tuple[Sae, dict[str, torch.Tensor], torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    sae = ARCHITECTURES[config.architecture](D, config.width, centred=True)
+    with torch.no_grad():
+        for p in sae.parameters():
+            p.normal_(generator=generator)
+    moments = {name: torch.rand(p.shape, generator=generator) for name, p in sae.named_parameters()}
+    return sae, moments, torch.randint(0, 2**40, (config.width,), generator=generator)
+
+
+def save(bucket: Bucket, step: int, config: SaeConfig, seed: int = 0) -> None:
+    sae, moments, tokens_since_fired = make_state(config, seed)
+    checkpoint.save(bucket, LAYOUT, make_record(step, config), sae, moments, tokens_since_fired)
+
+
+class Interrupted(Exception):
+    pass
+
+
+class FailingBucket(Bucket):
+    """Dies before the n-th object that it is asked to write."""
+
+    def __init__(self, url: str, allowed: int):
+        super().__init__(url)
+        self.written, self._allowed = [], allowed
+
+    def _note(self, path: str) -> None:
+        if len(self.written) == self._allowed:
+            raise Interrupted
+        self.written.append(path)
+
+    def write(self, path, *parts):
+        self._note(path)
+        super().write(path, *parts)
+
+    def create(self, path, data):
+        self._note(path)
+        return super().create(path, data)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_everything_comes_back_bit_for_bit(bucket, architecture):
+    config = make_config(architecture=architecture, sparsity=1 / 3)
+    save(bucket, 500, config, seed=4)
+    sae, moments, tokens_since_fired = make_state(config, seed=4)
+    loaded, record, loaded_moments, loaded_tokens = checkpoint.load_state(bucket, LAYOUT, 500, config)
+    assert record == make_record(500, config) and (record.cursor, record.tokens, record.scale) == (500, 500 * 1024, 12.5)
+    assert type(loaded) is ARCHITECTURES[architecture] and loaded.centred
+    for (name, p), q in zip(loaded.named_parameters(), sae.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    assert loaded_moments.keys() == moments.keys() and all(torch.equal(loaded_moments[name], moments[name]) for name in moments)
+    assert torch.equal(loaded_tokens, tokens_since_fired) and loaded_tokens.dtype == torch.int64
+
+
+def test_the_record_is_written_last(bucket):
+    recording = FailingBucket(bucket.url, allowed=99)
+    save(recording, 500, make_config())
+    place = LAYOUT.checkpoint(500)
+    assert sorted(recording.written) == sorted([place.weights, place.optimizer, place.record])
+    assert recording.written[-1] == place.record
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_a_save_that_dies_on_the_way_leaves_the_checkpoint_before_it_whole(bucket, allowed):
+    config = make_config()
+    save(bucket, 500, config, seed=1)
+    with pytest.raises(Interrupted):
+        save(FailingBucket(bucket.url, allowed), 1000, config, seed=2)
+    assert checkpoint.steps_of(bucket, LAYOUT) == [500]
+    sae, *_ = checkpoint.load_state(bucket, LAYOUT, 500, config)
+    assert torch.equal(sae.W_dec, make_state(config, seed=1)[0].W_dec)
+    save(bucket, 1000, config, seed=3)
+    assert checkpoint.steps_of(bucket, LAYOUT) == [500, 1000]
+    sae, *_ = checkpoint.load_state(bucket, LAYOUT, 1000, config)
+    assert torch.equal(sae.W_dec, make_state(config, seed=3)[0].W_dec)
+
+
+def test_a_folder_without_its_record_is_no_checkpoint(bucket):
+    assert checkpoint.steps_of(bucket, LAYOUT) == []
+    save(bucket, 500, make_config())
+    bucket.remove(LAYOUT.checkpoint(500).record)
+    assert bucket.exists(LAYOUT.checkpoint(500).weights)
+    assert checkpoint.steps_of(bucket, LAYOUT) == []
+
+
+def test_what_else_lies_among_the_checkpoints_is_passed_over(bucket):
+    save(bucket, 500, make_config())
+    bucket.write(f"{LAYOUT.checkpoints}/.DS_Store", b"left by a file browser")
+    bucket.write(f"{LAYOUT.checkpoints}/notes/checkpoint.json", b"{}")
+    assert checkpoint.steps_of(bucket, LAYOUT) == [500]
+
+
+def test_steps_are_in_the_order_of_their_numbers(bucket):
+    for step in (99_999_999, 20, 300):
+        bucket.write(LAYOUT.checkpoint(step).record, b"{}")
+    bucket.write(LAYOUT.checkpoint(10**8).record, b"{}")
+    assert checkpoint.steps_of(bucket, LAYOUT) == [20, 300, 99_999_999, 10**8]
+
+
+def test_only_the_newest_keeps_the_optimisers_state_and_all_keep_their_weights(bucket):
+    for step in (10, 20, 30):
+        save(bucket, step, make_config())
+    places = [LAYOUT.checkpoint(step) for step in (10, 20, 30)]
+    assert [bucket.exists(p.optimizer) for p in places] == [False, False, True]
+    assert all(bucket.exists(p.weights) and bucket.exists(p.record) for p in places)
+    assert checkpoint.load_sae(bucket, LAYOUT, 10)[1].step == 10
+    with pytest.raises(MissingObject):
+        checkpoint.load_state(bucket, LAYOUT, 10, make_config())
+
+
+@pytest.mark.parametrize(("key", "value"), [("sparsity", 0.25), ("learning_rate", 0.5), ("seed", 7), ("tokens", 2_000_000), ("initial_decoder_bias", "zero")])
+def test_another_configuration_is_a_conflict_that_names_the_key_and_both_values(bucket, key, value):
+    save(bucket, 500, make_config())
+    with pytest.raises(Conflict) as caught:
+        checkpoint.load_state(bucket, LAYOUT, 500, make_config(**{key: value}))
+    assert f"{key} = {getattr(make_config(), key)!r}" in str(caught.value) and repr(value) in str(caught.value)
+    assert LAYOUT.root in str(caught.value)
+
+
+def test_a_key_that_only_the_checkpoint_knows_is_a_conflict_too(bucket):
+    config = make_config()
+    sae, moments, tokens_since_fired = make_state(config, 0)
+    record = make_record(500, config)
+    record.config["auxiliary_loss"] = 3
+    checkpoint.save(bucket, LAYOUT, record, sae, moments, tokens_since_fired)
+    with pytest.raises(Conflict, match="auxiliary_loss = 3"):
+        checkpoint.load_state(bucket, LAYOUT, 500, config)
+
+
+def tensors_of(bucket: Bucket, path: str) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load(bucket.read(path))
+
+
+def other_width(weights: dict) -> None:
+    weights["W_dec"] = weights["W_dec"][:-1].contiguous()
+
+
+def another_tensor(weights: dict) -> None:
+    weights["W_skip"] = torch.zeros(2)
+
+
+def no_decoder(weights: dict) -> None:
+    del weights["W_dec"]
+
+
+def no_threshold(weights: dict) -> None:
+    del weights["threshold"]
+
+
+def flat_decoder(weights: dict) -> None:
+    weights["W_dec"] = weights["W_dec"].flatten()
+
+
+@pytest.mark.parametrize("change", [other_width, another_tensor, no_decoder, no_threshold, flat_decoder])
+def test_weights_that_do_not_fit_are_a_format_error_that_names_the_file(bucket, change):
+    save(bucket, 500, make_config())
+    path = LAYOUT.checkpoint(500).weights
+    weights = tensors_of(bucket, path)
+    change(weights)
+    bucket.write(path, safetensors.torch.save(weights))
+    with pytest.raises(SaeFormatError) as caught:
+        checkpoint.load_sae(bucket, LAYOUT, 500)
+    assert path in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["weights", "optimizer"])
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"\xff" * 64, lambda data: b"not a tensor"])
+def test_a_file_that_is_damaged_is_a_format_error_that_names_it(bucket, name, damage):
+    save(bucket, 500, make_config())
+    path = getattr(LAYOUT.checkpoint(500), name)
+    bucket.write(path, damage(bucket.read(path)))
+    with pytest.raises(SaeFormatError) as caught:
+        checkpoint.load_state(bucket, LAYOUT, 500, make_config())
+    assert path in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["tokens_since_fired", "second_moment.b_enc", "second_moment.threshold"])
+def test_an_optimisers_state_that_is_not_whole_is_a_format_error(bucket, missing):
+    save(bucket, 500, make_config())
+    path = LAYOUT.checkpoint(500).optimizer
+    state = tensors_of(bucket, path)
+    del state[missing]
+    bucket.write(path, safetensors.torch.save(state))
+    with pytest.raises(SaeFormatError, match="optimizer.safetensors"):
+        checkpoint.load_state(bucket, LAYOUT, 500, make_config())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"step": 1}', '{"step": 500, "cursor": 500, "tokens": 1, "hook": "h", "scale": 1.0, "config": {"architecture": "topk"}}'],
+)
+def test_a_record_that_is_none_is_a_format_error_that_names_it(bucket, text):
+    save(bucket, 500, make_config())
+    path = LAYOUT.checkpoint(500).record
+    bucket.write(path, text.encode())
+    with pytest.raises(SaeFormatError) as caught:
+        checkpoint.load_sae(bucket, LAYOUT, 500)
+    assert path in str(caught.value) or "its checkpoint.json" in str(caught.value)
+
+
+def test_a_checkpoint_is_plain_json_and_safetensors(bucket):
+    save(bucket, 500, make_config())
+    folder = Path(bucket.url) / LAYOUT.checkpoint(500).root
+    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint.json", "optimizer.safetensors", "weights.safetensors"]
+    assert json.loads((folder / "checkpoint.json").read_text())["config"]["width"] == F
+    assert set(safetensors.torch.load_file(folder / "weights.safetensors")) == {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}

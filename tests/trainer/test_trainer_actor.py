@@ -1,0 +1,310 @@
+"""The trainer without Ray, against a real activation server in this process: it finishes, stops, and goes on."""
+
+import json
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scopemill.activation_server import client
+from scopemill.activation_server.config import ServerConfig
+from scopemill.activation_server.server import ActivationServer
+from scopemill.proto.bucket import Bucket
+from scopemill.proto.dataset import HookStats, pack_vector
+from scopemill.proto.errors import Conflict, InputError, MissingObject, ScopemillError, ServerGone
+from scopemill.proto.layout import SaeLayout
+from scopemill.proto.wire import StreamSpec
+from scopemill.trainer import actor, checkpoint, load_sae
+from scopemill.trainer.actor import Assignment, Trainer
+from scopemill.trainer.config import PRESETS, SaeConfig
+from scopemill.trainer.history import History
+from scopemill.trainer.loop import Loop
+from synthetic import make_dataset
+
+HOOK = "blocks.0.hook_resid_post"
+STREAM = StreamSpec("synthetic", (HOOK,), batch_size=16, seed=3, shards_side_by_side=3)
+STEPS = 40  # more than two epochs of the dataset below
+
+
+@pytest.fixture(autouse=True)
+def threads_of_torch():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def server(bucket):
+    make_dataset(bucket, dtype="bfloat16")
+    running = ActivationServer(bucket, ServerConfig(window_mib=1))
+    yield running
+    running.stop()
+
+
+def assign(folder: str = "a", **changes) -> Assignment:
+    config = SaeConfig(
+        **PRESETS["quick"]
+        | dict(width=24, sparsity=0.05, batch_size=16, tokens=16 * STEPS, checkpoint_every=16, log_every=4, lr_warmup_steps=10,
+               sparsity_warmup_steps=20, initial_threshold=0.3, bandwidth=0.3, dead_after_tokens=64)
+        | changes
+    )  # fmt: skip
+    return Assignment(
+        name=f"sae-{folder}",
+        root=f"saes/synthetic/{HOOK}/width_24/{config.architecture}/{folder}",
+        hook=HookStats(name=HOOK, d=8, scale=2.5, mean=pack_vector(np.linspace(-1, 1, 8)), norm_limit=None),
+        stream=STREAM,
+        config=config,
+        metadata={"model_name": "synthetic", "hook_name": HOOK, "context_size": 8},
+        provenance={"sweep": "test"},
+    )
+
+
+class StopsAt(Trainer):
+    """Is asked to stop while it works on a step."""
+
+    stop_step = 0
+
+    def _observe(self, loop: Loop, *rest) -> None:
+        super()._observe(loop, *rest)
+        if loop.step_number == self.stop_step:
+            self.stop()
+
+
+class DiesAt(StopsAt):
+    """Is gone in the middle of its work, without a word."""
+
+    def _observe(self, loop: Loop, *rest) -> None:
+        Trainer._observe(self, loop, *rest)
+        if loop.step_number == self.stop_step:
+            raise KeyboardInterrupt
+
+
+def make(kind: type[Trainer], bucket: Bucket, assignment: Assignment, stop_step: int = 0) -> Trainer:
+    trainer = kind(bucket.url, assignment, threads=1, gpu=False)
+    trainer.stop_step = stop_step
+    return trainer
+
+
+def run(kind: type[Trainer], bucket: Bucket, assignment: Assignment, server: ActivationServer, stop_step: int = 0) -> int:
+    return make(kind, bucket, assignment, stop_step).run(server.address)
+
+
+def weights(bucket: Bucket, assignment: Assignment) -> bytes:
+    return bucket.read(SaeLayout(assignment.root).checkpoint(assignment.config.steps).weights)
+
+
+def rows(bucket: Bucket, assignment: Assignment) -> list[dict]:
+    history = History.load(bucket, SaeLayout(assignment.root).history, 10**9)
+    return [{k: v for k, v in vars(row).items() if k not in ("steps_per_second", "waiting_share")} for row in history.rows]
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "standard"])
+def test_a_run_trains_to_the_last_step_exports_and_keeps_its_history(bucket, server, architecture):
+    assignment = assign(architecture=architecture)
+    trainer = make(Trainer, bucket, assignment)
+    assert trainer.progress() == {"step": 0}
+    assert trainer.run(server.address) == STEPS
+    layout = SaeLayout(assignment.root)
+    assert checkpoint.steps_of(bucket, layout) == [16, 32, 40]
+    record = checkpoint.read_record(bucket, layout, 40)
+    assert (record.cursor, record.tokens, record.hook, record.scale) == (40, 640, HOOK, 2.5)
+    assert record.config == assignment.config.model_dump(mode="json")
+
+    trained, _ = checkpoint.load_sae(bucket, layout, 40)
+    exported, folded = load_sae(f"{bucket.url}/{assignment.root}"), trained.folded(2.5)
+    assert all(torch.equal(p, q) for p, q in zip(exported.parameters(), folded.parameters(), strict=True))
+    assert json.loads(bucket.read(layout.config))["metadata"]["hook_name"] == HOOK
+    assert json.loads(bucket.read(layout.provenance))["sweep"] == "test"
+
+    history = rows(bucket, assignment)
+    assert [row["step"] for row in history] == list(range(4, 41, 4)) and history[-1]["tokens"] == 640
+    assert history[-1]["fvu"] < history[0]["fvu"], "it learnt something"
+    assert trainer.progress()["step"] == 40 and trainer.progress()["fvu"] == history[-1]["fvu"]
+
+
+def test_training_starts_at_the_mean_of_the_scaled_activations(bucket, server):
+    assignment = assign(learning_rate=1e-30, initial_decoder_bias="mean")
+    run(Trainer, bucket, assignment, server)
+    sae, _ = checkpoint.load_sae(bucket, SaeLayout(assignment.root), STEPS)
+    np.testing.assert_allclose(sae.b_dec.detach().numpy(), np.linspace(-1, 1, 8) / 2.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("stop_step", [1, 15, 16, 17, 39])
+def test_a_run_that_was_stopped_checkpoints_and_the_next_one_ends_with_the_same_bits(bucket, server, stop_step):
+    whole, stopped = assign("whole"), assign("stopped")
+    run(Trainer, bucket, whole, server)
+    assert run(StopsAt, bucket, stopped, server, stop_step) == stop_step
+    layout = SaeLayout(stopped.root)
+    assert checkpoint.steps_of(bucket, layout)[-1] == stop_step and not bucket.exists(layout.config)
+    assert run(Trainer, bucket, stopped, server) == STEPS
+    assert weights(bucket, stopped) == weights(bucket, whole)
+    place = SaeLayout(whole.root), layout
+    assert bucket.read(place[0].weights) == bucket.read(place[1].weights), "what is exported too"
+    assert bucket.read(place[0].checkpoint(STEPS).optimizer) == bucket.read(place[1].checkpoint(STEPS).optimizer)
+    final = [(row["step"], row["dead_latents"]) for row in rows(bucket, stopped)]
+    assert final[-1] == [(row["step"], row["dead_latents"]) for row in rows(bucket, whole)][-1]
+    assert sorted({step for step, _ in final}) == [step for step, _ in final]
+
+
+@pytest.mark.parametrize("die_step", [3, 20, 33])
+def test_a_run_that_died_goes_on_at_its_newest_checkpoint_with_weights_and_history_unchanged(bucket, server, die_step):
+    whole, died = assign("whole"), assign("died")
+    run(Trainer, bucket, whole, server)
+    with pytest.raises(KeyboardInterrupt):
+        run(DiesAt, bucket, died, server, die_step)
+    assert max(checkpoint.steps_of(bucket, SaeLayout(died.root)), default=0) == die_step // 16 * 16
+    assert run(Trainer, bucket, died, server) == STEPS
+    assert weights(bucket, died) == weights(bucket, whole)
+    assert rows(bucket, died) == rows(bucket, whole)
+
+
+def test_stopping_again_and_again_loses_nothing(bucket, server):
+    whole, stopped = assign("whole"), assign("stopped")
+    run(Trainer, bucket, whole, server)
+    for step in (1, 2, 17, 25, 39, 40):
+        assert run(StopsAt, bucket, stopped, server, step) == step
+    assert weights(bucket, stopped) == weights(bucket, whole)
+    assert bucket.exists(SaeLayout(stopped.root).config), "stopped on its last step, it is finished all the same"
+
+
+def test_a_stop_before_the_first_step_leaves_nothing_behind(bucket, server):
+    trainer = make(Trainer, bucket, assign())
+    trainer.stop()
+    assert trainer.run(server.address) <= 1, "a batch that is already there may be used"
+    assert not bucket.exists(SaeLayout(assign().root).config)
+
+
+def test_a_run_that_waits_for_data_stops_and_checkpoints_too(bucket):
+    make_dataset(bucket, "wide", hooks={HOOK: 256}, rows=512, shards=4)
+    server = ActivationServer(bucket, ServerConfig(window_mib=1))  # room for two batches
+    stream = StreamSpec("wide", (HOOK,), batch_size=512, seed=0, shards_side_by_side=4)
+    server.expect(stream, "one that never comes", 0, 10)
+    hook = HookStats(name=HOOK, d=256, scale=1.0, mean=pack_vector(np.zeros(256)), norm_limit=None)
+    assignment = replace(assign(batch_size=512, tokens=512 * 10), stream=stream, hook=hook)
+    trainer = make(Trainer, bucket, assignment)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(trainer.run, server.address)
+            deadline = time.monotonic() + 30
+            while trainer.progress()["step"] < 2 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            time.sleep(0.2)
+            assert not running.done()
+            trainer.stop()
+            assert running.result(timeout=10) == 2
+    finally:
+        server.stop()
+    assert checkpoint.steps_of(bucket, SaeLayout(assignment.root)) == [2]
+
+
+def test_running_a_finished_sae_again_returns_at_once_without_a_server(bucket, server):
+    assignment = assign()
+    run(Trainer, bucket, assignment, server)
+    folder = Path(bucket.url) / assignment.root
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    assert make(Trainer, bucket, assignment).run("tcp://127.0.0.1:9") == STEPS
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_last_checkpoint_without_an_export_is_exported_without_a_server(bucket, server):
+    """The process died between the two."""
+    assignment = assign()
+    run(Trainer, bucket, assignment, server)
+    layout = SaeLayout(assignment.root)
+    exported = bucket.read(layout.weights)
+    for path in (layout.config, layout.weights, layout.provenance):
+        bucket.remove(path)
+    assert make(Trainer, bucket, assignment).run("tcp://127.0.0.1:9") == STEPS
+    assert bucket.read(layout.weights) == exported and bucket.exists(layout.config)
+
+
+def test_two_trainers_of_one_stream_do_not_disturb_each_other(bucket, server):
+    alone, first = assign("alone"), assign("first")
+    run(Trainer, bucket, alone, server)
+    server.expect(STREAM, "sae-late", 0, STEPS)  # the window is kept for another, which then comes too
+    late = assign("late", sparsity=0.2)
+    trainers = [make(Trainer, bucket, a) for a in (first, late)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda t: t.run(server.address), trainers)) == [STEPS, STEPS]
+    assert weights(bucket, first) == weights(bucket, alone) != weights(bucket, late)
+
+
+def test_float32_rows_reach_the_sae_unchanged(bucket):
+    make_dataset(bucket, "exact", dtype="float32", rows=16, shards=1)
+    server = ActivationServer(bucket, ServerConfig(window_mib=1))
+    seen = []
+
+    class Looks(Trainer):
+        def _begin(self, waited):
+            loop = super()._begin(waited)
+            step = loop.step
+            loop.step = lambda x: (seen.append(x.clone()), step(x))
+            return loop
+
+    try:
+        run(Looks, bucket, replace(assign(tokens=16), stream=replace(STREAM, dataset="exact")), server)
+    finally:
+        server.stop()
+    assert seen[0].shape == (16, 8) and seen[0][:, 0].tolist() == list(range(16))
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(seen[0][:, 1:], torch.randn(16, 8, generator=generator)[:, 1:])
+
+
+def test_another_configuration_at_the_same_place_is_a_conflict_and_harms_nothing(bucket, server):
+    assignment = assign()
+    run(StopsAt, bucket, assignment, server, 20)
+    with pytest.raises(Conflict, match="learning_rate = 0.001, and this run asks for 0.5"):
+        make(Trainer, bucket, assign(learning_rate=0.5)).run(server.address)
+    assert run(Trainer, bucket, assignment, server) == STEPS
+
+
+def test_no_server_at_the_address_is_server_gone(bucket, monkeypatch):
+    monkeypatch.setattr(actor, "StreamClient", lambda *arguments: client.StreamClient(*arguments, connect_seconds=0.3))
+    with pytest.raises(ServerGone, match="tcp://127.0.0.1:9"):
+        make(Trainer, bucket, assign()).run("tcp://127.0.0.1:9")
+
+
+def test_a_server_that_goes_away_is_server_gone_and_another_serves_the_rest(bucket, server, monkeypatch):
+    monkeypatch.setattr(client, "SILENCE_SECONDS", 1.0)
+    whole, assignment = assign("whole"), assign("moved")
+    run(Trainer, bucket, whole, server)
+
+    class LosesServer(Trainer):
+        def _observe(self, loop: Loop, *rest) -> None:
+            super()._observe(loop, *rest)
+            if loop.step_number == 20:
+                server.stop()
+
+    with pytest.raises(ServerGone, match="silent"):
+        run(LosesServer, bucket, assignment, server)
+    other = ActivationServer(bucket, ServerConfig(window_mib=1))
+    try:
+        assert run(Trainer, bucket, assignment, other) == STEPS
+    finally:
+        other.stop()
+    assert weights(bucket, assignment) == weights(bucket, whole)
+
+
+@pytest.mark.parametrize(("changes", "kind"), [({"hooks": ("blocks.9.hook_resid_post",)}, MissingObject), ({"batch_size": 10_000}, InputError)])
+def test_a_stream_that_cannot_be_is_the_servers_own_error(bucket, server, changes, kind):
+    with pytest.raises(kind) as caught:
+        run(Trainer, bucket, replace(assign(), stream=replace(STREAM, **changes)), server)
+    assert isinstance(caught.value, ScopemillError) and str(caught.value)
+
+
+def test_a_damaged_shard_is_told_to_the_trainer_and_its_checkpoints_stay(bucket, server):
+    assignment = assign()
+    run(StopsAt, bucket, assignment, server, 20)
+    server.stop()
+    shutil.rmtree(Path(bucket.url) / "activations/synthetic/shards/00002.zarr")
+    other = ActivationServer(bucket, ServerConfig(window_mib=1))
+    try:
+        with pytest.raises(MissingObject, match="00002"):
+            run(Trainer, bucket, assignment, other)
+    finally:
+        other.stop()
+    assert checkpoint.steps_of(bucket, SaeLayout(assignment.root))[-1] >= 20
