@@ -23,15 +23,15 @@ class _JumpReLU(torch.autograd.Function):
         active = z > threshold
         ctx.save_for_backward(z, threshold, active)
         ctx.bandwidth = bandwidth
-        return z * active, active.sum(dtype=z.dtype) / len(z)
+        return z * active, active.count_nonzero().to(z.dtype) / len(z)
 
     @staticmethod
     def backward(ctx, d_f, d_l0):
         z, threshold, active = ctx.saved_tensors
         band = (z - threshold).abs_() < ctx.bandwidth / 2
-        in_f = (d_f * band).sum(0) * threshold
-        in_l0 = band.sum(0, dtype=z.dtype) * (d_l0 / len(z))
-        return d_f * active, -(in_f + in_l0) / ctx.bandwidth, None
+        # Both pseudo-gradients live on the band, so one masked sum serves them.
+        d_threshold = torch.where(band, d_f * threshold + d_l0 / len(z), 0.0).sum(0) / -ctx.bandwidth
+        return d_f * active, d_threshold, None
 
 
 class JumpReLU(Sae):

@@ -42,11 +42,10 @@ class Loop:
         losses = self.sae.losses(x, config)
         losses.total(coefficient).backward()
         self.optimizer.update(learning_rate(config, self.step_number))
-        fired = (losses.latents > 0).sum(0).cpu()
         self.tokens_since_fired += len(x)
-        self.tokens_since_fired[fired > 0] = 0
+        self.tokens_since_fired[(losses.latents.amax(0) > 0).cpu()] = 0
         self.step_number += 1
-        self._interval.add(x, losses, coefficient, int(fired.sum()))
+        self._interval.add(x, losses, coefficient)
         if self.step_number % config.log_every == 0 or self.done:
             self.flush()
 
@@ -79,10 +78,10 @@ class _Interval:
         self.total = np.zeros(d)
         self._start, self._waited = time.monotonic(), waited
 
-    def add(self, x: torch.Tensor, losses: Losses, coefficient: float, fired: int) -> None:
+    def add(self, x: torch.Tensor, losses: Losses, coefficient: float) -> None:
         self.steps += 1
         self.rows += len(x)
-        self.fired += fired
+        self.fired += int(losses.latents.count_nonzero())
         self.loss += losses.total(coefficient).item()
         self.sparsity += losses.sparsity.item()
         self.error += losses.reconstruction.item() * len(x)
