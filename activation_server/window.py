@@ -103,7 +103,7 @@ class Window:
         """A consumer will come: keep what it needs until then."""
         if name not in self.consumers:
             self.consumers[name] = Consumer(cursor, stop, deadline=now + self.join_seconds)
-        return []
+        return self._move()  # what it needs is loaded at the next event: others that are expected too may begin before it
 
     def join(self, name: str, cursor: int, stop: int, now: float) -> list[Decision]:
         low = self.low  # with the place that was kept for this consumer, if there was one
@@ -183,13 +183,8 @@ class Window:
             while c.next in self.held and not c.detached and c.wants:
                 decisions.append(Send(name, c.next))
                 c.next += 1
-        if attached := self._attached():
-            low = min(c.arrived for c in attached)
-            high = min(low + self.capacity, max(c.stop for c in attached))
-            decisions += self._drop(low, high)
-            decisions += self._load(min(c.next for c in attached), high)
-        else:
-            decisions += self._drop(self._low, self._low)
+        decisions += self._move()
+        decisions += self._load()
         for name, c in self.consumers.items():
             if c.detached and c.wants and name not in self._reading_alone:
                 self._reading_alone.add(name)
@@ -197,23 +192,26 @@ class Window:
         self._note_starvation(now)
         return decisions
 
-    def _drop(self, low: int, high: int) -> list[Decision]:
-        """Move the window to [low, high), and drop what lies outside."""
+    def _move(self) -> list[Decision]:
+        """Move the window to where its consumers are, and drop what lies outside."""
+        attached = self._attached()
+        low = min((c.arrived for c in attached), default=self._low)
+        high = min(low + self.capacity, max((c.stop for c in attached), default=low))
         if low >= self._low and high >= self._high:  # as it nearly always does, it moves ahead
             gone = [index for index in range(self._low, min(low, self._high)) if index in self.held]
         else:
             gone = [index for index in sorted(self.held) if not low <= index < high]
-            self._asked = low  # what was dropped at its end may have to be read again
         self._low, self._high = low, high
         self.held.difference_update(gone)
         return [Drop(index) for index in gone]
 
-    def _load(self, first: int, high: int) -> list[Decision]:
-        """Load what is missing of [first, high), as far as there is memory."""
-        self._asked = first if first < self._first else max(first, min(self._asked, high))
+    def _load(self) -> list[Decision]:
+        """Load what is missing of the window, as far as somebody still needs it and there is memory."""
+        first = min((c.next for c in self._attached()), default=self._high)
+        self._asked = first if first < self._first else max(first, min(self._asked, self._high))
         self._first = first
         loads: list[Decision] = []
-        while self._asked < high and len(self.held) + len(self.loading) < self.capacity:
+        while self._asked < self._high and len(self.held) + len(self.loading) < self.capacity:
             if self._asked not in self.held and self._asked not in self.loading:
                 self.loading.add(self._asked)
                 loads.append(Load(self._asked))

@@ -87,8 +87,7 @@ class SweepDriver:
         plan, train = self.plan, self.plan.config.train
         streams = len({a.stream for a in assignments})
         server = ServerActor.remote(plan.config.bucket, plan.config.server, streams)
-        # An actor that dies is started again by Ray, and goes on at its newest checkpoint.
-        options = TrainerActor.options(num_cpus=train.cpus, num_gpus=train.gpus, max_restarts=3, max_task_retries=3)
+        options = TrainerActor.options(num_cpus=train.cpus, num_gpus=train.gpus)
         with ActorGroup("activation_server", [server], self.targets):
             # Before any trainer is there, the window is told where each will begin: so none misses the others' reads.
             get([server.expect.remote(a.stream, a.name, self._steps_done(a), a.config.steps) for a in assignments])
@@ -123,7 +122,8 @@ class SweepDriver:
         plan, config = self.plan, self.plan.config.evaluation
         jobs = self.unevaluated()
         if not jobs:
-            self._reporter.say("evaluation: every checkpoint is evaluated")
+            begun = any(checkpoint.steps_of(plan.bucket, sae.layout) for sae in plan.saes)
+            self._reporter.say("evaluation: every checkpoint is evaluated" if begun else "evaluation: there is no checkpoint yet")
             return
         total = sum(map(len, jobs))
         arguments = (plan.config.bucket, plan.config.dataset, plan.config.model, plan.card, config, plan.config.harvest.context_length)

@@ -101,9 +101,9 @@ class Evaluator:
         fidelity = measure(self._lm, sae, hook, self._text, baseline, self._config.splice_special)
         evaluation = Evaluation(_result(record, hook, layout, baseline, fidelity), fidelity.histogram, baseline.rows, self._settings)
         data = json.dumps(evaluation.to_json(), indent=1).encode()
-        self._bucket.write(layout.checkpoint(job.step).metrics, data)
         if self._bucket.exists(layout.config) and job.step == max(checkpoint.steps_of(self._bucket, layout)):
             self._bucket.write(layout.metrics, data)
+        self._bucket.write(layout.checkpoint(job.step).metrics, data)  # last: with it the evaluation is done
         metrics.EVALUATIONS.inc()
         metrics.EVALUATED_FVU.labels(job.sae).set(fidelity.fvu)
         metrics.EVALUATED_DELTA_LOSS.labels(job.sae).set(evaluation.result.delta_loss)
@@ -143,4 +143,4 @@ def _recovered(ablated: float, spliced: float, clean: float) -> float:
     return (ablated - spliced) / (ablated - clean) if ablated != clean else float("nan")
 
 
-EvaluatorActor = ray.remote(max_concurrency=2, max_restarts=3)(Evaluator)
+EvaluatorActor = ray.remote(max_concurrency=2, max_restarts=3, max_task_retries=3)(Evaluator)

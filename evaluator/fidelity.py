@@ -142,7 +142,7 @@ def _replace(is_row: torch.Tensor, splice_special: bool, value) -> Edit:
     def edit(x: torch.Tensor) -> torch.Tensor:
         where = (torch.ones_like(is_row) if splice_special else is_row).to(x.device)
         out = x.clone()
-        out[where] = value(x[where])
+        out[where] = value(x[where]).to(out.dtype)
         return out
 
     return edit

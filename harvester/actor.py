@@ -62,10 +62,10 @@ class Harvester:
             return shard
         with self._computing:
             self._get_ready()
-            buffers = self._free.get()
-            with _timed(self._dataset, "forward"):
-                dropped = self._fill(buffers, shard)
+        buffers = self._free.get()
         try:
+            with self._computing, _timed(self._dataset, "forward"):
+                dropped = self._fill(buffers, shard)
             with _timed(self._dataset, "write"):
                 write_shard(self._bucket, shard, buffers, dropped)
         finally:
@@ -150,4 +150,4 @@ class _timed:
 
 
 # Two buckets in work, and room for questions beside them.
-HarvesterActor = ray.remote(max_concurrency=IN_FLIGHT + 2, max_restarts=3)(Harvester)
+HarvesterActor = ray.remote(max_concurrency=IN_FLIGHT + 2, max_restarts=3, max_task_retries=3)(Harvester)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import fsspec
@@ -14,8 +15,8 @@ _ENDINGS = {"jsonl": (".jsonl", ".json", ".jsonl.gz", ".ndjson"), "parquet": (".
 
 
 def documents(corpus: CorpusConfig) -> Iterator[str]:
-    """Every document that is not blank. CorpusError if the text is not there or lacks the column."""
-    for text in _READERS[corpus.format](corpus):
+    """Every document that is not blank. CorpusError if the text is not there, cannot be read or lacks the column."""
+    for text in _hub(corpus) if corpus.format == "hub" else _files(corpus):
         if text.strip():
             yield text
 
@@ -26,9 +27,9 @@ def check_corpus(corpus: CorpusConfig) -> None:
         raise CorpusError(f"corpus {corpus.source!r} is empty: no document in it has any text")
 
 
-def _files(corpus: CorpusConfig) -> Iterator[Any]:
-    """The corpus' files, opened for bytes, sorted by name; ``.gz`` and its like are unpacked on the way."""
-    try:
+def _files(corpus: CorpusConfig) -> Iterator[str]:
+    """The documents of the corpus' files, sorted by name; ``.gz`` and its like are unpacked on the way."""
+    with _named_errors(f"corpus {corpus.source!r} cannot be opened"):
         fs, path = fsspec.core.url_to_fs(corpus.source)
         if any(c in path for c in "*?["):
             found = sorted(fs.glob(path))
@@ -37,64 +38,61 @@ def _files(corpus: CorpusConfig) -> Iterator[Any]:
             found = [f for f in sorted(fs.find(path)) if f.endswith(endings)]
         else:
             found = [path] if fs.exists(path) else []
-    except (OSError, ValueError, ImportError) as error:
-        raise CorpusError(f"corpus {corpus.source!r} cannot be opened: {error}") from error
     if not found:
         raise CorpusError(f"corpus {corpus.source!r} is not there: no {corpus.format} file matches it")
+    compression = None if corpus.format == "parquet" else "infer"
     for name in found:
+        with _named_errors(f"{name} cannot be read"), fs.open(name, "rb", compression=compression) as file:
+            yield from _READERS[corpus.format](file, name, corpus)
+
+
+def _lines(file: Any, name: str, corpus: CorpusConfig) -> Iterator[str]:
+    for line in file:
+        yield line.decode("utf-8", errors="replace").rstrip("\r\n")
+
+
+def _whole_file(file: Any, name: str, corpus: CorpusConfig) -> Iterator[str]:
+    yield file.read().decode("utf-8", errors="replace")
+
+
+def _jsonl(file: Any, name: str, corpus: CorpusConfig) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
         try:
-            with fs.open(name, "rb", compression="infer" if corpus.format != "parquet" else None) as file:
-                file.scopemill_name = name
-                yield file
-        except OSError as error:
-            raise CorpusError(f"{name} cannot be read: {error}") from error
+            row = json.loads(line)
+        except ValueError as error:
+            raise CorpusError(f"{name}, line {number}: not JSON ({error})") from error
+        yield _text(row if isinstance(row, dict) else {}, corpus, f"{name}, line {number}")
 
 
-def _lines(corpus: CorpusConfig) -> Iterator[str]:
-    for file in _files(corpus):
-        for line in file:
-            yield line.decode("utf-8", errors="replace").rstrip("\r\n")
-
-
-def _whole_files(corpus: CorpusConfig) -> Iterator[str]:
-    for file in _files(corpus):
-        yield file.read().decode("utf-8", errors="replace")
-
-
-def _jsonl(corpus: CorpusConfig) -> Iterator[str]:
-    for file in _files(corpus):
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise CorpusError(f"{file.scopemill_name}, line {number}: not JSON ({error})") from error
-            yield _text(row if isinstance(row, dict) else {}, corpus, f"{file.scopemill_name}, line {number}")
-
-
-def _parquet(corpus: CorpusConfig) -> Iterator[str]:
-    for file in _files(corpus):
-        try:
-            table = parquet.ParquetFile(file)
-        except Exception as error:  # pyarrow raises several kinds for a file that is not Parquet
-            raise CorpusError(f"{file.scopemill_name} is not a Parquet file: {error}") from error
-        if corpus.column not in table.schema_arrow.names:
-            _text(dict.fromkeys(table.schema_arrow.names), corpus, file.scopemill_name)
-        for batch in table.iter_batches(columns=[corpus.column]):
-            for row in batch.to_pylist():
-                yield _text(row, corpus, file.scopemill_name)
+def _parquet(file: Any, name: str, corpus: CorpusConfig) -> Iterator[str]:
+    with _named_errors(f"{name} is not a Parquet file"):
+        table = parquet.ParquetFile(file)
+    if corpus.column not in table.schema_arrow.names:
+        _text(dict.fromkeys(table.schema_arrow.names), corpus, name)
+    for batch in table.iter_batches(columns=[corpus.column]):
+        for row in batch.to_pylist():
+            yield _text(row, corpus, name)
 
 
 def _hub(corpus: CorpusConfig) -> Iterator[str]:
     import datasets  # heavy, and only this source needs it
 
+    with _named_errors(f"data set {corpus.source!r} ({corpus.split}) cannot be streamed"):
+        for row in datasets.load_dataset(corpus.source, corpus.subset, split=corpus.split, streaming=True):
+            yield _text(row, corpus, f"data set {corpus.source!r}")
+
+
+@contextmanager
+def _named_errors(sentence: str) -> Iterator[None]:
+    """Whatever goes wrong in the block as a CorpusError: stores, archives, pyarrow and the hub raise a dozen kinds."""
     try:
-        stream = datasets.load_dataset(corpus.source, corpus.subset, split=corpus.split, streaming=True)
-    except Exception as error:  # the library raises its own, httpx's and huggingface_hub's
-        raise CorpusError(f"data set {corpus.source!r} ({corpus.split}) cannot be streamed: {error}") from error
-    for row in stream:
-        yield _text(row, corpus, f"data set {corpus.source!r}")
+        yield
+    except CorpusError:
+        raise
+    except Exception as error:
+        raise CorpusError(f"{sentence}: {str(error) or type(error).__name__}") from error
 
 
 def _text(row: dict[str, Any], corpus: CorpusConfig, where: str) -> str:
@@ -106,4 +104,4 @@ def _text(row: dict[str, Any], corpus: CorpusConfig, where: str) -> str:
     return value or ""
 
 
-_READERS = {"lines": _lines, "files": _whole_files, "jsonl": _jsonl, "parquet": _parquet, "hub": _hub}
+_READERS = {"lines": _lines, "files": _whole_file, "jsonl": _jsonl, "parquet": _parquet}

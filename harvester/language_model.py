@@ -52,14 +52,13 @@ class ModelCard:
 def describe(model: ModelConfig) -> ModelCard:
     """Read a model's configuration and tokenizer; its weights are not touched. ModelError if that fails.
 
-    Which sites there are, and how wide, is asked of TransformerLens itself, with a one-layer clone that has shapes but no memory.
+    Which sites there are, and how wide, is asked of TransformerLens itself, with a one-layer clone of the architecture.
     """
     with _quiet(), _model_errors(model):
         config = AutoConfig.from_pretrained(model.name, revision=model.revision)
         tokenizer = AutoTokenizer.from_pretrained(model.name, revision=model.revision)
         text = config.get_text_config()
-        with torch.device("meta"):
-            clone = _boot(model, load_weights=False, hf_config_overrides={"num_hidden_layers": 1}, tokenizer=tokenizer)
+        clone = _one_layer_clone(model, tokenizer)
     widths = {
         site: clone.cfg.n_heads * clone.cfg.d_head if site == "attn_z" else clone.cfg.d_model
         for site, suffix in SITES.items()
@@ -75,6 +74,16 @@ def describe(model: ModelConfig) -> ModelCard:
         bos=bos,
         special=special,
     )
+
+
+def _one_layer_clone(model: ModelConfig, tokenizer: PreTrainedTokenizerBase):
+    """The model's architecture with one layer and without its weights; without memory too, where TransformerLens can."""
+    options = {"load_weights": False, "hf_config_overrides": {"num_hidden_layers": 1}, "tokenizer": tokenizer}
+    try:
+        with torch.device("meta"):
+            return _boot(model, **options)
+    except Exception:  # a fused QKV projection, as GPT-2's, is split at boot, and that takes real tensors
+        return _boot(model, **options)
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:

@@ -139,5 +139,6 @@ class Trainer:
                 gauge.labels(name).set(value)
 
 
-# One thread trains; the others answer questions and take the word to stop.
-TrainerActor = ray.remote(max_concurrency=3)(Trainer)
+# One thread trains; the others answer questions and take the word to stop. If the process dies, Ray starts another and
+# calls ``run`` again, which goes on at the newest checkpoint.
+TrainerActor = ray.remote(max_concurrency=3, max_restarts=3, max_task_retries=3)(Trainer)

@@ -41,7 +41,12 @@ def steps_of(bucket: Bucket, layout: SaeLayout) -> list[int]:
 
 
 def save(
-    bucket: Bucket, layout: SaeLayout, record: CheckpointRecord, sae: Sae, second_moments: dict[str, torch.Tensor], tokens_since_fired: torch.Tensor
+    bucket: Bucket,
+    layout: SaeLayout,
+    record: CheckpointRecord,
+    sae: Sae,
+    second_moments: dict[str, torch.Tensor],
+    tokens_since_fired: torch.Tensor,
 ) -> None:
     """Commit a checkpoint, then drop the optimiser's state of the one before: only the newest is ever resumed."""
     place = layout.checkpoint(record.step)

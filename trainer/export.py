@@ -9,7 +9,6 @@ import json
 from typing import Any
 
 import safetensors.torch
-import torch
 
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import MissingObject, SaeFormatError

@@ -3,8 +3,8 @@
     python -m scopemill.deploy.demo.train_language_model OUT [--steps 2000]
 
 OUT then holds a folder that loads like any model from the Hub: the tokenizer, the configuration, the weights in bfloat16, and `card.json`
-with what was measured. Everything is seeded: a second run on the same machine gives the same folder. A run that was interrupted goes on
-from its last checkpoint, the file beside OUT.
+with what was measured. Everything is seeded, and sums are made in a fixed order, so that a second run on the same machine gives the same
+weights. A run that was interrupted goes on from its last checkpoint, the file beside OUT.
 
 Shapes: B sequences in a batch, T positions in a sequence.
 """
@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
+    torch.use_deterministic_algorithms(True)
 
     library = [text for _, text in documents(held_out=False)]
     tests = [text for _, text in documents(held_out=False, wanted=is_test_suite)]  # more Python where installed: training only

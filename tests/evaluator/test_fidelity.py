@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from scopemill.evaluator import actor
 from scopemill.evaluator.actor import Evaluator, Job, committed, settings_of
 from scopemill.evaluator.config import EvaluationConfig
@@ -143,7 +144,7 @@ def make_sae(x: np.ndarray) -> JumpReLU:
         sae.b_enc.copy_(torch.from_numpy(-directions @ mean))
         sae.b_enc[:8] = -1e6
         sae.b_dec.copy_(torch.from_numpy(mean))
-        sae.threshold.fill_(0.4 * typical)
+        sae.threshold.fill_(0.3 * typical)
     return sae.requires_grad_(False)
 
 
@@ -198,7 +199,7 @@ def test_an_sae_measures_what_transformers_and_two_passes_give(lm, plain, text, 
     assert fidelity.l0 == pytest.approx(firing.sum(), abs=5 / len(rows))  # float32 may tip a latent at its threshold
     assert fidelity.dead_fraction == (firing == 0).mean() >= 8 / F
     assert fidelity.loss_spliced == pytest.approx(counted(spliced, is_row), rel=1e-3)
-    assert 1 < firing.sum() < F / 2 and 0.01 < fidelity.fvu < 1 and abs(fidelity.loss_spliced - baseline.loss_clean) > 0.01
+    assert 0.5 < firing.sum() < F / 2 and 0.01 < fidelity.fvu < 1 and abs(fidelity.loss_spliced - baseline.loss_clean) > 0.01
     assert sum(fidelity.histogram.counts) + fidelity.histogram.never == F
     assert fidelity.histogram.never == (firing == 0).sum()
 

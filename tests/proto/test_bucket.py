@@ -196,13 +196,17 @@ def test_a_folder_that_is_not_there_holds_nothing(store):
     assert store.find("nothing/here") == []
 
 
-def test_a_listing_shows_what_came_after_the_last_one(store):
-    other = Bucket(store.url)
+def test_what_other_processes_write_and_remove_is_seen_at_once(store):
+    fs, root = fsspec.core.url_to_fs(store.url, skip_instance_cache=True)  # a client that knows nothing of ours
+    fs.makedirs(f"{root}/folder", exist_ok=True)
     for number in range(3):
-        other.write(f"folder/{number}", b"1")
-        assert len(store.names("folder")) == len(store.find("folder")) == number + 1
-    other.remove("folder/1")
+        assert len(store.names("folder")) == len(store.find("folder")) == number
+        assert not store.exists(f"folder/{number}")
+        fs.pipe_file(f"{root}/folder/{number}", b"1")
+        assert store.exists(f"folder/{number}")
+    fs.rm_file(f"{root}/folder/1")
     assert store.names("folder") == ["0", "2"]
+    assert not store.exists("folder/1")
 
 
 def test_a_removed_object_is_gone_and_its_neighbours_stay(store):

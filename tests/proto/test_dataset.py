@@ -5,11 +5,14 @@ import zlib
 
 import numpy as np
 import pytest
+import s3fs
 import torch
 import zarr
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import make_dataset
+from zarr.storage import FsspecStore
 
 from scopemill.harvester.shard import ShardBuffers, write_shard
 from scopemill.proto import dataset as schema
@@ -57,7 +60,12 @@ def manifest(bucket) -> DatasetManifest:
 
 
 def zarr_group(bucket: Bucket, shard: int, mode: str = "r") -> zarr.Group:
-    return zarr.open_group(bucket.place(LAYOUT.shard(shard)), mode=mode)
+    """A shard as zarr opens it. On S3 through a client whose connections close by themselves; one of zarr's own would stay open."""
+    place = bucket.place(LAYOUT.shard(shard))
+    if not place.startswith("s3://"):
+        return zarr.open_group(place, mode=mode)
+    client = AsyncFileSystemWrapper(s3fs.S3FileSystem(use_listings_cache=False), asynchronous=True)
+    return zarr.open_group(FsspecStore(client, path=place.removeprefix("s3://"), read_only=True), mode=mode)
 
 
 def read_array(bucket: Bucket, spec: ArraySpec, shard: int = 0) -> np.ndarray:
@@ -178,15 +186,15 @@ def test_a_missing_chunk_is_an_error_and_not_zeros(store):
 
 
 @pytest.mark.parametrize("at", [0, 17, -5, -4, -1], ids=["first", "middle", "last of the data", "checksum", "last"])
-def test_a_chunk_with_one_bit_flipped_is_corrupt(store, at):
-    spec = make_dataset(store, hooks=HOOKS, shards=1, rows=ROWS).array("blocks.0.hook_resid_post")
+def test_a_chunk_with_one_bit_flipped_is_corrupt(bucket, manifest, at):
+    spec = manifest.array("blocks.0.hook_resid_post")
     path = f"{LAYOUT.array(0, spec.name)}/{spec.chunk_key(2)}"
-    data = bytearray(store.read(path))
+    data = bytearray(bucket.read(path))
     data[at] ^= 0x10
-    store.write(path, data)
+    bucket.write(path, data)
     with pytest.raises(CorruptObject) as caught:
-        read_array(store, spec)
-    assert store.place(path) in str(caught.value)
+        read_array(bucket, spec)
+    assert bucket.place(path) in str(caught.value)
 
 
 def test_a_chunk_in_the_place_of_another_is_corrupt_though_its_checksum_fits(bucket, manifest):
@@ -305,16 +313,15 @@ def test_a_hook_that_was_not_harvested_is_answered_with_those_that_were(manifest
         assert name in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"format": 2}, "format"),
-        ({"shards": "many"}, "shards"),
-        ({"shards": None}, "shards"),
-        ({"surplus": 1}, "surplus"),
-        ({"dtype": "f8"}, "dtype"),
-    ],
-)
+UNREADABLE = [
+    ({"format": 2}, "format"),
+    ({"shards": None}, "shards"),
+    ({"rows_per_shard": "many"}, "rows_per_shard"),
+    ({"more": 1}, "more"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), UNREADABLE)
 def test_a_manifest_that_cannot_be_understood_is_answered_with_its_place_and_field(bucket, manifest, change, named):
     bucket.write(LAYOUT.manifest, json.dumps(manifest.model_dump(mode="json") | change).encode())
     with pytest.raises(CorruptObject) as caught:

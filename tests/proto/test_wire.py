@@ -39,8 +39,9 @@ EXAMPLES = [
     Bye(17),
 ]
 HOSTILE_VALUES = [
-    None, True, -1, 2**63, 2**64 - 1, 1.5, float("nan"), "", "x" * (wire.MAX_SENTENCE + 1), b"demo", "\ud800",
-    [], [-1], [True], ["a", 1], [[]], {}, {"kind": "BYE"}, msgpack.ExtType(5, b"x"), msgpack.Timestamp(1), "BYE", 7, "bfloat16", [64], ["blocks.0.hook_resid_post"],
+    None, True, -1, 2**63, 2**64 - 1, 1.5, float("nan"), 7, [64], [], [-1], [True], ["a", 1], [[]], {}, {"kind": "BYE"},
+    "", "BYE", "bfloat16", "x" * (wire.MAX_SENTENCE + 1), "\ud800", ["blocks.0.hook_resid_post"], b"demo",
+    msgpack.ExtType(5, b"x"), msgpack.Timestamp(1),
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import Conflict, MissingObject, SaeFormatError
 from scopemill.proto.layout import SaeLayout
@@ -137,7 +138,9 @@ def test_only_the_newest_keeps_the_optimisers_state_and_all_keep_their_weights(b
         checkpoint.load_state(bucket, LAYOUT, 10, make_config())
 
 
-@pytest.mark.parametrize(("key", "value"), [("sparsity", 0.25), ("learning_rate", 0.5), ("seed", 7), ("tokens", 2_000_000), ("initial_decoder_bias", "zero")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("sparsity", 0.25), ("learning_rate", 0.5), ("seed", 7), ("tokens", 2_000_000), ("initial_decoder_bias", "zero")]
+)
 def test_another_configuration_is_a_conflict_that_names_the_key_and_both_values(bucket, key, value):
     save(bucket, 500, make_config())
     with pytest.raises(Conflict) as caught:
@@ -193,7 +196,9 @@ def test_weights_that_do_not_fit_are_a_format_error_that_names_the_file(bucket, 
 
 
 @pytest.mark.parametrize("name", ["weights", "optimizer"])
-@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"\xff" * 64, lambda data: b"not a tensor"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"\xff" * 64, lambda data: b"not a tensor"]
+)
 def test_a_file_that_is_damaged_is_a_format_error_that_names_it(bucket, name, damage):
     save(bucket, 500, make_config())
     path = getattr(LAYOUT.checkpoint(500), name)
@@ -216,7 +221,14 @@ def test_an_optimisers_state_that_is_not_whole_is_a_format_error(bucket, missing
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", '{"step": 1}', '{"step": 500, "cursor": 500, "tokens": 1, "hook": "h", "scale": 1.0, "config": {"architecture": "topk"}}'],
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"step": 1}',
+        '{"step": 500, "cursor": 500, "tokens": 1, "hook": "h", "scale": 1.0, "config": {"architecture": "topk"}}',
+    ],
 )
 def test_a_record_that_is_none_is_a_format_error_that_names_it(bucket, text):
     save(bucket, 500, make_config())

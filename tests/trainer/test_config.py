@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
 from scopemill.trainer.architectures import ARCHITECTURES
 from scopemill.trainer.config import PRESETS, Recipe, SaeConfig, TrainConfig
 
@@ -38,7 +39,9 @@ def test_gemma_scope_is_the_preset_unless_another_is_named():
     assert train() == train(preset="gemma-scope")
 
 
-@pytest.mark.parametrize(("field", "value"), [("tokens", 8192), ("learning_rate", 0.5), ("bandwidth", 0.2), ("checkpoint_every", 7), ("seed", 9)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("tokens", 8192), ("learning_rate", 0.5), ("bandwidth", 0.2), ("checkpoint_every", 7), ("seed", 9)]
+)
 def test_a_value_that_is_given_wins_over_the_preset(field, value):
     for preset in PRESETS:
         config = train(preset=preset, **{field: value})

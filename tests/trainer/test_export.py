@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import InputError, SaeFormatError
 from scopemill.proto.layout import SaeLayout
@@ -67,7 +68,9 @@ def test_a_folded_sae_on_raw_activations_is_the_trained_one_on_scaled_ones(archi
     folded = make_trained(architecture).folded(SCALE).double()
     # In float64 from the same float32 parameters, so folded parameters are off by float32 rounding alone.
     np.testing.assert_allclose(folded(rows * SCALE).detach().numpy(), SCALE * trained(rows).detach().numpy(), rtol=0, atol=SCALE * 2e-6)
-    np.testing.assert_allclose(folded.encode(rows * SCALE).detach().numpy(), SCALE * trained.encode(rows).detach().numpy(), rtol=0, atol=SCALE * 2e-6)
+    np.testing.assert_allclose(
+        folded.encode(rows * SCALE).detach().numpy(), SCALE * trained.encode(rows).detach().numpy(), rtol=0, atol=SCALE * 2e-6
+    )
     assert not folded.centred and trained.centred
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
 from scopemill.trainer.config import PRESETS, SaeConfig
 from scopemill.trainer.jumprelu import JumpReLU
 from scopemill.trainer.optimizer import Optimizer
@@ -231,7 +232,10 @@ def test_a_latent_exactly_at_its_threshold_is_off():
     with torch.no_grad():
         sae.W_enc.fill_(1)
         sae.threshold.fill_(0.5)
-    assert sae.encode(torch.tensor([[0.5], [0.75], [-2.0]])).flatten().tolist() == [0.0, 0.75, 0.0]
+    rows = torch.tensor([[0.5], [0.75], [-2.0]])
+    assert sae.encode(rows).flatten().tolist() == [0.0, 0.75, 0.0]
+    losses = sae.losses(rows, make_config(width=1))
+    assert losses.latents.flatten().tolist() == [0.0, 0.75, 0.0] and losses.sparsity.item() == pytest.approx(1 / 3)
 
 
 def test_training_and_inference_agree_on_the_latents():
@@ -254,6 +258,10 @@ def test_the_start_is_gemma_scopes():
 def test_the_start_depends_on_the_seed_alone_and_the_bias_may_start_at_the_mean():
     mean = torch.arange(8.0)
     config = make_config(initial_decoder_bias="mean", seed=3)
-    first, again, other = JumpReLU.initial(config, 8, mean), JumpReLU.initial(config, 8, mean), JumpReLU.initial(make_config(seed=4), 8, mean)
+    first, again, other = (
+        JumpReLU.initial(config, 8, mean),
+        JumpReLU.initial(config, 8, mean),
+        JumpReLU.initial(make_config(seed=4), 8, mean),
+    )
     assert torch.equal(first.W_dec, again.W_dec) and not torch.equal(first.W_dec, other.W_dec)
     assert torch.equal(first.b_dec, mean)

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.layout import SaeLayout
 from scopemill.trainer import checkpoint

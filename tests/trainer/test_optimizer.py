@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from scopemill.trainer.config import PRESETS, SaeConfig
 from scopemill.trainer.jumprelu import JumpReLU
 from scopemill.trainer.optimizer import Optimizer, remove_parallel
@@ -13,7 +14,9 @@ MEAN = torch.linspace(-0.5, 0.5, D)
 
 
 def make_config(architecture: str, **changes) -> SaeConfig:
-    return SaeConfig(**PRESETS["quick"] | dict(architecture=architecture, width=F, sparsity=0.05, bandwidth=0.3, initial_threshold=0.2) | changes)
+    return SaeConfig(
+        **PRESETS["quick"] | dict(architecture=architecture, width=F, sparsity=0.05, bandwidth=0.3, initial_threshold=0.2) | changes
+    )
 
 
 def batches(steps: int, dtype: torch.dtype) -> list[torch.Tensor]:

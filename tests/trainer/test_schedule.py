@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from scopemill.trainer.config import PRESETS, SaeConfig
 from scopemill.trainer.schedule import learning_rate, sparsity_factor
 
@@ -61,7 +62,9 @@ def test_the_warm_up_rises_all_the_way_and_joins_without_a_jump():
     assert values[1000] - values[999] < 1e-5 * values[1000]
 
 
-@pytest.mark.parametrize(("step", "factor"), [(0, 0.0), (1, 1e-4), (2500, 0.25), (5000, 0.5), (9999, 0.9999), (10_000, 1.0), (976_561, 1.0)])
+@pytest.mark.parametrize(
+    ("step", "factor"), [(0, 0.0), (1, 1e-4), (2500, 0.25), (5000, 0.5), (9999, 0.9999), (10_000, 1.0), (976_561, 1.0)]
+)
 def test_gemma_scopes_sparsity_rises_linearly_over_10000_steps(step, factor):
     assert sparsity_factor(gemma_scope(), step) == pytest.approx(factor, rel=1e-12)
 

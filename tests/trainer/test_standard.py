@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
 from scopemill.trainer.config import PRESETS, SaeConfig
 from scopemill.trainer.standard import Standard
 

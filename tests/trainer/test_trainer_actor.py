@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from synthetic import make_dataset
+
 from scopemill.activation_server import client
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.server import ActivationServer
@@ -23,7 +25,6 @@ from scopemill.trainer.actor import Assignment, Trainer
 from scopemill.trainer.config import PRESETS, SaeConfig
 from scopemill.trainer.history import History
 from scopemill.trainer.loop import Loop
-from synthetic import make_dataset
 
 HOOK = "blocks.0.hook_resid_post"
 STREAM = StreamSpec("synthetic", (HOOK,), batch_size=16, seed=3, shards_side_by_side=3)
@@ -162,6 +163,24 @@ def test_a_run_that_died_goes_on_at_its_newest_checkpoint_with_weights_and_histo
     assert rows(bucket, died) == rows(bucket, whole)
 
 
+def test_a_run_that_died_between_its_history_and_its_checkpoint_does_those_steps_again(bucket, server, monkeypatch):
+    whole, died, save = assign("whole"), assign("died"), checkpoint.save
+    run(Trainer, bucket, whole, server)
+
+    def dies(bucket, layout, record, *rest) -> None:
+        if record.step == 32:
+            raise KeyboardInterrupt
+        save(bucket, layout, record, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(Trainer, bucket, died, server)
+    assert rows(bucket, died)[-1]["step"] == 32 and checkpoint.steps_of(bucket, SaeLayout(died.root)) == [16]
+    assert run(Trainer, bucket, died, server) == STEPS
+    assert weights(bucket, died) == weights(bucket, whole) and rows(bucket, died) == rows(bucket, whole)
+
+
 def test_stopping_again_and_again_loses_nothing(bucket, server):
     whole, stopped = assign("whole"), assign("stopped")
     run(Trainer, bucket, whole, server)
@@ -289,7 +308,9 @@ def test_a_server_that_goes_away_is_server_gone_and_another_serves_the_rest(buck
     assert weights(bucket, assignment) == weights(bucket, whole)
 
 
-@pytest.mark.parametrize(("changes", "kind"), [({"hooks": ("blocks.9.hook_resid_post",)}, MissingObject), ({"batch_size": 10_000}, InputError)])
+@pytest.mark.parametrize(
+    ("changes", "kind"), [({"hooks": ("blocks.9.hook_resid_post",)}, MissingObject), ({"batch_size": 10_000}, InputError)]
+)
 def test_a_stream_that_cannot_be_is_the_servers_own_error(bucket, server, changes, kind):
     with pytest.raises(kind) as caught:
         run(Trainer, bucket, replace(assign(), stream=replace(STREAM, **changes)), server)

@@ -1,0 +1,46 @@
+"""Any model that TransformerLens' bridge knows: described without its weights, read at every site, the loss as Hugging Face's."""
+
+import pytest
+import torch
+from scopemill.harvester.config import ModelConfig
+from scopemill.harvester.language_model import LanguageModel, describe
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen3Config,
+)
+
+from scopemill.deploy.demo.run import MODEL
+
+SIZES = dict(vocab_size=2048, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64)
+FAMILIES: dict[str, PretrainedConfig] = {
+    "gpt2": GPT2Config(vocab_size=2048, n_embd=32, n_layer=3, n_head=4, n_positions=64),
+    "pythia": GPTNeoXConfig(**SIZES),
+    "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
+    "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
+    "gemma3": Gemma3TextConfig(**SIZES, num_key_value_heads=2, head_dim=16),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_site_of_every_layer_is_read_and_the_loss_is_hugging_faces(family, tmp_path):
+    folder = tmp_path / family
+    AutoModelForCausalLM.from_config(FAMILIES[family]).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
+    card = describe(ModelConfig(name=str(folder)))
+    assert card.layers == 3 and card.widths["resid_post"] == 32
+    assert card.widths["attn_z"] == (64 if family == "gemma3" else 32)
+    assert ("resid_mid" in card.widths) == (family != "pythia"), "attention and MLP run in parallel there"
+    lm = LanguageModel(ModelConfig(name=str(folder)))
+    tokens = torch.randint(3, 2048, (2, 16))
+    hooks = card.hooks("all", "all")
+    captured = lm.capture(tokens, hooks)
+    assert {h.name: tuple(captured[h.name].shape) for h in hooks} == {h.name: (2, 16, card.widths[h.site]) for h in hooks}
+    logits = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(tokens).logits
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    torch.testing.assert_close(lm.token_losses(tokens).flatten(), expected, rtol=1e-4, atol=1e-5)
