@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 # A target that exists only once the environment is whole; rebuilt when what it was made from changes.
 READY := $(VENV)/.ready
 
@@ -21,14 +22,13 @@ lint: $(READY)-test
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "setting up $(VENV) (once)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@echo "setting up $(VENV), once: some minutes"
+	@$(PIP) -e .
 	@touch $@
 
 $(READY)-test: $(READY)
-	@echo "adding what the tests need (once)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@echo "adding what the tests need, once"
+	@$(PIP) -e '.[test]'
 	@touch $@
 
 clean:

@@ -201,14 +201,14 @@ class Window:
             gone = [index for index in range(self._low, min(low, self._high)) if index in self.held]
         else:
             gone = [index for index in sorted(self.held) if not low <= index < high]
-        self._low, self._high = low, high
+        self._low, self._high, self._asked = low, high, min(self._asked, high)
         self.held.difference_update(gone)
         return [Drop(index) for index in gone]
 
     def _load(self) -> list[Decision]:
         """Load what is missing of the window, as far as somebody still needs it and there is memory."""
         first = min((c.next for c in self._attached()), default=self._high)
-        self._asked = first if first < self._first else max(first, min(self._asked, self._high))
+        self._asked = first if first < self._first else max(first, self._asked)
         self._first = first
         loads: list[Decision] = []
         while self._asked < self._high and len(self.held) + len(self.loading) < self.capacity:

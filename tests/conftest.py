@@ -6,11 +6,15 @@ from importlib.resources import files
 import pytest
 import ray
 import s3fs
+import torch
 from s3_server import running_s3_server
 
 from scopemill.harvester.config import ModelConfig
 from scopemill.harvester.language_model import LanguageModel, ModelCard, describe
 from scopemill.proto.bucket import Bucket
+
+# Small products gain nothing from threads, and where other work has the cores they lose much.
+torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -21,7 +25,7 @@ def bucket(tmp_path) -> Bucket:
 @pytest.fixture(scope="session")
 def model() -> ModelConfig:
     """The demo's language model: Gemma-2 architecture, 6 layers, d = 192."""
-    return ModelConfig(name=str(files("scopemill.deploy.demo") / "model"))
+    return ModelConfig(name=str(files("scopemill.deploy.demo") / "gemma-2-stdlib"))
 
 
 @pytest.fixture(scope="session")

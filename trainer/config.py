@@ -28,7 +28,7 @@ class Recipe(Config):
     model_config = ConfigDict(allow_inf_nan=False)
 
     architecture: Literal["jumprelu", "standard"] = Field("jumprelu", description="JumpReLU with an L0 penalty, or ReLU with an L1.")
-    tokens: int = Field(ge=1, description="Rows to train on; steps = tokens / batch_size.")
+    tokens: int = Field(ge=1, description="Rows to train on; steps = tokens / batch_size, rounded up.")
     batch_size: int = Field(ge=1, description="Rows per step.")
     learning_rate: float = Field(gt=0, description="Adam's, after the warm-up.")
     lr_warmup_steps: int = Field(ge=0, description="Cosine warm-up from a tenth of the learning rate.")
@@ -52,7 +52,7 @@ class Recipe(Config):
 
     @property
     def steps(self) -> int:
-        return self.tokens // self.batch_size
+        return -(-self.tokens // self.batch_size)  # rounded up: Gemma Scope's 4B tokens are 976,563 steps
 
 
 class SaeConfig(Recipe):

@@ -6,7 +6,7 @@ from pathlib import Path
 from scopemill.deploy.demo.standard_library import write_corpus
 
 BUCKET = Path("demo-bucket")
-MODEL = Path(str(files("scopemill.deploy.demo") / "model"))
+MODEL = Path(str(files("scopemill.deploy.demo") / "gemma-2-stdlib"))
 
 
 def write_sweep() -> str:

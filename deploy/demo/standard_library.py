@@ -1,7 +1,7 @@
 """The demo's text: the source of Python's own standard library, which every machine that runs Python already has.
 
 About a tenth of the files are held out, chosen by a hash of their path, so that the split is the same on every machine and in every
-version of Python. The language model in `model/` was never trained on a held-out file.
+version of Python. The language model in `gemma-2-stdlib/` was never trained on a held-out file.
 """
 
 import hashlib

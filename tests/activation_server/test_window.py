@@ -267,7 +267,7 @@ class WindowMachine(RuleBasedStateMachine):
 
 
 TestWindow = WindowMachine.TestCase
-TestWindow.settings = settings(max_examples=150, stateful_step_count=60, deadline=None, report_multiple_bugs=False, suppress_health_check=list(HealthCheck))
+TestWindow.settings = settings(max_examples=200, stateful_step_count=60, deadline=None, report_multiple_bugs=False, suppress_health_check=list(HealthCheck))
 
 
 class Mill:
@@ -492,6 +492,16 @@ def test_when_all_are_behind_the_hindmost_opens_the_window_and_reads_are_shared_
         mill.run("b", upto)
     assert not mill.alone
     assert [mill.loads[i] for i in range(5, 50)] == [1] * 45
+
+
+def test_the_window_that_made_room_for_one_who_never_came_leaves_no_hole():
+    mill = Mill(capacity=2)
+    mill.join("b", cursor=1, stop=4)
+    mill.ask("b", 1, credit=1)  # 1 and 2 are held
+    mill.expect("a", cursor=0)  # 2 has no room any more
+    mill.do(mill.window.leave("a", 0.0), 0.0)
+    assert mill.run("b", 4) == 4
+    assert mill.loads == {1: 1, 2: 2, 3: 1}
 
 
 def test_a_private_read_that_failed_is_tried_again_when_its_consumer_comes_back():

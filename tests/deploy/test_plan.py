@@ -22,8 +22,8 @@ def planned(tmp_path: Path, text: Path, **sections) -> SweepPlan:
 @pytest.mark.parametrize(
     "error, sections, sentence",
     [
-        (ModelError, {"harvest": {"layers": [1, 9]}}, r"harvest.layers: model has no layer 9: its layers are 0 to 5"),
-        (ModelError, {"harvest": {"context_length": 4096}}, r"harvest.context_length: model takes at most 256 tokens, not 4096"),
+        (ModelError, {"harvest": {"layers": [1, 9]}}, r"harvest.layers: gemma-2-stdlib has no layer 9: its layers are 0 to 5"),
+        (ModelError, {"harvest": {"context_length": 4096}}, r"harvest.context_length: gemma-2-stdlib takes at most 256 tokens, not 4096"),
         (CorpusError, {"corpus": {"column": "body"}}, r"line 1 has no column 'body'; it has 'text'"),
         (CorpusError, {"corpus": {"source": "/nowhere/text.jsonl"}}, r"corpus '/nowhere/text.jsonl' is not there"),
         (CorpusError, {"evaluation": {"corpus": {"source": "/nowhere.txt", "format": "lines"}}}, r"corpus '/nowhere.txt' is not there"),

@@ -267,7 +267,6 @@ def test_a_constant_bias_counts_as_error(lm, text, hook):
     baseline, shift = measure_baseline(lm, hook, text, False), 0.5
     fidelity = measure(lm, identity_sae(192, shift), hook, text, baseline, False)
     assert fidelity.fvu == pytest.approx(baseline.rows * 192 * shift**2 / baseline.variance, rel=1e-3)
-    assert fidelity.fvu > 0.001
 
 
 @EVERY_HOOK

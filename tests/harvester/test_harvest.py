@@ -6,7 +6,6 @@ The reference here packs and runs the corpus in the plainest way: lists, and Hug
 import random
 import threading
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from scopemill.harvester import actor
 from scopemill.harvester.actor import Harvester
 from scopemill.harvester.config import CorpusConfig, HarvestConfig
 from scopemill.harvester.preparation import check_identity, identity, load_sequences
+from scopemill.harvester.shard import write_shard
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import committed_shards, read_commit, read_manifest, vector
 from scopemill.proto.errors import Conflict, CorpusError, Stopped
@@ -98,15 +98,6 @@ class Setting:
 
     def objects(self) -> dict[str, bytes]:
         return {path: self.bucket.read(path) for path in self.bucket.find(LAYOUT.root)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """A harvester sets the number of torch's threads for its process, which here is that of all tests."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -269,7 +260,7 @@ def test_the_manifest_says_what_was_harvested(done):
     manifest = read_manifest(done.bucket, "tiny")
     assert [(hook.name, hook.d, hook.norm_limit) for hook in manifest.hooks] == [(hook.name, 192, None) for hook in HOOKS]
     assert (manifest.rows_per_shard, manifest.shards, manifest.seed, manifest.dtype) == (ROWS, SHARDS, 11, "bfloat16")
-    assert (manifest.model, manifest.context_length) == ("model", CONTEXT)
+    assert (manifest.model, manifest.context_length) == (done.card.name, CONTEXT)
     assert committed_shards(done.bucket, "tiny") == set(range(SHARDS))
 
 
@@ -278,14 +269,19 @@ def test_a_harvest_in_another_order_and_from_two_threads_writes_the_same_bytes(d
     assert setting.objects() == done.objects()
 
 
-def test_harvesters_that_do_the_same_shard_at_once_leave_one_whole_shard(done, setting):
+def test_harvesters_that_write_the_same_shard_at_once_leave_one_whole_shard(done, setting, monkeypatch):
     setting.harvester().prepare()
-    start = threading.Barrier(2)
+    together, forward = threading.Barrier(2, timeout=60), threading.Lock()
+
+    def write_together(*args):
+        together.wait()
+        return write_shard(*args)
 
     def harvest(harvester: Harvester) -> int:
-        start.wait()
+        harvester._computing = forward  # they share one model here, which runs one pass at a time
         return harvester.harvest(1)
 
+    monkeypatch.setattr(actor, "write_shard", write_together)
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(harvest, [setting.harvester(), setting.harvester()])) == [1, 1]
     below = {path: data for path, data in setting.objects().items() if "/shards/" in path or "/commits/" in path}

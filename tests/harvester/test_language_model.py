@@ -88,7 +88,12 @@ def test_a_model_is_described_without_its_weights(model, card, tmp_path):
 
 def test_a_gemma_2_has_every_site(card):
     assert dict(card.widths) == dict.fromkeys(SITES, 192)
-    assert card.name == "model"
+
+
+def test_a_model_in_a_folder_is_called_by_the_folders_name(model, card, monkeypatch):
+    assert card.name == Path(model.name).name
+    monkeypatch.chdir(model.name)
+    assert describe(ModelConfig(name=".")) == card
 
 
 def test_the_card_agrees_with_hugging_faces_own_reading(model, card):
@@ -182,13 +187,13 @@ def sentence(caught) -> str:
 def test_a_layer_that_the_model_lacks_is_answered_with_those_it_has(card):
     with pytest.raises(ModelError) as caught:
         card.hooks((0, 6), ("resid_post",))
-    assert sentence(caught) == "harvest.layers: model has no layer 6: its layers are 0 to 5"
+    assert sentence(caught) == f"harvest.layers: {card.name} has no layer 6: its layers are 0 to 5"
 
 
 def test_a_site_that_the_model_lacks_is_answered_with_those_it_has(card):
     with pytest.raises(ModelError) as caught:
         card.hooks("all", ("resid_post", "q_proj"))
-    assert "harvest.sites: model has no site 'q_proj'" in sentence(caught)
+    assert f"harvest.sites: {card.name} has no site 'q_proj'" in sentence(caught)
     assert "resid_post, attn_z" in sentence(caught)
 
 

@@ -33,10 +33,10 @@ def test_the_gemma_scope_preset_is_the_papers_table(field):
 
 
 def test_steps_are_tokens_over_rows_per_batch():
-    assert gemma_scope().steps == 4_000_000_000 // 4096 == 976_562
+    assert gemma_scope().steps == 976_563
     assert gemma_scope(tokens=16_000_000_000).steps == 3_906_250
     assert gemma_scope(tokens=4096).steps == 1
-    assert gemma_scope(tokens=2 * 4096 - 1).steps == 1, "a batch that is not whole is no step"
+    assert gemma_scope(tokens=4096 + 1).steps == 2, "every batch is whole, so the last may bring rows beyond the tokens asked for"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_steps_are_tokens_over_rows_per_batch():
         (1000, 1.0),
         (1001, 1.0),
         (500_000, 1.0),
-        (976_561, 1.0),
+        (976_562, 1.0),
     ],
 )
 def test_gemma_scopes_learning_rate_is_a_cosine_from_a_tenth_over_1000_steps_then_constant(step, share):
@@ -63,7 +63,7 @@ def test_the_warm_up_rises_all_the_way_and_joins_without_a_jump():
 
 
 @pytest.mark.parametrize(
-    ("step", "factor"), [(0, 0.0), (1, 1e-4), (2500, 0.25), (5000, 0.5), (9999, 0.9999), (10_000, 1.0), (976_561, 1.0)]
+    ("step", "factor"), [(0, 0.0), (1, 1e-4), (2500, 0.25), (5000, 0.5), (9999, 0.9999), (10_000, 1.0), (976_562, 1.0)]
 )
 def test_gemma_scopes_sparsity_rises_linearly_over_10000_steps(step, factor):
     assert sparsity_factor(gemma_scope(), step) == pytest.approx(factor, rel=1e-12)
@@ -84,8 +84,8 @@ def test_the_decay_is_linear_over_the_last_part_and_would_be_zero_one_step_after
 
 def test_a_schedule_without_warm_ups_is_flat():
     config = gemma_scope(lr_warmup_steps=0, sparsity_warmup_steps=0)
-    assert {learning_rate(config, step) for step in (0, 1, 976_561)} == {7e-5}
-    assert {sparsity_factor(config, step) for step in (0, 1, 976_561)} == {1.0}
+    assert {learning_rate(config, step) for step in (0, 1, 976_562)} == {7e-5}
+    assert {sparsity_factor(config, step) for step in (0, 1, 976_562)} == {1.0}
 
 
 def test_the_quick_preset_warms_up_holds_and_decays():
