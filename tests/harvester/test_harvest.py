@@ -409,6 +409,25 @@ def test_the_filter_drops_the_rows_above_its_limit_and_no_others(filtered, expec
         assert sorted(filtered.places(shard)) == sorted(kept[:ROWS])
 
 
+def test_a_row_above_the_limit_of_any_one_hook_is_dropped(filtered, reference, expected):
+    harvester, block = filtered.harvester(), expected.blocks[0]
+    manifest = harvester.prepare()
+    hooks, above = [], {}
+    for hook in manifest.hooks:  # one row in fifteen lies above the limit of each
+        norms = {place: float(np.linalg.norm(reference.raw[hook.name][place].astype(np.float64))) for place in block}
+        limit = float(np.mean(np.sort(list(norms.values()))[-len(block) // 15 :][:2]))
+        above[hook.name] = {place for place in block if norms[place] > limit}
+        hooks.append(hook.model_copy(update={"norm_limit": limit}))
+    for name in above:
+        assert above[name] - set().union(*(above[other] for other in above if other != name)), "each has rows that only it drops"
+    filtered.bucket.write(LAYOUT.manifest, manifest.model_copy(update={"hooks": tuple(hooks)}).model_dump_json().encode())
+    harvester.harvest(0)
+    kept = [place for place in block if place not in set().union(*above.values())]
+    assert len(kept) > ROWS
+    assert read_commit(filtered.bucket, "tiny", 0).dropped_outliers == len(block) - len(kept)
+    assert sorted(filtered.places(0)) == sorted(kept[:ROWS])
+
+
 def test_the_scale_is_that_of_the_rows_that_the_filter_keeps(filtered):
     harvester = filtered.harvester()
     harvester.prepare()

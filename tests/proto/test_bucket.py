@@ -307,7 +307,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_version(store):
 def test_an_upload_in_parts_that_is_killed_was_never_visible(s3_url):
     bucket, client = Bucket(f"{s3_url}/killed"), s3fs.S3FileSystem(skip_instance_cache=True)
     uploads = lambda: client.list_multipart_uploads(s3_url.removeprefix("s3://"))  # noqa: E731
-    writer = subprocess.Popen([sys.executable, "-c", ENDLESS_WRITER, bucket.url, str(120 * 2**20)])
+    writer = subprocess.Popen([sys.executable, "-c", ENDLESS_WRITER, bucket.url, str(101 * 2**20)])
     try:
         wait_until(uploads)
     finally:
@@ -402,4 +402,4 @@ def wait_until(holds, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
+        time.sleep(0.03)
