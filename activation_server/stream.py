@@ -21,7 +21,9 @@ Report = Callable[["Stream", int, bytearray, "str | None", "ScopemillError | Non
 class Stream:
     """Owned by the server's loop. Reading threads touch nothing but their reader and the slot they were given."""
 
-    def __init__(self, bucket: Bucket, manifest: DatasetManifest, spec: StreamSpec, config: ServerConfig, window_bytes: int, report: Report):
+    def __init__(
+        self, bucket: Bucket, manifest: DatasetManifest, spec: StreamSpec, config: ServerConfig, window_bytes: int, report: Report
+    ):
         self.spec, self.manifest = spec, manifest
         self._new_reader = lambda: StreamReader(bucket, manifest, spec)
         reader = self._new_reader()

@@ -103,7 +103,9 @@ class Window:
         """A consumer will come: keep what it needs until then."""
         if name not in self.consumers:
             self.consumers[name] = Consumer(cursor, stop, deadline=now + self.join_seconds)
-        return self._move()  # what it needs is loaded at the next event: others that are expected too may begin before it
+        drops = self._move()  # what it needs is loaded at the next event: others that are expected too may begin before it
+        self._note_starvation(now)
+        return drops
 
     def join(self, name: str, cursor: int, stop: int, now: float) -> list[Decision]:
         low = self.low  # with the place that was kept for this consumer, if there was one

@@ -61,7 +61,9 @@ class ActorGroup:
             ray.kill(actor)
         self._targets.set(self._role, [])
 
-    def work_off(self, queues: list[list], calls: list[Callable], done: Callable[[Any], None], look: Callable[[], None] | None = None) -> None:
+    def work_off(
+        self, queues: list[list], calls: list[Callable], done: Callable[[Any], None], look: Callable[[], None] = lambda: None
+    ) -> None:
         """Give each call the next item of its queue whenever it is free, until the queues are empty.
 
         Queues may be one and the same list: then whoever is free takes the next. ``done`` gets each result, and
@@ -82,8 +84,7 @@ class ActorGroup:
                 queue, call = running.pop(ref)
                 done(get(ref))
                 start(queue, call)
-            if look:
-                look()
+            look()
 
 
 def get(refs: Any) -> Any:

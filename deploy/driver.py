@@ -44,9 +44,7 @@ class SweepDriver:
             return
         wanted = config.tokens // config.rows_per_shard
         options = HarvesterActor.options(num_cpus=config.cpus, num_gpus=config.gpus)
-        arguments = (plan.config.bucket, plan.config.dataset, plan.config.model, plan.card, plan.config.corpus, config,
-                     plan.hooks, plan.reserved, plan.identity)  # fmt: skip
-        actors = [options.remote(*arguments) for _ in range(min(config.actors, room_for(config.cpus, config.gpus), wanted))]
+        actors = [options.remote(plan.harvest) for _ in range(min(config.actors, room_for(config.cpus, config.gpus), wanted))]
         with ActorGroup("harvester", actors, self.targets) as group:
             self._reporter.say("preparing: packing the corpus, fixing the scale of each hook")
             manifest = get(actors[0].prepare.remote())
@@ -164,12 +162,12 @@ class SweepDriver:
             "model_name": plan.card.name,
             "hook_name": hook.name,
             "context_size": manifest.context_length,
-            "dataset_path": plan.identity["corpus.source"],
+            "dataset_path": plan.harvest.identity["corpus.source"],
         }
         provenance = {
             "sweep": plan.config.name,
             "dataset": plan.config.dataset,
-            "identity": plan.identity,
+            "identity": plan.harvest.identity,
             "scale": hook.scale,
             "sae": sae.config.model_dump(mode="json"),
         }

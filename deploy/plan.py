@@ -9,12 +9,20 @@ from scopemill.deploy.sweep import SweepConfig
 from scopemill.evaluator.actor import settings_of
 from scopemill.harvester.corpus import check_corpus
 from scopemill.harvester.language_model import ModelCard, describe
-from scopemill.harvester.preparation import check_identity, identity
+from scopemill.harvester.task import HarvestTask, identity
 from scopemill.proto.bucket import Bucket
-from scopemill.proto.dataset import ROW_LABELS, STORED_DTYPES, DatasetManifest, committed_shards, read_manifest
-from scopemill.proto.errors import ModelError
+from scopemill.proto.dataset import (
+    CHUNK_BYTES,
+    ROW_LABELS,
+    STORED_DTYPES,
+    ArraySpec,
+    DatasetManifest,
+    committed_shards,
+    read_manifest,
+)
+from scopemill.proto.errors import InputError, ModelError
 from scopemill.proto.hooks import Hook
-from scopemill.proto.layout import DatasetLayout, SaeLayout
+from scopemill.proto.layout import SaeLayout
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer.config import SaeConfig
 
@@ -33,19 +41,20 @@ class SweepPlan:
 
     config: SweepConfig  # with absolute paths
     bucket: Bucket
-    card: ModelCard
-    hooks: list[Hook]
-    reserved: int  # sequences set apart for evaluation
-    identity: dict  # of the dataset
+    harvest: HarvestTask
     saes: list[PlannedSae]
 
     @property
-    def dataset(self) -> DatasetLayout:
-        return DatasetLayout(self.config.dataset)
+    def card(self) -> ModelCard:
+        return self.harvest.card
+
+    @property
+    def hooks(self) -> tuple[Hook, ...]:
+        return self.harvest.hooks
 
     @property
     def manifest(self) -> DatasetManifest | None:
-        return read_manifest(self.bucket, self.config.dataset) if self.bucket.exists(self.dataset.manifest) else None
+        return read_manifest(self.bucket, self.config.dataset) if self.bucket.exists(self.harvest.layout.manifest) else None
 
     @property
     def harvested(self) -> bool:
@@ -96,12 +105,15 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
             f"harvest.context_length: {card.name} takes at most {card.context_length} tokens, not {config.harvest.context_length}"
         )
     reserved = 0 if config.evaluation.corpus else config.evaluation.sequences
-    wanted = identity(card, config.corpus, config.harvest, hooks, reserved)
-    check_identity(bucket, config.dataset, wanted)
+    # By the corpus as it is written in the file: a relative path stays the same when the folder moves.
+    same = identity(config.model, card, config.corpus, config.harvest, hooks, reserved)
+    task = HarvestTask(bucket, config.dataset, located.model, card, located.corpus, config.harvest, tuple(hooks), reserved, same)
+    task.check_place()
     check_corpus(located.corpus)
     if located.evaluation.corpus:
         check_corpus(located.evaluation.corpus)
-    plan = SweepPlan(located, bucket, card, hooks, reserved, wanted, [])
+    _check_chunks(task)
+    plan = SweepPlan(located, bucket, task, [])
     Order.check(
         config.dataset, config.harvest.tokens // config.harvest.rows_per_shard, config.harvest.rows_per_shard, plan.stream(hooks[0])
     )
@@ -110,9 +122,21 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     return plan
 
 
+def _check_chunks(task: HarvestTask) -> None:
+    """InputError if a shard's rows cannot be cut into equal chunks of a sensible size: a prime number of rows cannot."""
+    rows = task.config.rows_per_shard
+    for site in {hook.site for hook in task.hooks}:
+        spec = ArraySpec.of(site, rows, task.card.widths[site], STORED_DTYPES[task.config.dtype])
+        if spec.chunks > 1 and spec.chunk_bytes < CHUNK_BYTES // 16:
+            raise InputError(
+                f"harvest.rows_per_shard: {rows} rows can only be cut into chunks of {spec.chunk_rows} rows: take a power of two, or a "
+                "number with many divisors"
+            )
+
+
 def _planned(plan: SweepPlan, hook: Hook, sae: SaeConfig) -> PlannedSae:
     """An SAE's folder is named by all that decides its weights, so the same SAE in two sweeps is trained once."""
-    decisive = {"sae": sae.model_dump(mode="json"), "dataset": plan.identity, "stream": vars(plan.stream(hook))}
+    decisive = {"sae": sae.model_dump(mode="json"), "dataset": plan.harvest.identity, "stream": vars(plan.stream(hook))}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
     layout = SaeLayout.of(plan.card.name, hook.name, sae.width, sae.architecture, f"{sae.sparsity:g}-{digest}")
     return PlannedSae(f"{hook.layer}.{hook.site}/{sae.width}/{sae.architecture}/{sae.sparsity:g}", layout, hook, sae)

@@ -1,6 +1,6 @@
 """What a sweep leaves for people: its table, plots and report, and finished SAEs copied out of the bucket."""
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from fnmatch import fnmatch
 
 import yaml
@@ -35,7 +35,7 @@ def publish(plan: SweepPlan) -> dict[str, str]:
     for name, figure in figures.items():
         curves.save(figure, bucket, f"{layout.plots}/{name}")
     places["plots"] = bucket.place(f"{layout.plots}/{{{','.join(figures)}}}.{{png,svg}}")
-    facts = plan.facts() | {"written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")}
+    facts = plan.facts() | {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     html = render_report(f"Sweep {plan.config.name}", facts, evaluations, histories)
     bucket.write(layout.report, html.encode())
     return places | {"report": bucket.place(layout.report)}

@@ -103,8 +103,9 @@ def _reason(detail: Any) -> str:
         return "there is no such field"
     reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     given = detail["input"]
-    shown = "" if isinstance(given, dict) or detail["type"] == "missing" else f", not {given!r}" if "should" in reason else f" (it is {given!r})"
-    return f"{reason[0].lower()}{reason[1:]}{shown}"
+    if not isinstance(given, dict) and detail["type"] != "missing":
+        reason += f", not {given!r}" if "should" in reason else f" (it is {given!r})"
+    return f"{reason[0].lower()}{reason[1:]}"
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

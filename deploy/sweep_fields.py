@@ -35,7 +35,8 @@ def _presets() -> Iterator[str]:
     yield "| field | " + " | ".join(PRESETS) + " |"
     yield "|---" * (len(PRESETS) + 1) + "|"
     for field in next(iter(PRESETS.values())):
-        yield f"| `{field}` | " + " | ".join(f"{preset[field]:,}" if isinstance(preset[field], int) else str(preset[field]) for preset in PRESETS.values()) + " |"
+        values = (preset[field] for preset in PRESETS.values())
+        yield f"| `{field}` | " + " | ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in values) + " |"
     yield ""
 
 
@@ -48,9 +49,11 @@ def _type(field: FieldInfo) -> str:
     if _nested(field):
         return "a mapping, see below"
     text = str(field.annotation) if not isinstance(field.annotation, type) else field.annotation.__name__
-    for long, short in (("typing.", ""), ("Literal", "one of "), ("tuple[", "list of ["), (", ...]", "]"), (" | None", ""), ("Optional", "")):
+    if "'all'" in text:
+        return "list, or 'all'"
+    for long, short in (("typing.", ""), ("Literal", "one of "), ("tuple[", "list of ["), (", ...]", "]"), (" | None", "")):
         text = text.replace(long, short)
-    return "list of layers, or 'all'" if "Annotated" in text else text.replace("|", "or")
+    return text
 
 
 def _default(field: FieldInfo) -> str:

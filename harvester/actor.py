@@ -1,41 +1,31 @@
 """The harvester: claims whole buckets of rows and turns each into a committed shard."""
 
-import logging
 import threading
 import time
-from collections.abc import Sequence
 from queue import SimpleQueue
 
 import numpy as np
 import ray
 import torch
 
-from scopemill.harvester.config import CorpusConfig, HarvestConfig, ModelConfig
-from scopemill.harvester.language_model import LanguageModel, ModelCard
+from scopemill.harvester.language_model import LanguageModel
 from scopemill.harvester.packing import permutation, rows_of
 from scopemill.harvester.preparation import calibrate, load_sequences, pack_corpus
 from scopemill.harvester.shard import ShardBuffers, write_shard
+from scopemill.harvester.task import HarvestTask
 from scopemill.proto import metrics
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import DatasetManifest, read_manifest
 from scopemill.proto.errors import CorpusError, Stopped
-from scopemill.proto.hooks import Hook
-from scopemill.proto.layout import DatasetLayout
 
-log = logging.getLogger(__name__)
 IN_FLIGHT = 2  # buckets at once: one is written while the next is computed
 
 
 class Harvester:
     """Call ``prepare`` once, then ``harvest(bucket)`` from ``IN_FLIGHT`` threads. Every call may be repeated."""
 
-    def __init__(self, bucket_url: str, dataset: str, model: ModelConfig, card: ModelCard, corpus: CorpusConfig,
-                 harvest: HarvestConfig, hooks: Sequence[Hook], reserved: int, identity: dict):  # fmt: skip
-        torch.set_num_threads(max(1, int(harvest.cpus)))
-        self._bucket, self._dataset = Bucket(bucket_url), dataset
-        self._model, self._card, self._corpus, self._config = model, card, corpus, harvest
-        self._hooks, self._reserved, self._identity = list(hooks), reserved, identity
-        self._layout = DatasetLayout(dataset)
+    def __init__(self, task: HarvestTask):
+        torch.set_num_threads(max(1, int(task.config.cpus)))
+        self._task = task
         self._manifest: DatasetManifest | None = None
         self._lm: LanguageModel | None = None
         self._free: SimpleQueue[ShardBuffers] = SimpleQueue()
@@ -49,30 +39,28 @@ class Harvester:
 
     def prepare(self) -> DatasetManifest:
         """Pack the corpus and fix the scales, unless that is done; returns the manifest."""
-        if not self._bucket.exists(self._layout.manifest):
-            shards = pack_corpus(
-                self._bucket, self._dataset, self._model, self._card, self._corpus, self._config, self._reserved, self._identity
-            )
-            calibrate(self._bucket, self._dataset, self._language_model(), self._card, self._config, self._hooks, shards, self._identity)
-        return read_manifest(self._bucket, self._dataset)
+        if self._task.bucket.exists(self._task.layout.manifest):
+            return read_manifest(self._task.bucket, self._task.dataset)
+        shards = pack_corpus(self._task)
+        return calibrate(self._task, self._language_model(), shards)
 
     def harvest(self, shard: int) -> int:
         """Make and commit one shard; returns its number. Returns at once if it is committed."""
-        if self._bucket.exists(self._layout.commit(shard)):
+        if self._task.bucket.exists(self._task.layout.commit(shard)):
             return shard
         with self._computing:
             self._get_ready()
         buffers = self._free.get()
         try:
-            with self._computing, _timed(self._dataset, "forward"):
+            with self._computing, _timed(self._task.dataset, "forward"):
                 dropped = self._fill(buffers, shard)
-            with _timed(self._dataset, "write"):
-                write_shard(self._bucket, shard, buffers, dropped)
+            with _timed(self._task.dataset, "write"):
+                write_shard(self._task.bucket, shard, buffers, dropped)
         finally:
             self._free.put(buffers)
-        metrics.HARVEST_SHARDS.labels(self._dataset).inc()
-        metrics.HARVEST_BYTES.labels(self._dataset).inc(buffers.nbytes)
-        metrics.HARVEST_OUTLIERS.labels(self._dataset).inc(dropped)
+        metrics.HARVEST_SHARDS.labels(self._task.dataset).inc()
+        metrics.HARVEST_BYTES.labels(self._task.dataset).inc(buffers.nbytes)
+        metrics.HARVEST_OUTLIERS.labels(self._task.dataset).inc(dropped)
         return shard
 
     def rows_done(self) -> int:
@@ -85,28 +73,28 @@ class Harvester:
 
     def _get_ready(self) -> None:
         if self._manifest is None:
-            self._manifest = read_manifest(self._bucket, self._dataset)
+            self._manifest = read_manifest(self._task.bucket, self._task.dataset)
             for _ in range(IN_FLIGHT):
                 self._free.put(ShardBuffers(self._manifest))
         self._language_model()
 
     def _language_model(self) -> LanguageModel:
         if self._lm is None:
-            self._lm = LanguageModel(self._model)
+            self._lm = LanguageModel(self._task.model)
         return self._lm
 
     def _fill(self, buffers: ShardBuffers, shard: int) -> int:
         """Compute a bucket's rows straight into their permuted places; returns how many outliers were dropped."""
-        config, rows = self._config, self._manifest.rows_per_shard
-        block = load_sequences(self._bucket, self._layout.packed(shard))
+        config, rows = self._task.config, self._manifest.rows_per_shard
+        block = load_sequences(self._task.bucket, self._task.layout.packed(shard))
         places = permutation(self._manifest.seed, shard, rows)
         done = dropped = 0
         for start in range(0, len(block), config.sequences_per_forward):
             if self._stop.is_set():
                 raise Stopped("the harvester was asked to stop; committed shards are kept")
             part = block[start : start + config.sequences_per_forward]
-            captured = {n: x.flatten(0, 1) for n, x in self._lm.capture(torch.from_numpy(part.tokens), self._hooks).items()}
-            candidates = np.flatnonzero(rows_of(part.tokens, self._card.special))
+            captured = {n: x.flatten(0, 1) for n, x in self._lm.capture(torch.from_numpy(part.tokens), self._task.hooks).items()}
+            candidates = np.flatnonzero(rows_of(part.tokens, self._task.card.special))
             kept = candidates[self._within_limits(captured, candidates)]
             dropped += len(candidates) - len(kept)
             kept = kept[: rows - done]
@@ -119,7 +107,7 @@ class Harvester:
             )
             done += len(kept)
             self._rows_done += len(kept)
-            metrics.HARVEST_ROWS.labels(self._dataset).inc(len(kept))
+            metrics.HARVEST_ROWS.labels(self._task.dataset).inc(len(kept))
         if done < rows:
             raise CorpusError(
                 f"bucket {shard} has {rows} rows to fill and only {done} within harvest.outlier_norm ({config.outlier_norm}): "

@@ -21,6 +21,7 @@ from scopemill.proto.errors import InputError, ModelError
 from scopemill.proto.hooks import SITES, Hook
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FINGERPRINT_SAMPLES = 64  # of 64 KiB, per weight file: reading all of a large model would take minutes
 Edit = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -141,9 +142,9 @@ class LanguageModel:
             logits = self._bridge.run_with_hooks(
                 tokens, fwd_hooks=[(hook.name, replace(edit)) for hook, edit in (edits or {}).items()], return_type="logits"
             )
-            return torch.nn.functional.cross_entropy(
-                logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
-            ).view(len(tokens), -1)
+            return torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(
+                len(tokens), -1
+            )
 
 
 def _boot(model: ModelConfig, **options: Any):
@@ -162,14 +163,18 @@ def _special_tokens(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> t
 
 
 def _fingerprint(model: ModelConfig, config: Any) -> str:
-    """The commit on the hub; for a folder a hash of its configuration and of its weight files' sizes and first MiB."""
+    """The commit on the hub; for a folder a hash of its configuration and of samples from all over its weight files."""
     folder = Path(model.name)
     if not folder.is_dir():
         return str(getattr(config, "_commit_hash", None) or model.revision)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
         with open(file, "rb") as weights:
-            digest.update(f"{file.name} {file.stat().st_size}".encode() + weights.read(2**20))
+            for i in range(FINGERPRINT_SAMPLES):
+                weights.seek(size * i // FINGERPRINT_SAMPLES)
+                digest.update(weights.read(2**16))
     return digest.hexdigest()[:16]
 
 

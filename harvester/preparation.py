@@ -4,7 +4,7 @@ Both results are committed objects, so every harvester works from the same plan 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
@@ -12,38 +12,16 @@ import safetensors.numpy
 import torch
 
 from scopemill.harvester import corpus as corpora
-from scopemill.harvester.config import CorpusConfig, HarvestConfig, ModelConfig
-from scopemill.harvester.language_model import LanguageModel, ModelCard, load_tokenizer
+from scopemill.harvester.config import CorpusConfig, ModelConfig
+from scopemill.harvester.language_model import LanguageModel, load_tokenizer
 from scopemill.harvester.packing import Sequences, buckets, rows_of, sequences
+from scopemill.harvester.task import HarvestTask
 from scopemill.proto.bucket import Bucket
-from scopemill.proto.dataset import DatasetManifest, HookStats, pack_vector, read_manifest, refuse_other_identity
+from scopemill.proto.dataset import DatasetManifest, HookStats, pack_vector, read_manifest
 from scopemill.proto.errors import CorpusError
-from scopemill.proto.hooks import Hook
-from scopemill.proto.layout import DatasetLayout
 
 TOKENIZER_BATCH = 256  # documents at once: the tokenizer works on them in parallel
 CALIBRATION_SHARDS = 64  # at most: reading every packed bucket of a large corpus would take longer than the model
-
-
-def identity(card: ModelCard, corpus: CorpusConfig, harvest: HarvestConfig, hooks: Sequence[Hook], reserved: int) -> dict:
-    """Everything that decides a dataset's bytes. Two harvests with the same identity are the same harvest."""
-    decisive = ("context_length", "rows_per_shard", "tokens", "dtype", "seed", "calibration_rows", "outlier_norm", "outlier_spare")
-    return {
-        "model": f"{card.name}@{card.fingerprint}",
-        "hooks": [hook.name for hook in hooks],
-        "reserved_sequences": reserved,
-        **{f"corpus.{key}": value for key, value in corpus.model_dump().items()},
-        **{f"harvest.{key}": getattr(harvest, key) for key in decisive},
-    }
-
-
-def check_identity(bucket: Bucket, dataset: str, wanted: dict) -> None:
-    """Conflict if a dataset of another identity lies at this place, whole or begun."""
-    layout = DatasetLayout(dataset)
-    if bucket.exists(layout.manifest):
-        refuse_other_identity(bucket.place(layout.manifest), read_manifest(bucket, dataset).identity, wanted)
-    elif bucket.exists(layout.packing):
-        refuse_other_identity(bucket.place(layout.packing), json.loads(bucket.read(layout.packing))["identity"], wanted)
 
 
 def tokenized(model: ModelConfig, corpus: CorpusConfig) -> Iterator[np.ndarray]:
@@ -55,34 +33,31 @@ def tokenized(model: ModelConfig, corpus: CorpusConfig) -> Iterator[np.ndarray]:
             yield np.asarray(ids, dtype=np.int64)
 
 
-def pack_corpus(
-    bucket: Bucket, dataset: str, model: ModelConfig, card: ModelCard, corpus: CorpusConfig, harvest: HarvestConfig, reserved: int, wanted: dict
-) -> int:
+def pack_corpus(task: HarvestTask) -> int:
     """Pack the corpus into buckets of rows and commit them; returns how many there are.
 
-    The first ``reserved`` sequences are set apart for evaluation. CorpusError if the rest fills no bucket.
+    CorpusError if what is left after the reserved sequences fills no bucket.
     """
-    layout = DatasetLayout(dataset)
+    bucket, layout, corpus, harvest = task.bucket, task.layout, task.corpus, task.config
     if bucket.exists(layout.packing):
         return json.loads(bucket.read(layout.packing))["shards"]
-    packed = sequences(tokenized(model, corpus), harvest.context_length, card.bos)
-    if reserved:
-        held = list(islice(packed, reserved))
-        if len(held) < reserved:
-            raise CorpusError(f"corpus {corpus.source!r} has {len(held)} sequences; evaluation alone reserves {reserved}")
+    packed = sequences(tokenized(task.model, corpus), harvest.context_length, task.card.bos)
+    if task.reserved:
+        held = list(islice(packed, task.reserved))
+        if len(held) < task.reserved:
+            raise CorpusError(f"corpus {corpus.source!r} has {len(held)} sequences; evaluation alone reserves {task.reserved}")
         save_sequences(bucket, layout.reserved, Sequences.join(held))
-    wanted_rows = harvest.rows_per_shard
-    if harvest.outlier_norm:
-        wanted_rows += int(harvest.rows_per_shard * harvest.outlier_spare)
+    spare = int(harvest.rows_per_shard * harvest.outlier_spare) if harvest.outlier_norm else 0
     shards = 0
-    for block in islice(buckets(packed, wanted_rows, card.special), harvest.tokens // harvest.rows_per_shard):
+    complete = buckets(packed, harvest.rows_per_shard + spare, task.card.special)
+    for block in islice(complete, harvest.tokens // harvest.rows_per_shard):
         save_sequences(bucket, layout.packed(shards), block)
         shards += 1
     if not shards:
         raise CorpusError(
             f"corpus {corpus.source!r} is shorter than one shard: lower harvest.rows_per_shard ({harvest.rows_per_shard}) or give more text"
         )
-    bucket.create(layout.packing, json.dumps({"shards": shards, "identity": wanted}).encode())
+    bucket.create(layout.packing, json.dumps({"shards": shards, "identity": task.identity}).encode())
     return shards
 
 
@@ -94,31 +69,29 @@ def load_sequences(bucket: Bucket, path: str) -> Sequences:
     return Sequences(**safetensors.numpy.load(bucket.read(path)))
 
 
-def calibrate(
-    bucket: Bucket, dataset: str, lm: LanguageModel, card: ModelCard, harvest: HarvestConfig, hooks: Sequence[Hook], shards: int, wanted: dict
-) -> DatasetManifest:
+def calibrate(task: HarvestTask, lm: LanguageModel, shards: int) -> DatasetManifest:
     """Fix C = sqrt(E||x||^2) of each hook over rows from the whole corpus, and commit the manifest.
 
     With the outlier filter, a first pass takes each hook's median norm, and C is that of the rows which the filter keeps.
     """
-    layout = DatasetLayout(dataset)
-    sample = _calibration_sample(bucket, layout, harvest, shards)
+    hooks, card, harvest = task.hooks, task.card, task.config
+    sample = _calibration_sample(task, shards)
     limits: dict[str, float] = {}
     if harvest.outlier_norm:
-        norms = [n for n, _ in _calibration_rows(lm, card, harvest, hooks, sample)]
+        norms = [n for n, _ in _calibration_rows(task, lm, sample)]
         limits = {h.name: float(np.median(np.concatenate([n[h.name] for n in norms]))) * harvest.outlier_norm for h in hooks}
     count = 0
     squares = dict.fromkeys((h.name for h in hooks), 0.0)
     sums: dict[str, np.ndarray] = {h.name: np.zeros(card.widths[h.site]) for h in hooks}
-    for norms, rows in _calibration_rows(lm, card, harvest, hooks, sample):
+    for norms, rows in _calibration_rows(task, lm, sample):
         keep = np.logical_and.reduce([norms[name] <= limits.get(name, np.inf) for name in norms])
         count += int(keep.sum())
         for name, x in rows.items():
             squares[name] += float((norms[name][keep].astype(np.float64) ** 2).sum())
             sums[name] += x[torch.from_numpy(keep)].double().sum(0).numpy()
     manifest = DatasetManifest(
-        dataset=dataset,
-        identity=wanted,
+        dataset=task.dataset,
+        identity=task.identity,
         model=card.name,
         context_length=harvest.context_length,
         dtype=harvest.dtype,
@@ -137,29 +110,30 @@ def calibrate(
         seed=harvest.seed,
         calibration_rows=count,
     )
-    bucket.create(layout.manifest, manifest.model_dump_json(indent=1).encode())
-    return read_manifest(bucket, dataset)
+    task.bucket.create(task.layout.manifest, manifest.model_dump_json(indent=1).encode())
+    return read_manifest(task.bucket, task.dataset)
 
 
-def _calibration_sample(bucket: Bucket, layout: DatasetLayout, harvest: HarvestConfig, shards: int) -> Sequences:
+def _calibration_sample(task: HarvestTask, shards: int) -> Sequences:
     """Sequences with about ``calibration_rows`` rows, evenly spaced over the whole corpus."""
+    harvest = task.config
     chosen = sorted({round(i) for i in np.linspace(0, shards - 1, min(shards, CALIBRATION_SHARDS))})
     each = -(-harvest.calibration_rows // (len(chosen) * (harvest.context_length - 1)))
     parts = []
     for shard in chosen:
-        block = load_sequences(bucket, layout.packed(shard))
+        block = load_sequences(task.bucket, task.layout.packed(shard))
         picks = sorted({int(i) for i in np.linspace(0, len(block) - 1, min(each, len(block)))})
         parts += [block[i : i + 1] for i in picks]
     return Sequences.join(parts)
 
 
 def _calibration_rows(
-    lm: LanguageModel, card: ModelCard, harvest: HarvestConfig, hooks: Iterable[Hook], sample: Sequences
+    task: HarvestTask, lm: LanguageModel, sample: Sequences
 ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, torch.Tensor]]]:
     """Per forward pass, and per hook: the norms (n,) and the rows (n, d), both float32."""
-    for start in range(0, len(sample), harvest.sequences_per_forward):
-        tokens = sample.tokens[start : start + harvest.sequences_per_forward]
-        keep = torch.from_numpy(rows_of(tokens, card.special).ravel())
-        captured = lm.capture(torch.from_numpy(tokens), hooks)
+    for start in range(0, len(sample), task.config.sequences_per_forward):
+        tokens = sample.tokens[start : start + task.config.sequences_per_forward]
+        keep = torch.from_numpy(rows_of(tokens, task.card.special).ravel())
+        captured = lm.capture(torch.from_numpy(tokens), task.hooks)
         rows = {name: x.flatten(0, 1).cpu()[keep].float() for name, x in captured.items()}
         yield {name: x.norm(dim=1).numpy() for name, x in rows.items()}, rows

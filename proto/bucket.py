@@ -24,6 +24,8 @@ class Bucket:
 
     def __init__(self, url: str):
         self.url = str(url).rstrip("/")
+        if not self.url or self.url.endswith(":"):
+            raise InputError(f"bucket {url!r} names no place: give a folder or a URL such as s3://bucket/prefix")
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:

@@ -6,6 +6,7 @@ their CRC-32C: harvester and server write and read these objects themselves, and
 """
 
 import base64
+import json
 import math
 import re
 from typing import Any, Literal, TypeVar
@@ -70,9 +71,7 @@ class DatasetManifest(_Record):
         for hook in self.hooks:
             if hook.name == name:
                 return hook
-        raise MissingObject(
-            f"dataset {self.dataset!r} holds no hook {name!r}; it holds {', '.join(h.name for h in self.hooks)}"
-        )
+        raise MissingObject(f"dataset {self.dataset!r} holds no hook {name!r}; it holds {', '.join(h.name for h in self.hooks)}")
 
     @property
     def itemsize(self) -> int:
@@ -210,6 +209,14 @@ def _read_record(bucket: Bucket, path: str, kind: type[R]) -> R:
 def committed_shards(bucket: Bucket, dataset: str) -> set[int]:
     matches = map(_COMMIT.fullmatch, bucket.names(DatasetLayout(dataset).commits))
     return {int(match[1]) for match in matches if match}
+
+
+def committed_identity(bucket: Bucket, path: str) -> dict[str, Any]:
+    """What was asked for by whoever wrote a manifest or a packing record."""
+    try:
+        return json.loads(bucket.read(path))["identity"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptObject(f"{bucket.place(path)} cannot be read: {error}") from error
 
 
 def refuse_other_identity(place: str, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -29,9 +29,7 @@ TRAINER_LOSS = Gauge("scopemill_trainer_loss", "Training loss of the last logged
 TRAINER_L0 = Gauge("scopemill_trainer_l0", "Active latents per token", ["sae"])
 TRAINER_FVU = Gauge("scopemill_trainer_fvu", "Fraction of variance unexplained on the training batches", ["sae"])
 TRAINER_DEAD = Gauge("scopemill_trainer_dead_latents", "Latents that have not fired for the stated number of tokens", ["sae"])
-TRAINER_STEP_SECONDS = Histogram(
-    "scopemill_trainer_step_seconds", "Seconds per step", ["sae"], buckets=[0.003, 0.01, 0.03, 0.1, 0.3, 1, 3]
-)
+TRAINER_STEP_SECONDS = Histogram("scopemill_trainer_step_seconds", "Seconds per step", ["sae"], buckets=[0.003, 0.01, 0.03, 0.1, 0.3, 1, 3])
 TRAINER_WAIT_SECONDS = Counter("scopemill_trainer_wait_seconds", "Seconds spent waiting for data", ["sae"])
 TRAINER_CHECKPOINT = Gauge("scopemill_trainer_checkpoint_timestamp_seconds", "When the last checkpoint was committed", ["sae"])
 
@@ -50,9 +48,7 @@ def expose(host: str = "127.0.0.1") -> str:
 
 def write_targets(path: Path, sweep: str, targets: dict[str, list[str]]) -> None:
     """Write Prometheus' `file_sd` file: per role the addresses of its processes. Readers never see half of it."""
-    groups = [
-        {"targets": sorted(addresses), "labels": {"role": role, "sweep": sweep}} for role, addresses in sorted(targets.items())
-    ]
+    groups = [{"targets": sorted(addresses), "labels": {"role": role, "sweep": sweep}} for role, addresses in sorted(targets.items())]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(groups, indent=1))

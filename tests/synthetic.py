@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+
 from scopemill.harvester.shard import ShardBuffers, write_shard
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import DatasetManifest, HookStats, pack_vector
@@ -9,7 +10,13 @@ from scopemill.proto.layout import DatasetLayout
 
 
 def make_dataset(
-    bucket: Bucket, name: str = "synthetic", hooks: dict[str, int] | None = None, shards: int = 4, rows: int = 64, dtype: str = "float32", seed: int = 0
+    bucket: Bucket,
+    name: str = "synthetic",
+    hooks: dict[str, int] | None = None,
+    shards: int = 4,
+    rows: int = 64,
+    dtype: str = "float32",
+    seed: int = 0,
 ) -> DatasetManifest:
     """Commit a dataset of random rows with scale 1. Label ``document`` is the shard, ``position`` the row in it.
 

@@ -1,9 +1,8 @@
 """The smallest sweep that has every part: 2 hooks x 2 sparsities on the carried model, seconds of work."""
 
+import json
 from pathlib import Path
 from typing import Any
-
-import json
 
 from scopemill.deploy.demo.run import MODEL
 from scopemill.deploy.demo.standard_library import documents
@@ -28,12 +27,13 @@ def sweep(bucket: str, text: Path, **sections: dict[str, Any]) -> dict[str, Any]
         "model": str(MODEL),
         "corpus": {"source": str(text), "format": "jsonl"},
         "harvest": {
-            "layers": [1, 3], "sites": ["resid_post"], "tokens": 6144, "rows_per_shard": 2048, "context_length": 64, "calibration_rows": 1024,
+            "layers": [1, 3], "sites": ["resid_post"], "tokens": 6144, "rows_per_shard": 2048, "context_length": 64,
+            "calibration_rows": 1024,
         },
         "server": {"shards_side_by_side": 2, "window_mib": 8},
         "train": {
-            "preset": "quick", "widths": [256], "sparsities": [1e-3, 1e-2], "tokens": 256 * STEPS, "batch_size": 256, "checkpoint_every": 16,
-            "log_every": 8, "cpus": 0.5,
+            "preset": "quick", "widths": [256], "sparsities": [1e-3, 1e-2], "tokens": 256 * STEPS, "batch_size": 256,
+            "checkpoint_every": 16, "log_every": 8, "cpus": 0.5,
         },
         "evaluation": {"sequences": 8, "sequences_per_forward": 8},
     }  # fmt: skip

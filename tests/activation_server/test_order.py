@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
 from scopemill.activation_server.order import Order, Piece
 from scopemill.proto.dataset import DatasetManifest
 from scopemill.proto.errors import InputError

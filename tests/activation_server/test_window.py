@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from scopemill.activation_server.window import Detached, Drop, Finish, GaveUp, Load, LoadAlone, Send, Window
 
 JOIN_SECONDS, DETACH_SECONDS = 60.0, 20.0
@@ -267,7 +268,9 @@ class WindowMachine(RuleBasedStateMachine):
 
 
 TestWindow = WindowMachine.TestCase
-TestWindow.settings = settings(max_examples=200, stateful_step_count=60, deadline=None, report_multiple_bugs=False, suppress_health_check=list(HealthCheck))
+TestWindow.settings = settings(
+    max_examples=200, stateful_step_count=60, deadline=None, report_multiple_bugs=False, suppress_health_check=list(HealthCheck)
+)
 
 
 class Mill:
@@ -437,6 +440,22 @@ def test_a_stalled_consumer_is_detached_after_detach_seconds_of_waiting_and_stil
     assert max(mill.loads.values()) <= 2
 
 
+def test_each_laggard_has_the_whole_of_detach_seconds():
+    mill = Mill(capacity=4, lag="detach")
+    for name in ("fast", "slow", "stalled"):
+        mill.join(name)
+    mill.run("slow", 2)
+    mill.ask("slow", 2, credit=1)  # two have arrived, the third is on its way
+    mill.run("fast", 100)
+    mill.tick(20.0)
+    assert mill.notes == [Detached("stalled")]
+    assert mill.run("fast", 100, 20.0) == 6
+    mill.tick(39.9)
+    assert mill.notes == [Detached("stalled")]
+    mill.tick(40.0)
+    assert mill.notes == [Detached("stalled"), Detached("slow")]
+
+
 def test_a_consumer_ten_times_slower_is_detached_though_it_moves():
     mill = Mill(capacity=4, lag="detach", detach_seconds=20.0)
     mill.join("fast")
@@ -502,6 +521,25 @@ def test_the_window_that_made_room_for_one_who_never_came_leaves_no_hole():
     mill.do(mill.window.leave("a", 0.0), 0.0)
     assert mill.run("b", 4) == 4
     assert mill.loads == {1: 1, 2: 2, 3: 1}
+
+
+def test_what_lies_beyond_every_stop_is_dropped():
+    window = Window(8, "block", 60.0, 20.0)
+    window.join("long", 0, 100, 0.0)
+    window.join("short", 0, 3, 0.0)
+    for index in range(8):
+        window.loaded(index, 0.0)
+    assert window.leave("long", 0.0) == [Drop(index) for index in range(3, 8)]
+
+
+def test_a_private_read_that_comes_too_late_is_not_sent():
+    window = Window(4, "block", 60.0, 20.0)
+    window.join("a", 50, 100, 0.0)
+    window.join("b", 5, 100, 0.0)
+    assert LoadAlone("b", 5) in window.ask("b", 5, 2, 0.0)
+    window.join("b", 3, 100, 0.0)
+    window.ask("b", 3, 2, 0.0)
+    assert window.loaded_alone("b", 5, 0.0) == [LoadAlone("b", 3)]
 
 
 def test_a_private_read_that_failed_is_tried_again_when_its_consumer_comes_back():

@@ -19,6 +19,7 @@ import torch
 from prometheus_client import REGISTRY
 from rich.console import Console
 from rich.table import Table
+
 from scopemill.activation_server.client import StreamClient
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.reader import StreamReader
@@ -29,8 +30,9 @@ from scopemill.harvester.actor import IN_FLIGHT, Harvester
 from scopemill.harvester.config import CorpusConfig, HarvestConfig, ModelConfig
 from scopemill.harvester.language_model import describe
 from scopemill.harvester.preparation import load_sequences
+from scopemill.harvester.task import HarvestTask, identity
 from scopemill.proto.bucket import Bucket
-from scopemill.proto.dataset import DatasetManifest
+from scopemill.proto.dataset import DatasetManifest, read_manifest
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer.config import PRESETS, SaeConfig
@@ -57,8 +59,6 @@ def ratio(one: Callable[[], object], other: Callable[[], object], rounds: int = 
 
 def harvester(folder: Path) -> tuple[Harvester, DatasetManifest]:
     """A harvester of 8 hooks of the demo's model (all of the layers are run), prepared but with no shard made."""
-    from scopemill.harvester.preparation import identity
-
     write_corpus(folder / "corpus")
     model = ModelConfig(name=str(MODEL))
     card = describe(model)
@@ -68,7 +68,8 @@ def harvester(folder: Path) -> tuple[Harvester, DatasetManifest]:
         context_length=128, sequences_per_forward=64, calibration_rows=4096, cpus=THREADS,
     )  # fmt: skip
     hooks = card.hooks(config.layers, config.sites)
-    made = Harvester(str(folder), "bench", model, card, corpus, config, hooks, 0, identity(card, corpus, config, hooks, 0))
+    same = identity(model, card, corpus, config, hooks, 0)
+    made = Harvester(HarvestTask(Bucket(str(folder)), "bench", model, card, corpus, config, tuple(hooks), 0, same))
     return made, made.prepare()
 
 
@@ -98,8 +99,6 @@ def harvest_over_bare_forward(folder: Path) -> float:
 def reader_over_raw_files(folder: Path) -> float:
     """Bytes/s of the server's reader, checksums and batch assembly included, over reading the same files whole."""
     bucket = Bucket(str(folder))
-    from scopemill.proto.dataset import read_manifest
-
     manifest = read_manifest(bucket, "bench")
     files = sorted((folder / DatasetLayout("bench").root / "shards").glob(f"*.zarr/{HOOK}/c/*/*"))
     manifest = manifest.model_copy(update={"shards": len(files)})
@@ -125,7 +124,7 @@ def served_over_read(folder: Path, trainers: int = 4) -> float:
     """Bytes served to trainers over bytes read from the bucket, of one epoch, from the server's own counters."""
     bucket, spec = Bucket(str(folder)), StreamSpec("bench", (HOOK,), 2048, 0, 4)
     server = ActivationServer(bucket, ServerConfig(window_mib=64), 1)
-    batches = StreamReader(bucket, server_manifest(bucket), spec).batches_per_epoch
+    batches = StreamReader(bucket, read_manifest(bucket, "bench"), spec).batches_per_epoch
 
     def train(name: str) -> None:
         client = StreamClient(server.address, spec, name, 0, batches)
@@ -141,12 +140,6 @@ def served_over_read(folder: Path, trainers: int = 4) -> float:
     counters = {n: REGISTRY.get_sample_value(f"scopemill_server_bytes_{n}_total", {"stream": spec.label}) for n in ("served", "read")}
     server.stop()
     return counters["served"] / counters["read"]
-
-
-def server_manifest(bucket: Bucket) -> DatasetManifest:
-    from scopemill.proto.dataset import read_manifest
-
-    return read_manifest(bucket, "bench")
 
 
 def step_over_encoder() -> float:

@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
-
 import tiny_sweep
+import yaml
 
 COMMAND = [sys.executable, "-m", "scopemill.deploy"]
 
@@ -19,7 +18,9 @@ COMMAND = [sys.executable, "-m", "scopemill.deploy"]
 @pytest.fixture
 def folder(tmp_path) -> Path:
     text = tiny_sweep.write_text(tmp_path)
-    data = tiny_sweep.sweep(str(tmp_path / "bucket"), text, train={"widths": [128], "sparsities": [1e-3], "tokens": 2**22, "checkpoint_every": 5000})
+    data = tiny_sweep.sweep(
+        str(tmp_path / "bucket"), text, train={"widths": [128], "sparsities": [1e-3], "tokens": 2**22, "checkpoint_every": 5000}
+    )
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(data | {"file_sd": str(tmp_path / "targets.json")}))
     return tmp_path
 

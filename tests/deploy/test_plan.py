@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+import tiny_sweep
+
 from scopemill.deploy.plan import SweepPlan, plan_sweep
 from scopemill.deploy.sweep import parse_sweep
 from scopemill.proto.errors import CorpusError, InputError, ModelError, StorageError
-
-import tiny_sweep
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,7 @@ def planned(tmp_path: Path, text: Path, **sections) -> SweepPlan:
         (CorpusError, {"corpus": {"column": "body"}}, r"line 1 has no column 'body'; it has 'text'"),
         (CorpusError, {"corpus": {"source": "/nowhere/text.jsonl"}}, r"corpus '/nowhere/text.jsonl' is not there"),
         (CorpusError, {"evaluation": {"corpus": {"source": "/nowhere.txt", "format": "lines"}}}, r"corpus '/nowhere.txt' is not there"),
+        (InputError, {"harvest": {"tokens": 1_000_003, "rows_per_shard": 1_000_003}}, r"1000003 rows can only be cut into chunks"),
         (InputError, {"train": {"batch_size": 5000, "tokens": 10_000}}, r"a batch of 5000 rows is more than .* \(2 shards of 2048 rows\)"),
     ],
 )  # fmt: skip

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_sweep
 import yaml
+
 from scopemill.deploy import sweep_fields
 from scopemill.deploy.sweep import load_sweep
 from scopemill.proto.errors import SweepFileError
-
-import tiny_sweep
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,7 +105,9 @@ def test_local_paths_become_absolute_and_urls_stay(file):
 
 
 def test_the_reference_in_docs_is_what_the_fields_say():
-    assert (ROOT / "docs" / "sweep-file.md").read_text() == sweep_fields.render(), "run python -m scopemill.deploy.sweep_fields > docs/sweep-file.md"
+    assert (ROOT / "docs" / "sweep-file.md").read_text() == sweep_fields.render(), (
+        "run python -m scopemill.deploy.sweep_fields > docs/sweep-file.md"
+    )
 
 
 def test_the_sweep_in_the_readme_parses(tmp_path):

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 import pytest
+import tiny_sweep
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
+
 from scopemill.deploy.driver import SweepDriver
 from scopemill.deploy.plan import SweepPlan, plan_sweep
 from scopemill.deploy.progress import Reporter
@@ -24,8 +26,6 @@ from scopemill.proto.dataset import read_commit
 from scopemill.proto.errors import Conflict, ScopemillError
 from scopemill.proto.layout import SweepLayout
 from scopemill.trainer import load_sae
-
-import tiny_sweep
 
 
 def planned(folder: Path, data: dict) -> SweepPlan:

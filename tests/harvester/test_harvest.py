@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from scopemill.harvester import actor
 from scopemill.harvester.actor import Harvester
 from scopemill.harvester.config import CorpusConfig, HarvestConfig
-from scopemill.harvester.preparation import check_identity, identity, load_sequences
+from scopemill.harvester.preparation import load_sequences
 from scopemill.harvester.shard import write_shard
+from scopemill.harvester.task import HarvestTask, identity
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import committed_shards, read_commit, read_manifest, vector
 from scopemill.proto.errors import Conflict, CorpusError, Stopped
@@ -75,10 +76,15 @@ class Setting:
 
     @property
     def identity(self) -> dict:
-        return identity(self.card, self.corpus, self.config, HOOKS, self.reserved)
+        return identity(self.model, self.card, self.corpus, self.config, HOOKS, self.reserved)
+
+    @property
+    def task(self) -> HarvestTask:
+        parts = (self.model, self.card, self.corpus, self.config, tuple(HOOKS), self.reserved, self.identity)
+        return HarvestTask(self.bucket, "tiny", *parts)
 
     def harvester(self) -> Harvester:
-        return Harvester(self.bucket.url, "tiny", self.model, self.card, self.corpus, self.config, HOOKS, self.reserved, self.identity)
+        return Harvester(self.task)
 
     def harvest(self, order=range(SHARDS), threads: int = 1) -> "Setting":
         harvester = self.harvester()
@@ -483,29 +489,29 @@ def test_a_dataset_of_another_identity_is_a_conflict_that_names_the_field(settin
     setting.harvester().prepare()
     if begun == "packing":
         setting.bucket.remove(LAYOUT.manifest)
-    check_identity(setting.bucket, "tiny", setting.identity)
-    other = replace(setting, config=CONFIG.model_copy(update=change)).identity
+    setting.task.check_place()
     with pytest.raises(Conflict, match=f"was made with {field} = .* and this run asks for"):
-        check_identity(setting.bucket, "tiny", other)
+        replace(setting, config=CONFIG.model_copy(update=change)).task.check_place()
 
 
 def test_what_does_not_decide_the_bytes_is_no_conflict(setting):
     setting.harvester().prepare()
     quicker = CONFIG.model_copy(update={"sequences_per_forward": 3, "actors": 4, "cpus": 2.0})
-    check_identity(setting.bucket, "tiny", replace(setting, config=quicker).identity)
+    replace(setting, config=quicker).task.check_place()
 
 
 def test_another_model_corpus_or_hook_is_a_conflict(setting, card):
     setting.harvester().prepare()
     others = {
-        "model": replace(setting, card=replace(card, fingerprint="another")).identity,
-        "corpus.source": replace(setting, corpus=CorpusConfig(source="elsewhere", format="files")).identity,
-        "reserved_sequences": replace(setting, reserved=6).identity,
-        "hooks": identity(card, setting.corpus, CONFIG, HOOKS[:2], RESERVED),
+        "model": replace(setting, card=replace(card, fingerprint="another")).task,
+        "model.dtype": replace(setting, model=setting.model.model_copy(update={"dtype": "bfloat16"})).task,
+        "corpus.source": replace(setting, corpus=CorpusConfig(source="elsewhere", format="files")).task,
+        "reserved_sequences": replace(setting, reserved=6).task,
+        "hooks": replace(setting.task, identity=identity(setting.model, card, setting.corpus, CONFIG, HOOKS[:2], RESERVED)),
     }
     for field, other in others.items():
         with pytest.raises(Conflict, match=f"was made with {field} = "):
-            check_identity(setting.bucket, "tiny", other)
+            other.check_place()
 
 
 def test_a_corpus_shorter_than_one_shard_is_answered_with_what_to_change(setting):

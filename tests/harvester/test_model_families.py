@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from scopemill.harvester.config import ModelConfig
-from scopemill.harvester.language_model import LanguageModel, describe
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -16,6 +14,8 @@ from transformers import (
 )
 
 from scopemill.deploy.demo.run import MODEL
+from scopemill.harvester.config import ModelConfig
+from scopemill.harvester.language_model import LanguageModel, describe
 
 SIZES = dict(vocab_size=2048, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64)
 FAMILIES: dict[str, PretrainedConfig] = {
