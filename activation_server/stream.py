@@ -99,16 +99,18 @@ class _ReadingThread:
 
     def _run(self) -> None:
         label = self._stream.spec.label
+        counted = 0
         while job := self._jobs.get():
             index, slot = job
-            before, problem = self._reader.bytes_read, None
+            problem = None
             try:
                 self._reader.read(index, memoryview(slot))
             except ScopemillError as error:
                 problem = error
             except Exception as error:  # whatever it is, it must reach the trainers rather than end this thread silently
                 problem = ScopemillError(f"reading batch {index} of {label} failed: {type(error).__name__}: {error}")
-            read = self._reader.bytes_read - before
+            read = self._reader.bytes_read - counted  # with what was read ahead since the last batch
+            counted += read
             metrics.SERVER_BYTES_READ.labels(label).inc(read)
             if self._consumer:
                 metrics.SERVER_DETACHED_BYTES.labels(label).inc(read)

@@ -19,6 +19,7 @@ from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import CorpusError, Stopped
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout, SaeLayout
+from scopemill.proto.memory import keep_freed_memory
 from scopemill.trainer import checkpoint
 
 
@@ -73,6 +74,7 @@ def _pack(model: ModelConfig, card: ModelCard, corpus: CorpusConfig, wanted: int
 
 class Evaluator:
     def __init__(self, bucket_url: str, dataset: str, model: ModelConfig, card: ModelCard, config: EvaluationConfig, context_length: int):
+        keep_freed_memory()
         torch.set_num_threads(max(1, int(config.cpus)))
         self._bucket, self._config = Bucket(bucket_url), config
         self._settings = settings_of(config, dataset, context_length)

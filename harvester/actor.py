@@ -16,6 +16,7 @@ from scopemill.harvester.task import HarvestTask
 from scopemill.proto import metrics
 from scopemill.proto.dataset import DatasetManifest, read_manifest
 from scopemill.proto.errors import CorpusError, Stopped
+from scopemill.proto.memory import keep_freed_memory
 
 IN_FLIGHT = 2  # buckets at once: one is written while the next is computed
 
@@ -24,6 +25,7 @@ class Harvester:
     """Call ``prepare`` once, then ``harvest(bucket)`` from ``IN_FLIGHT`` threads. Every call may be repeated."""
 
     def __init__(self, task: HarvestTask):
+        keep_freed_memory()
         torch.set_num_threads(max(1, int(task.config.cpus)))
         self._task = task
         self._manifest: DatasetManifest | None = None

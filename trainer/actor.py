@@ -15,6 +15,7 @@ from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import HookStats
 from scopemill.proto.errors import Stopped
 from scopemill.proto.layout import SaeLayout
+from scopemill.proto.memory import keep_freed_memory
 from scopemill.trainer import checkpoint
 from scopemill.trainer.architectures import ARCHITECTURES
 from scopemill.trainer.config import SaeConfig
@@ -43,6 +44,7 @@ class Trainer:
     """``run`` trains until the last step or until ``stop``; it begins at the newest checkpoint."""
 
     def __init__(self, bucket_url: str, assignment: Assignment, threads: int, gpu: bool):
+        keep_freed_memory()
         torch.set_num_threads(threads)
         self._bucket, self._assignment = Bucket(bucket_url), assignment
         self._layout = SaeLayout(assignment.root)

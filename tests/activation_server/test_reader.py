@@ -1,0 +1,229 @@
+"""What the reader puts together from chunk objects, against the same rows gathered by zarr-python."""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from synthetic import make_dataset
+
+from scopemill.activation_server import reader as reader_module
+from scopemill.activation_server.order import Order
+from scopemill.activation_server.reader import StreamReader
+from scopemill.proto.bucket import Bucket
+from scopemill.proto.dataset import STORED_DTYPES, DatasetManifest
+from scopemill.proto.errors import CorruptObject, MissingObject, StorageError
+from scopemill.proto.layout import DatasetLayout
+from scopemill.proto.wire import StreamSpec
+
+A, B = "blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunk objects of a few rows, so that a small shard has many."""
+    monkeypatch.setattr("scopemill.proto.dataset.CHUNK_BYTES", 256)
+
+
+def spec(hooks=(A,), batch=12, k=2, seed=3, dataset="synthetic") -> StreamSpec:
+    return StreamSpec(dataset, tuple(hooks), batch, seed, k)
+
+
+def read(reader: StreamReader, manifest: DatasetManifest, stream: StreamSpec, k: int) -> list[np.ndarray]:
+    """Batch k as one array per hook."""
+    into = np.full(reader.batch_bytes, 0xA5, np.uint8)
+    reader.read(k, memoryview(into))
+    flat, arrays = into.view(STORED_DTYPES[manifest.dtype]), []
+    for hook in stream.hooks:
+        d = manifest.hook(hook).d
+        arrays.append(flat[: stream.batch_size * d].reshape(stream.batch_size, d))
+        flat = flat[stream.batch_size * d :]
+    assert not len(flat)
+    return arrays
+
+
+def gathered(bucket: Bucket, manifest: DatasetManifest, stream: StreamSpec, k: int) -> list[np.ndarray]:
+    """The same batch, row by row from zarr-python."""
+    order = Order(manifest, stream)
+    arrays = []
+    for hook in stream.hooks:
+        parts = []
+        for piece in order.pieces(k):
+            array = zarr.open_array(f"{bucket.url}/{DatasetLayout(manifest.dataset).array(piece.shard, hook)}", mode="r")
+            parts.append(array[piece.start : piece.stop])
+        arrays.append(np.concatenate(parts))
+    return arrays
+
+
+def assert_same_bits(got: list[np.ndarray], wanted: list[np.ndarray]) -> None:
+    for one, other in zip(got, wanted, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        assert one.tobytes() == np.ascontiguousarray(other).tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("rows", "shards", "batch", "k"), [(48, 4, 12, 2), (48, 5, 31, 3), (30, 3, 90, 3), (30, 3, 7, 8), (24, 4, 2, 4)])
+def test_batches_are_the_rows_that_zarr_gives(bucket, small_chunks, dtype, rows, shards, batch, k):
+    manifest = make_dataset(bucket, hooks={A: 8, B: 5}, shards=shards, rows=rows, dtype=dtype)
+    assert manifest.array(A).chunks >= 2
+    stream = spec((A, B), batch, k)
+    reader = StreamReader(bucket, manifest, stream)
+    for index in range(2 * reader.batches_per_epoch):
+        assert_same_bits(read(reader, manifest, stream, index), gathered(bucket, manifest, stream, index))
+    reader.close()
+
+
+def test_row_r_is_the_same_token_at_every_hook_in_whatever_order_they_are_asked_for(bucket, small_chunks):
+    manifest = make_dataset(bucket, hooks={A: 8, B: 3}, shards=4, rows=48)
+    stream = spec((B, A, B))
+    reader = StreamReader(bucket, manifest, stream)
+    for index in range(reader.batches_per_epoch):
+        first, second, third = (array[:, 0] for array in read(reader, manifest, stream, index))
+        rows = [piece.shard * 48 + row for piece in Order(manifest, stream).pieces(index) for row in range(piece.start, piece.stop)]
+        assert first.tolist() == second.tolist() == third.tolist() == rows
+    reader.close()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """A dataset of many small chunks; the patch has to hold while it is written and while it is read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scopemill.proto.dataset.CHUNK_BYTES", 256)
+        bucket = Bucket(str(tmp_path_factory.mktemp("reader")))
+        manifest = make_dataset(bucket, hooks={A: 8}, shards=5, rows=36)
+        stream = spec(batch=11, k=2)
+        wanted = [gathered(bucket, manifest, stream, index) for index in range(2 * Order(manifest, stream).batches_per_epoch)]
+        yield bucket, manifest, stream, wanted
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_order_of_batches_is_right(dataset, data):
+    bucket, manifest, stream, wanted = dataset
+    reader = StreamReader(bucket, manifest, stream)
+    for index in data.draw(st.lists(st.integers(0, len(wanted) - 1), min_size=1, max_size=12)):
+        assert_same_bits(read(reader, manifest, stream, index), wanted[index])
+    reader.close()
+
+
+# Rows that fill whole batches, so that every chunk is needed; with batches of two rows a batch takes none of some shards.
+@pytest.mark.parametrize(("batch", "k"), [(12, 2), (32, 4), (2, 4)])
+def test_an_epoch_in_order_reads_every_chunk_object_once(bucket, small_chunks, batch, k):
+    manifest = make_dataset(bucket, hooks={A: 8, B: 4}, shards=4, rows=48)
+    stream = spec((A, B), batch, k)
+    reader = StreamReader(bucket, manifest, stream)
+    stored = sum(
+        Path(bucket.url, path).stat().st_size
+        for path in bucket.find("activations")
+        if "/c/" in path and path.split(".zarr/")[1].split("/")[0] in (A, B)
+    )
+    for epoch in (1, 2):
+        for index in range((epoch - 1) * reader.batches_per_epoch, epoch * reader.batches_per_epoch):
+            read(reader, manifest, stream, index)
+        assert reader.bytes_read == epoch * stored
+    reader.close()
+
+
+def test_memory_for_chunks_is_reused(bucket, small_chunks, monkeypatch):
+    made = []
+
+    def counted(size):
+        made.append(size)
+        return bytearray(size)
+
+    monkeypatch.setattr(reader_module, "bytearray", counted, raising=False)
+    manifest = make_dataset(bucket, hooks={A: 8, B: 4}, shards=6, rows=96)
+    stream = spec((A, B), batch=12, k=2)
+    reader = StreamReader(bucket, manifest, stream)
+    for index in range(4 * reader.batches_per_epoch):
+        read(reader, manifest, stream, index)
+    reader.close()
+    arrays_open = 2 * 2  # hooks times shards side by side; each has a chunk in use and one on its way, and so has its successor
+    assert arrays_open <= len(made) <= 4 * arrays_open < 6 * manifest.array(A).chunks
+
+
+def chunk_path(bucket: Bucket, manifest: DatasetManifest, stream: StreamSpec, k: int, hook: str = A) -> tuple[int, str]:
+    """A shard that batch k reads, and the object of the chunk that it begins in."""
+    piece = Order(manifest, stream).pieces(k)[-1]
+    array = manifest.array(hook)
+    return piece.shard, f"{DatasetLayout(manifest.dataset).array(piece.shard, hook)}/{array.chunk_key(piece.start // array.chunk_rows)}"
+
+
+def flipped(data: bytes) -> bytes:
+    return data[:37] + bytes([data[37] ^ 1]) + data[38:]
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "sentence"),
+    [
+        (flipped, CorruptObject, "does not match its checksum"),
+        (lambda data: data[:-5], CorruptObject, "bytes, not the"),
+        (lambda data: data + b"x", StorageError, "where at most"),
+        (lambda data: data[:-4] + b"\0\0\0\0", CorruptObject, "does not match its checksum"),
+        (lambda data: b"", CorruptObject, "has 0 bytes"),
+        (None, MissingObject, "is not there"),
+    ],
+    ids=["a flipped bit", "too short", "too long", "wrong checksum", "empty", "missing"],
+)
+def test_a_damaged_chunk_is_an_error_that_names_the_object(bucket, small_chunks, damage, error, sentence):
+    manifest = make_dataset(bucket, hooks={A: 8, B: 4}, shards=4, rows=48)
+    stream = spec((B, A))
+    _, path = chunk_path(bucket, manifest, stream, 0)
+    whole = bucket.read(path)
+    bucket.remove(path)
+    if damage:
+        bucket.write(path, damage(whole))
+    reader = StreamReader(bucket, manifest, stream)
+    with pytest.raises(error, match=sentence) as raised:
+        read(reader, manifest, stream, 0)
+    assert path in str(raised.value)
+    reader.close()
+
+
+def test_a_shard_that_was_never_committed_is_missing(bucket, small_chunks):
+    manifest = make_dataset(bucket, shards=4, rows=48)
+    shard, _ = chunk_path(bucket, manifest, spec(), 0)
+    bucket.remove(DatasetLayout(manifest.dataset).commit(shard))
+    reader = StreamReader(bucket, manifest, spec())
+    with pytest.raises(MissingObject, match=f"commits/{shard:05d}.json"):
+        read(reader, manifest, spec(), 0)
+    reader.close()
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_after_a_read_that_failed_the_reader_goes_on(bucket, small_chunks, at):
+    """An object store that fails now and then must not leave the reader in a state of its own."""
+    manifest = make_dataset(bucket, shards=2, rows=48)
+    stream = spec(batch=24)
+    _, path = chunk_path(bucket, manifest, stream, at)
+    whole = bucket.read(path)
+    bucket.write(path, flipped(whole))
+    reader = StreamReader(bucket, manifest, stream)
+    failures = 0
+    for index in range(reader.batches_per_epoch):
+        try:
+            read(reader, manifest, stream, index)
+        except CorruptObject:
+            failures += 1
+            with pytest.raises(CorruptObject):
+                read(reader, manifest, stream, index)
+            bucket.write(path, whole)
+        assert_same_bits(read(reader, manifest, stream, index), gathered(bucket, manifest, stream, index))
+    assert failures == 1
+    reader.close()
+
+
+def test_a_closed_reader_leaves_no_thread(bucket, small_chunks):
+    before = set(threading.enumerate())
+    manifest = make_dataset(bucket, shards=4, rows=48)
+    reader = StreamReader(bucket, manifest, spec())
+    read(reader, manifest, spec(), 0)
+    reader.close()
+    deadline = time.monotonic() + 5
+    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left

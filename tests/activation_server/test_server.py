@@ -1,0 +1,839 @@
+"""The server with real sockets: what trainers get, and what becomes of them when others, or the server, misbehave."""
+
+import hashlib
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import msgpack
+import numpy as np
+import pytest
+import zarr
+import zmq
+from prometheus_client import REGISTRY
+from synthetic import make_dataset
+
+from scopemill.activation_server import client as client_module
+from scopemill.activation_server import server as server_module
+from scopemill.activation_server import stream as stream_module
+from scopemill.activation_server.client import StreamClient
+from scopemill.activation_server.config import ServerConfig
+from scopemill.activation_server.order import Order
+from scopemill.activation_server.server import ActivationServer
+from scopemill.proto import errors, wire
+from scopemill.proto.bucket import Bucket
+from scopemill.proto.dataset import CRC_BYTES, DatasetManifest
+from scopemill.proto.layout import DatasetLayout
+from scopemill.proto.wire import StreamSpec
+
+A, B = "blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"
+# A batch is 256 KiB (ZeroMQ copies only what is below 64 KiB), so a window of one MiB holds four.
+WIDTH, ROWS, SHARDS, BATCH, CAPACITY = 1024, 512, 4, 64, 4
+EPOCH = ROWS * SHARDS // BATCH
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_chunks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scopemill.proto.dataset.CHUNK_BYTES", 512 * 1024)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def quick_heartbeats(monkeypatch) -> None:
+    monkeypatch.setattr(server_module, "HEARTBEAT_SECONDS", 0.2)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> tuple[Bucket, DatasetManifest]:
+    bucket = Bucket(str(tmp_path_factory.mktemp("server")))
+    return bucket, make_dataset(bucket, hooks={A: WIDTH}, shards=SHARDS, rows=ROWS)
+
+
+def digest(*arrays: np.ndarray) -> str:
+    return hashlib.blake2b(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
+
+
+def batches(bucket: Bucket, manifest: DatasetManifest, stream: StreamSpec, stop: int) -> list[str]:
+    """What each batch must be, from zarr-python and the order."""
+    folder = DatasetLayout(manifest.dataset)
+    whole = {
+        (shard, hook): zarr.open_array(f"{bucket.url}/{folder.array(shard, hook)}", mode="r")[:]
+        for shard in range(manifest.shards)
+        for hook in stream.hooks
+    }
+    order = Order(manifest, stream)
+    return [
+        digest(*(np.concatenate([whole[p.shard, hook][p.start : p.stop] for p in order.pieces(k)]) for hook in stream.hooks))
+        for k in range(stop)
+    ]
+
+
+@pytest.fixture(scope="module")
+def wanted(dataset) -> list[str]:
+    return batches(*dataset, spec(), 2 * EPOCH)
+
+
+def spec(hooks=(A,), batch=BATCH, seed=5, dataset="synthetic") -> StreamSpec:
+    return StreamSpec(dataset, tuple(hooks), batch, seed, 2)
+
+
+def metric(name: str, stream: StreamSpec | None = None) -> float:
+    return REGISTRY.get_sample_value(f"scopemill_server_{name}", {"stream": (stream or spec()).label}) or 0.0
+
+
+@pytest.fixture
+def gained() -> Callable[..., float]:
+    """By how much a counter has grown since the test began."""
+    names = ["bytes_read_total", "bytes_served_total", "detached_bytes_total", "detached_total", "lost_total"]
+    before = {name: metric(name) for name in names}
+    return lambda name: metric(name) - before[name]
+
+
+@pytest.fixture
+def serve(dataset) -> Iterator[Callable[..., ActivationServer]]:
+    """Start servers; whatever the test did to them, each stops within seconds and leaves no thread."""
+    threads, servers = set(threading.enumerate()), []
+
+    def start(bucket: Bucket | None = None, streams: int = 1, **config) -> ActivationServer:
+        config = {"window_mib": 1, "join_seconds": 60.0} | config
+        servers.append(ActivationServer(bucket or dataset[0], ServerConfig(**config), streams))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 8
+    own = ("activation-server", "reader-", "chunk-reader")
+    soon(lambda: not [t for t in set(threading.enumerate()) - threads if t.name.startswith(own)], "the server's threads end")
+
+
+def soon(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, f"in vain: {what}"
+        time.sleep(0.005)
+
+
+class Trainee(threading.Thread):
+    """A client in a thread. ``steps``: how many batches it may take before it is told of more; None: all."""
+
+    def __init__(self, server, name, stream=None, cursor=0, stop=EPOCH, pause=0.0, steps=None):
+        super().__init__(name=f"trainee-{name}", daemon=True)
+        self.address = server if isinstance(server, str) else server.address
+        self.stream, self.consumer, self.cursor, self.stop_at, self.pause = stream or spec(), name, cursor, stop, pause
+        self.got: list[tuple[int, str]] = []
+        self.error: Exception | None = None
+        self.halted = threading.Event()
+        self._allowed = 10**9 if steps is None else steps
+        self.start()
+
+    def allow_all(self) -> None:
+        self._allowed = 10**9
+
+    def run(self) -> None:
+        try:
+            client = StreamClient(self.address, self.stream, self.consumer, self.cursor, self.stop_at, self.halted.is_set)
+            try:
+                for k, arrays in client:
+                    self.got.append((k, digest(*arrays)))
+                    time.sleep(self.pause)
+                    while len(self.got) > self._allowed:
+                        if self.halted.wait(0.005):
+                            return
+            finally:
+                client.close()
+        except Exception as error:
+            self.error = error
+
+    def finish(self) -> list[tuple[int, str]]:
+        self.join(PATIENCE)
+        assert not self.is_alive(), f"{self.consumer} waits for ever; it has {len(self.got)} batches"
+        if self.error:
+            raise self.error
+        return self.got
+
+    def has(self, count: int) -> None:
+        soon(lambda: len(self.got) >= count or self.error is not None, f"{self.consumer} gets {count} batches")
+
+    def has_no_more_than(self, count: int, for_seconds: float = 0.4) -> None:
+        time.sleep(for_seconds)
+        assert len(self.got) == count
+
+
+def all_of(wanted: list[str], start: int = 0, stop: int = EPOCH) -> list[tuple[int, str]]:
+    return [(k, wanted[k]) for k in range(start, stop)]
+
+
+# One read serves all
+
+
+def test_four_clients_at_four_speeds_get_the_same_bytes_from_one_read(serve, wanted, gained, dataset):
+    server = serve()
+    for name in "abcd":
+        server.expect(spec(), name, 0, EPOCH)
+    trainees = [Trainee(server, name, pause=pause) for name, pause in zip("abcd", (0, 0.001, 0.004, 0.01), strict=True)]
+    assert all(trainee.finish() == all_of(wanted) for trainee in trainees)
+    batch_bytes = BATCH * WIDTH * 4
+    assert gained("bytes_served_total") == 4 * EPOCH * batch_bytes
+    checksums = SHARDS * dataset[1].array(A).chunks * CRC_BYTES
+    assert dataset[1].array(A).chunks > 2
+    assert gained("bytes_read_total") == EPOCH * batch_bytes + checksums
+    assert gained("detached_total") == gained("detached_bytes_total") == gained("lost_total") == 0
+
+
+def test_batches_go_on_over_the_end_of_an_epoch(serve, wanted):
+    assert Trainee(serve(), "a", cursor=EPOCH - 3, stop=EPOCH + 5).finish() == all_of(wanted, EPOCH - 3, EPOCH + 5)
+
+
+def test_the_window_waits_for_an_expected_client(serve, wanted, gained):
+    server = serve()
+    server.expect(spec(), "late", 0, EPOCH)
+    early = Trainee(server, "early")
+    early.has(CAPACITY)
+    early.has_no_more_than(CAPACITY)
+    late = Trainee(server, "late")
+    assert early.finish() == late.finish() == all_of(wanted)
+    assert gained("detached_total") == 0
+    assert gained("bytes_served_total") == pytest.approx(2 * gained("bytes_read_total"), rel=1e-3)
+
+
+def test_the_window_gives_up_an_expected_client_that_does_not_come(serve, wanted, gained):
+    server = serve(join_seconds=0.3)
+    server.expect(spec(), "never", 0, EPOCH)
+    assert Trainee(server, "a").finish() == all_of(wanted)
+    assert gained("lost_total") == 1
+
+
+def test_a_late_client_that_nobody_expected_reads_by_itself_until_it_has_caught_up(serve, wanted, gained):
+    server = serve()
+    first = Trainee(server, "first", steps=EPOCH // 2)
+    first.has(EPOCH // 2 + 1)
+    late = Trainee(server, "late")
+    late.has(EPOCH // 2 + 1)  # more than it could have without the first one's window
+    assert gained("detached_total") == 1
+    alone = gained("detached_bytes_total")
+    assert alone > 0
+    first.allow_all()
+    assert first.finish() == late.finish() == all_of(wanted)
+    assert gained("detached_bytes_total") == alone
+    assert gained("detached_total") == 1
+
+
+def test_a_slow_client_slows_the_others(serve, wanted):
+    server = serve(lag="block")
+    for name in ("slow", "fast"):
+        server.expect(spec(), name, 0, EPOCH)
+    slow, fast = Trainee(server, "slow", steps=2), Trainee(server, "fast")
+    slow.has(3)
+    fast.has(2 + CAPACITY)
+    fast.has_no_more_than(2 + CAPACITY)
+    slow.allow_all()
+    assert slow.finish() == fast.finish() == all_of(wanted)
+
+
+def test_a_stalled_client_is_left_behind_and_still_gets_every_batch(serve, wanted, gained):
+    server = serve(lag="detach", detach_seconds=0.3)
+    for name in ("a", "b", "stalled"):
+        server.expect(spec(), name, 0, EPOCH)
+    stalled = Trainee(server, "stalled", steps=0)
+    others = [Trainee(server, "a"), Trainee(server, "b")]
+    assert all(trainee.finish() == all_of(wanted) for trainee in others)
+    assert len(stalled.got) == 1
+    assert gained("detached_total") == 1
+    stalled.allow_all()
+    assert stalled.finish() == all_of(wanted)
+
+
+def test_clients_that_wait_are_told_that_the_server_is_alive(serve, wanted, monkeypatch):
+    monkeypatch.setattr(client_module, "SILENCE_SECONDS", 1.0)
+    server = serve()
+    server.expect(spec(), "late", 0, EPOCH)
+    early = Trainee(server, "early")
+    time.sleep(2.5)
+    assert early.error is None
+    late = Trainee(server, "late")
+    assert early.finish() == late.finish() == all_of(wanted)
+
+
+# Clients that die, freeze or come back
+
+CLIENT = """
+import sys
+from hashlib import blake2b
+from scopemill.activation_server.client import StreamClient
+from scopemill.proto.wire import StreamSpec
+address, hook, batch, seed, cursor, stop, pause = sys.argv[1:]
+import time
+for k, (rows,) in StreamClient(address, StreamSpec("synthetic", (hook,), int(batch), int(seed), 2), "process", int(cursor), int(stop)):
+    print(k, blake2b(rows.tobytes()).hexdigest(), flush=True)
+    time.sleep(float(pause))
+print("end", flush=True)
+"""
+
+
+class Process:
+    """A client in a process of its own, to be killed or frozen."""
+
+    def __init__(self, server: ActivationServer, cursor: int = 0, pause: float = 0.02):
+        arguments = [server.address, A, BATCH, 5, cursor, EPOCH, pause]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CLIENT, *map(str, arguments)],
+            stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        self.got: list[tuple[int, str]] = []
+
+    def take(self, count: int) -> list[tuple[int, str]]:
+        """Its next batches; fewer if it ends before."""
+        for _ in range(count):
+            words = self.process.stdout.readline().split()
+            if len(words) != 2:
+                break
+            self.got.append((int(words[0]), words[1]))
+        return self.got
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+
+@pytest.fixture
+def processes() -> Iterator[list[Process]]:
+    made: list[Process] = []
+    yield made
+    for process in made:
+        process.kill()
+        process.process.stdout.close()
+
+
+@pytest.mark.parametrize("back", [0, 5], ids=["where it was", "at an older checkpoint"])
+def test_a_killed_client_goes_on_at_its_cursor_and_the_others_never_notice(serve, processes, wanted, back):
+    server = serve()
+    for name in ("a", "process"):
+        server.expect(spec(), name, 0, EPOCH)
+    other = Trainee(server, "a")
+    processes.append(first := Process(server))
+    first.take(9)
+    first.kill()
+    other.has(9)
+    cursor = 9 - back
+    processes.append(second := Process(server, cursor=cursor))
+    assert second.take(EPOCH) == all_of(wanted, cursor)
+    assert first.got == all_of(wanted, 0, 9)
+    assert other.finish() == all_of(wanted)
+
+
+def test_a_killed_client_that_stays_away_holds_nobody_for_ever(serve, processes, wanted, gained):
+    server = serve(join_seconds=0.5)
+    for name in ("a", "b", "process"):
+        server.expect(spec(), name, 0, EPOCH)
+    processes.append(killed := Process(server, pause=1000))
+    killed.take(1)
+    others = [Trainee(server, "a"), Trainee(server, "b")]
+    for trainee in others:  # both wait for the third: nobody sends a message that could wake the server
+        trainee.has(CAPACITY)
+    killed.kill()
+    assert all(trainee.finish() == all_of(wanted) for trainee in others)
+    assert gained("lost_total") == 1
+
+
+def test_a_frozen_client_is_lost_after_a_while_and_goes_on_when_it_thaws(serve, processes, wanted, gained, monkeypatch):
+    monkeypatch.setattr(server_module, "LIVENESS", {zmq.HEARTBEAT_IVL: 100, zmq.HEARTBEAT_TIMEOUT: 400})
+    server = serve(join_seconds=0.3)
+    for name in ("a", "process"):
+        server.expect(spec(), name, 0, EPOCH)
+    processes.append(frozen := Process(server))
+    frozen.take(3)
+    frozen.send(signal.SIGSTOP)
+    assert Trainee(server, "a").finish() == all_of(wanted)
+    assert gained("lost_total") == 1
+    frozen.send(signal.SIGCONT)
+    assert frozen.take(EPOCH) == all_of(wanted)
+
+
+class Proxy:
+    """A TCP connection that can be cut: what goes on in between, neither end knows."""
+
+    def __init__(self, address: str):
+        self._to = ("127.0.0.1", int(address.rsplit(":", 1)[1]))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._pairs: list[socket.socket] = []
+        self.connections = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._to)
+            except OSError:
+                return
+            self.connections += 1
+            self._pairs += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            end.close()
+
+    def cut(self) -> None:
+        for end in self._pairs:
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        self._pairs.clear()
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut()
+
+
+@pytest.mark.parametrize("while_it", ["waits", "works"])
+def test_a_connection_that_breaks_costs_no_batch(serve, wanted, monkeypatch, while_it, gained):
+    monkeypatch.setattr(client_module, "ASK_AGAIN_SECONDS", 0.3)
+    server = serve()
+    proxy = Proxy(server.address)
+    for name in ("other", "cut"):
+        server.expect(spec(), name, 0, EPOCH)
+    other = Trainee(server, "other", steps=0 if while_it == "waits" else None)
+    cut = Trainee(proxy.address, "cut", steps=None if while_it == "waits" else 2)
+    cut.has(CAPACITY if while_it == "waits" else 3)
+    time.sleep(0.1)
+    for _ in range(3):
+        proxy.cut()
+        time.sleep(0.4)
+    other.allow_all()
+    cut.allow_all()
+    assert cut.finish() == other.finish() == all_of(wanted)
+    assert proxy.connections > 1
+    assert gained("detached_total") == gained("lost_total") == 0  # its place was kept
+    proxy.close()
+
+
+def test_a_client_that_left_comes_back_in_the_middle(serve, wanted):
+    server = serve()
+    first = Trainee(server, "a", stop=10)
+    assert first.finish() == all_of(wanted, 0, 10)
+    assert Trainee(server, "a", cursor=10).finish() == all_of(wanted, 10)
+
+
+def test_a_second_connection_of_one_name_takes_the_place_of_the_first(serve, wanted):
+    server = serve()
+    first = Trainee(server, "a", steps=4)
+    first.has(5)
+    assert Trainee(server, "a", cursor=2).finish() == all_of(wanted, 2)
+    first.halted.set()
+    first.finish()
+
+
+# The end, several streams, several hooks
+
+
+def test_a_client_that_has_everything_is_told_so_at_once(serve):
+    server = serve()
+    assert Trainee(server, "a", cursor=EPOCH).finish() == []
+    assert Trainee(server, "b", cursor=EPOCH + 7).finish() == []
+
+
+def test_streams_of_one_server_are_independent(serve, bucket, tmp_path):
+    manifest = make_dataset(bucket, hooks={A: WIDTH, B: 700}, shards=4, rows=256)
+    streams = [spec((A,)), spec((B,)), spec((A, B), batch=32), spec((B, A), batch=96, seed=9)]
+    server = serve(bucket, streams=len(streams), window_mib=4)
+    stops = [Order(manifest, stream).batches_per_epoch + 2 for stream in streams]
+    trainees = [Trainee(server, "one", stream, stop=stop) for stream, stop in zip(streams, stops, strict=True)]
+    trainees += [Trainee(server, "two", streams[2], stop=stops[2], pause=0.002)]
+    for trainee in trainees:
+        assert trainee.finish() == list(enumerate(batches(bucket, manifest, trainee.stream, trainee.stop_at)))
+
+
+def test_a_batch_of_several_hooks_comes_as_an_aligned_array_for_each(serve, bucket):
+    make_dataset(bucket, hooks={A: 1024, B: 96}, shards=2, rows=128)
+    stream = spec((B, A), batch=32)
+    client = StreamClient(serve(bucket).address, stream, "a", 0, 8)
+    assert client.widths == (96, 1024) and client.dtype == "float32"
+    seen = []
+    for _, (b, a) in client:
+        assert b.shape == (32, 96) and a.shape == (32, 1024)
+        assert b[:, 0].tolist() == a[:, 0].tolist()
+        seen += a[:, 0].tolist()
+    client.close()
+    assert sorted(seen) == list(range(256))
+
+
+def test_bfloat16_comes_as_its_bits(serve, bucket):
+    manifest = make_dataset(bucket, hooks={A: WIDTH}, shards=2, rows=128, dtype="bfloat16")
+    client = StreamClient(serve(bucket).address, spec(batch=64), "a", 0, 4)
+    assert client.dtype == "bfloat16"
+    got = []
+    for _, (rows,) in client:
+        assert rows.dtype == np.uint16
+        got.append(digest(rows))
+    client.close()
+    assert got == batches(bucket, manifest, spec(batch=64), 4)
+
+
+# What is wrong is said in a sentence, to the one whom it concerns
+
+
+@pytest.mark.parametrize(
+    ("stream", "error", "sentence"),
+    [
+        (spec(dataset="absent"), errors.MissingObject, "activations/absent/dataset.json is not there"),
+        (spec(dataset="../../etc"), errors.InputError, "is not a usable name"),
+        (spec(("blocks.9.hook_resid_post",)), errors.MissingObject, "holds no hook 'blocks.9.hook_resid_post'; it holds blocks.0"),
+        (spec(batch=5000), errors.InputError, "a batch of 5000 rows is more than"),
+        (spec(batch=0), errors.InputError, "must be at least 1"),
+        (spec(batch=200), errors.InputError, "server.window_mib leaves 1 MiB to stream"),
+    ],
+    ids=["dataset", "path", "hook", "batch too large", "empty batch", "window too small"],
+)
+def test_a_stream_that_cannot_be_is_refused_as_what_it_is(serve, wanted, stream, error, sentence):
+    server = serve()
+    with pytest.raises(error, match=sentence):
+        StreamClient(server.address, stream, "a", 0, 5)
+    with pytest.raises(error, match=sentence):
+        server.expect(stream, "a", 0, 5)
+    assert Trainee(server, "good").finish() == all_of(wanted)
+
+
+def test_a_long_sentence_arrives_as_the_error_that_it_is(serve, bucket):
+    make_dataset(bucket, hooks={f"blocks.{layer}.hook_resid_post": 2 for layer in range(60)}, shards=1, rows=4)
+    with pytest.raises(errors.MissingObject, match="blocks.59.hook_resid_post"):
+        StreamClient(serve(bucket).address, spec(("blocks.60.hook_resid_post",)), "a", 0, 1)
+
+
+def test_a_manifest_that_does_not_parse_harms_only_who_asks_for_it(serve, bucket):
+    make_dataset(bucket, hooks={A: WIDTH}, shards=2, rows=128)
+    bucket.write(DatasetLayout("broken").manifest, b'{"format": 1}')
+    server = serve(bucket)
+    with pytest.raises(errors.ScopemillError, match="ValidationError"):
+        StreamClient(server.address, spec(dataset="broken"), "a", 0, 1)
+    assert len(Trainee(server, "b", stop=4).finish()) == 4
+
+
+def test_a_corrupt_shard_is_reported_to_every_client_by_its_object(serve, bucket):
+    manifest = make_dataset(bucket, hooks={A: WIDTH}, shards=4, rows=256)
+    piece = Order(manifest, spec()).pieces(9)[0]
+    path = f"{DatasetLayout('synthetic').array(piece.shard, A)}/c/0/0"
+    whole = bucket.read(path)
+    bucket.write(path, whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
+    server = serve(bucket)
+    for name in ("a", "b"):
+        server.expect(spec(), name, 0, 16)
+    for trainee in [Trainee(server, "a", stop=16), Trainee(server, "b", stop=16)]:
+        with pytest.raises(errors.CorruptObject, match=path):
+            trainee.finish()
+        assert [k for k, _ in trainee.got] == list(range(len(trainee.got)))
+    bucket.write(path, whole)
+    assert len(Trainee(server, "a", stop=16).finish()) == 16  # what was mended is read again
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_read_that_fails_once_stops_nobody_for_ever(serve, wanted, monkeypatch, alone):
+    fail, original = threading.Event(), stream_module.StreamReader.read
+
+    def read(self, k, into):
+        if fail.is_set() and k == 6:
+            fail.clear()
+            raise errors.StorageError("the store is out of order")
+        original(self, k, into)
+
+    monkeypatch.setattr(stream_module.StreamReader, "read", read)
+    server = serve()
+    if alone:
+        first = Trainee(server, "first", steps=20)
+        first.has(21)
+    fail.set()
+    with pytest.raises(errors.StorageError, match="out of order"):
+        Trainee(server, "a").finish()
+    assert Trainee(server, "a").finish() == all_of(wanted)
+    if alone:
+        first.allow_all()
+        assert first.finish() == all_of(wanted)
+
+
+# Whoever speaks the protocol badly
+
+
+class Stranger:
+    """A raw connection to the server."""
+
+    def __init__(self, server: ActivationServer):
+        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.connect(server.address)
+
+    def say(self, *frames: bytes | wire.Message) -> None:
+        self.socket.send_multipart([f if isinstance(f, bytes) else wire.encode(f) for f in frames])
+
+    def hears(self, patience: float = 10.0) -> wire.Message:
+        assert self.socket.poll(int(patience * 1000)), "no answer"
+        return wire.decode(self.socket.recv_multipart()[0])
+
+    def join(self, name: str = "stranger", stop: int = EPOCH) -> "Stranger":
+        self.say(wire.Hello(wire.VERSION, name, spec(), 0, stop))
+        assert isinstance(self.hears(), wire.Welcome)
+        return self
+
+
+@pytest.fixture
+def stranger() -> Iterator[Callable[[ActivationServer], Stranger]]:
+    made = []
+
+    def connect(server: ActivationServer) -> Stranger:
+        made.append(Stranger(server))
+        return made[-1]
+
+    yield connect
+    for one in made:
+        one.socket.close()
+
+
+def raw(**fields) -> bytes:
+    return msgpack.packb(fields)
+
+
+DEEP = b"\x83\xa4kind\xa4NEXT\xa6cursor" + b"\x91" * 1000 + b"\x00\xa6credit\x01"
+SPEC = {"dataset": "synthetic", "hooks": [A], "batch_size": BATCH, "seed": 5, "shards_side_by_side": 2}
+
+
+@pytest.mark.parametrize(
+    ("frames", "code", "sentence"),
+    [
+        ([b"\xc1\xc1\xc1"], "WireError", "not msgpack"),
+        ([b""], "WireError", "not msgpack"),
+        ([b"\x00"], "WireError", "not a message"),
+        ([b"\x80", b"\x80", b"\x80"], "WireError", "3 frames"),
+        ([b"x" * 65536], "WireError", "not msgpack"),
+        ([DEEP], "WireError", "cursor cannot be"),
+        ([raw(kind="NEXT", cursor=0, credit=10**6)], wire.NO_HELLO, "has not said HELLO"),
+        ([raw(kind="BYE", cursor=0)], wire.NO_HELLO, "has not said HELLO"),
+        ([raw(kind="NEXT", cursor=-1, credit=10**6)], "WireError", "cursor cannot be -1"),
+        ([raw(kind="NEXT", cursor=2**63, credit=10**6)], "WireError", "cursor cannot be"),
+        ([raw(kind="NEXT", cursor=0.5, credit=10**6)], "WireError", "cursor cannot be 0.5"),
+        ([raw(kind="NEXT", cursor=True, credit=10**6)], "WireError", "cursor cannot be True"),
+        ([raw(kind="NEXT", cursor=0)], "WireError", "wants the fields cursor, credit"),
+        ([raw(kind="STOP")], "WireError", "not a message"),
+        ([raw(kind=["NEXT"])], "WireError", "not a message"),
+        ([raw(kind="HELLO", version=2, consumer="a", stream=SPEC, cursor=0, stop=1)], "WireError", "version 1 .* the trainer version 2"),
+        ([raw(kind="HELLO", version=1, consumer="a", stream=SPEC | {"hooks": []}, cursor=0, stop=1)], "WireError", "hooks cannot be"),
+        ([raw(kind="HELLO", version=1, consumer="a" * 513, stream=SPEC, cursor=0, stop=1)], "WireError", "consumer cannot be"),
+        ([raw(kind="HELLO", version=1, consumer="a", stream=SPEC, cursor=-3, stop=1)], "WireError", "cursor cannot be -3"),
+        ([raw(kind="HELLO", version=1, consumer="a", stream=SPEC | {"shards_side_by_side": 0}, cursor=0, stop=1)], "InputError", "at least 1"),
+    ],
+)  # fmt: skip
+def test_nonsense_is_answered_with_a_sentence(serve, stranger, frames, code, sentence):
+    server = serve()
+    one = stranger(server)
+    one.say(*frames)
+    answer = one.hears()
+    assert isinstance(answer, wire.Error) and answer.code == code
+    assert re.search(sentence, answer.sentence)
+    one.join(stop=0)  # the connection is as good as before
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        wire.Batch(0),
+        wire.Wait("x"),
+        wire.End(0),
+        wire.Error("x", "y"),
+        wire.Welcome(1, (1,), "float32", 1),
+        wire.Next(0, 0),
+        wire.Next(0, 99),
+    ],
+    ids=lambda message: f"{message.kind} {getattr(message, 'credit', '')}",
+)
+def test_a_trainer_that_has_joined_is_told_what_is_not_for_it_to_say(serve, stranger, message):
+    one = stranger(serve()).join()
+    one.say(message)
+    answer = one.hears()
+    assert isinstance(answer, wire.Error) and answer.code == "WireError"
+
+
+def test_nothing_that_is_sent_stalls_the_others(serve, stranger, wanted):
+    chance = random.Random(1)
+    server = serve()
+    trainee = Trainee(server, "good", pause=0.01)
+    trainee.has(1)
+    strangers = [stranger(server) for _ in range(3)]
+    good = wire.encode(wire.Hello(wire.VERSION, "x", spec(), 0, 0))
+    while trainee.is_alive():
+        one = chance.choice(strangers)
+        one.say(*[chance.randbytes(chance.choice([0, 1, 30, 2000, 65000])) for _ in range(chance.randrange(1, 4))])
+        damaged = bytearray(good)
+        damaged[chance.randrange(len(good))] = chance.randrange(256)
+        one.say(bytes(damaged))
+        one.say(*[b""] * 200)
+        strangers[2].say(b"y" * (wire.MAX_HEADER + 1))  # over the limit of a frame: ZeroMQ cuts the connection
+        with socket.create_connection(("127.0.0.1", int(server.address.rsplit(":", 1)[1]))) as plain:
+            plain.sendall(chance.randbytes(500))
+        while strangers[0].socket.poll(0):
+            strangers[0].socket.recv_multipart()
+    assert trainee.finish() == all_of(wanted)
+
+
+def test_a_flood_of_messages_stalls_nobody(serve, stranger, wanted):
+    server = serve()
+    one, header, over = stranger(server), wire.encode(wire.Next(0, 1)), threading.Event()
+
+    def flood():
+        while not over.is_set():
+            try:
+                one.socket.send(header, zmq.NOBLOCK)
+            except zmq.Again:
+                pass
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        assert Trainee(server, "good").finish() == all_of(wanted)
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 5
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_client_that_reads_nothing_of_what_it_asks_for_is_sent_no_more_than_its_credit(serve, stranger, wanted, gained):
+    server = serve(lag="detach", detach_seconds=0.3, window_mib=32)
+    one = stranger(server).join()
+    one.say(wire.Next(0, 2**62))
+    one.say(wire.Next(2**62 // 2, 2**62))  # it says that it has got what it never was sent
+    assert Trainee(server, "good").finish() == all_of(wanted)
+    sent = gained("bytes_served_total") / (BATCH * WIDTH * 4) - EPOCH
+    assert sent <= 2 * server_module.MAX_CREDIT_BATCHES
+
+
+def test_one_connection_that_says_hello_twice_holds_the_window_only_once(serve, stranger, wanted):
+    server = serve(join_seconds=0.3)
+    one = stranger(server)
+    one.join("first").join("second")
+    one.socket.close()
+    assert Trainee(server, "good").finish() == all_of(wanted)
+
+
+# The server goes
+
+
+def test_where_no_server_is_the_client_says_so_in_time():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"  # something listens, and never answers
+        began = time.monotonic()
+        with pytest.raises(errors.ServerGone, match=address):
+            StreamClient(address, spec(), "a", 0, 1, connect_seconds=0.5)
+        assert time.monotonic() - began < 5
+    with pytest.raises(errors.ServerGone, match=f"no activation server answers at {address}"):
+        StreamClient(address, spec(), "a", 0, 1, connect_seconds=0.5)
+
+
+def test_a_server_that_stops_in_the_middle_is_gone(serve, wanted, monkeypatch):
+    monkeypatch.setattr(client_module, "SILENCE_SECONDS", 1.0)
+    server = serve()
+    trainee = Trainee(server, "a", steps=5)
+    trainee.has(6)
+    server.stop()
+    server.stop()  # once more does no harm
+    trainee.allow_all()
+    with pytest.raises(errors.ServerGone, match=f"{server.address} has gone silent"):
+        trainee.finish()
+    # With its cursor it goes to another server, which is a replica by nature.
+    assert trainee.got == all_of(wanted, 0, len(trainee.got))
+    cursor = len(trainee.got)
+    assert Trainee(serve(), "a", cursor=cursor).finish() == all_of(wanted, cursor)
+
+
+def test_a_client_that_waits_can_be_stopped(serve):
+    server = serve()
+    server.expect(spec(), "never", 0, EPOCH)
+    trainee = Trainee(server, "a")
+    trainee.has(CAPACITY)
+    began = time.monotonic()
+    trainee.halted.set()
+    with pytest.raises(errors.Stopped):
+        trainee.finish()
+    assert time.monotonic() - began < 5
+
+
+def test_stopping_does_not_wait_for_the_window_to_fill(serve, monkeypatch):
+    read = stream_module.StreamReader.read
+
+    def slowly(self, k, into):
+        time.sleep(0.1)
+        read(self, k, into)
+
+    monkeypatch.setattr(stream_module.StreamReader, "read", slowly)
+    server = serve(window_mib=64)  # 256 batches to read ahead
+    trainee = Trainee(server, "a", stop=1000, steps=0)
+    trainee.has(1)
+    began = time.monotonic()
+    server.stop()
+    assert time.monotonic() - began < 3
+    trainee.halted.set()
+    trainee.finish()
+
+
+# Memory
+
+
+def test_memory_is_used_again_however_long_a_stream_is(serve, processes, monkeypatch):
+    slots = {}
+    take = stream_module.Stream._slot
+
+    def noted(self):
+        slot = take(self)
+        slots[id(slot)] = slot
+        return slot
+
+    monkeypatch.setattr(stream_module.Stream, "_slot", noted)
+    server = serve(join_seconds=0.3)
+    for name in ("a", "b", "process"):
+        server.expect(spec(), name, 0, 8 * EPOCH)
+    trainees = [Trainee(server, name, stop=8 * EPOCH) for name in ("a", "b")]
+    processes.append(killed := Process(server, pause=1000))
+    killed.take(1)
+    killed.kill()  # with batches on their way
+    assert all(len(trainee.finish()) == 8 * EPOCH for trainee in trainees)
+    assert CAPACITY <= len(slots) <= CAPACITY + 3 * client_module.CREDIT_BATCHES + 1
+    stream = next(iter(server._streams.values()))
+    soon(lambda: {id(s) for s in stream._free} == slots.keys(), "every slot comes back", 10)
+    assert len(stream._free) == len(slots), "none comes back twice"
+    assert not server._sending and not stream.slots and not stream.alone
+
+
+def test_a_slot_is_not_used_again_while_a_slow_connection_still_sends_it(serve, wanted, stranger):
+    """What a client finds in its queue after a long time is what was sent to it, not what the slot held later."""
+    server = serve(lag="detach", detach_seconds=0.2)
+    one = stranger(server).join()
+    one.say(wire.Next(0, 4 * BATCH * WIDTH * 4))
+    assert Trainee(server, "good", stop=2 * EPOCH).finish() == all_of(wanted, 0, 2 * EPOCH)
+    got = []
+    while len(got) < 4 and one.socket.poll(5000):
+        header, *body = one.socket.recv_multipart()
+        message = wire.decode(header)
+        if isinstance(message, wire.Batch):
+            got.append((message.index, hashlib.blake2b(body[0]).hexdigest()))
+    assert got == all_of(wanted, 0, 4)
