@@ -22,6 +22,7 @@ from scopemill.proto.layout import DatasetLayout
 # A chunk of 32 MiB is large enough for object storage and small enough that K shards are read side by side.
 CHUNK_BYTES = 32 * 2**20
 CRC_BYTES = 4
+CRC_RESIDUE = 0x48674BC7  # the CRC-32C of any bytes followed by their own CRC-32C
 ROW_LABELS = {"token_id": np.dtype("<i4"), "document": np.dtype("<i8"), "position": np.dtype("<i4")}
 # bfloat16 has no Zarr data type: its bits are stored as uint16 under this attribute.
 LOGICAL_DTYPE = "logical_dtype"
@@ -148,11 +149,6 @@ def _largest_divisor(n: int, most: int) -> int:
     return max(d for d in divisors if d <= most)
 
 
-def _crc32c(data: np.ndarray | memoryview) -> int:
-    # The C extension takes a numpy array without a copy, but no memoryview.
-    return google_crc32c.value(np.frombuffer(data, dtype=np.uint8))
-
-
 def pack_vector(x: np.ndarray) -> str:
     """A float64 vector as text that loses no bit."""
     return base64.b64encode(np.ascontiguousarray(x, dtype="<f8").tobytes()).decode("ascii")
@@ -165,7 +161,8 @@ def vector(text: str) -> np.ndarray:
 
 def chunk_parts(data: np.ndarray) -> tuple[int, tuple[Bytes, Bytes]]:
     """The checksum of a C-contiguous chunk, and the parts that its object is made of."""
-    crc = _crc32c(data)
+    # The C extension takes a numpy array without a copy, but no memoryview.
+    crc = google_crc32c.value(np.frombuffer(data, dtype=np.uint8))
     return crc, (memoryview(data).cast("B"), crc.to_bytes(CRC_BYTES, "little"))
 
 
@@ -175,11 +172,17 @@ def read_chunk(bucket: Bucket, folder: str, spec: ArraySpec, index: int, committ
     A missing object is an error (zarr would read zeros), and so are wrong bytes: CorruptObject names the object.
     """
     path = f"{folder}/{spec.chunk_key(index)}"
-    stored = bucket.read_into(path, buffer)
+    crc = 0
+
+    def see(piece: memoryview) -> None:
+        nonlocal crc
+        crc = google_crc32c.extend(crc, np.frombuffer(piece, dtype=np.uint8))
+
+    stored = bucket.read_into(path, buffer, see)
     if len(stored) != spec.chunk_bytes:
         raise CorruptObject(f"{bucket.place(path)} has {len(stored)} bytes, not the {spec.chunk_bytes} that were committed")
-    data, crc = stored[:-CRC_BYTES], int.from_bytes(stored[-CRC_BYTES:], "little")
-    if crc != committed_crc or _crc32c(data) != committed_crc:
+    data, trailer = stored[:-CRC_BYTES], int.from_bytes(stored[-CRC_BYTES:], "little")
+    if trailer != committed_crc or crc != CRC_RESIDUE:
         raise CorruptObject(
             f"{bucket.place(path)} does not match its checksum in the commit record: "
             "delete the shard and its commit record, and harvest again"

@@ -125,7 +125,7 @@ def soon(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -
 
 
 class Trainee(threading.Thread):
-    """A client in a thread. ``steps``: how many batches it may take before it is told of more; None: all."""
+    """A client in a thread. ``steps``: how many batches it may work off, until ``allow_all``; None: all."""
 
     def __init__(self, server, name, stream=None, cursor=0, stop=EPOCH, pause=0.0, steps=None):
         super().__init__(name=f"trainee-{name}", daemon=True)
@@ -459,7 +459,7 @@ def test_a_client_that_has_everything_is_told_so_at_once(serve):
 def test_streams_of_one_server_are_independent(serve, bucket, tmp_path):
     manifest = make_dataset(bucket, hooks={A: WIDTH, B: 700}, shards=4, rows=256)
     streams = [spec((A,)), spec((B,)), spec((A, B), batch=32), spec((B, A), batch=96, seed=9)]
-    server = serve(bucket, streams=len(streams), window_mib=4)
+    server = serve(bucket, streams=len(streams), window_mib=8)
     stops = [Order(manifest, stream).batches_per_epoch + 2 for stream in streams]
     trainees = [Trainee(server, "one", stream, stop=stop) for stream, stop in zip(streams, stops, strict=True)]
     trainees += [Trainee(server, "two", streams[2], stop=stops[2], pause=0.002)]
@@ -520,16 +520,34 @@ def test_a_stream_that_cannot_be_is_refused_as_what_it_is(serve, wanted, stream,
 def test_a_long_sentence_arrives_as_the_error_that_it_is(serve, bucket):
     make_dataset(bucket, hooks={f"blocks.{layer}.hook_resid_post": 2 for layer in range(60)}, shards=1, rows=4)
     with pytest.raises(errors.MissingObject, match="blocks.59.hook_resid_post"):
-        StreamClient(serve(bucket).address, spec(("blocks.60.hook_resid_post",)), "a", 0, 1)
+        StreamClient(serve(bucket).address, spec(("blocks.60.hook_resid_post",), batch=2), "a", 0, 1)
 
 
 def test_a_manifest_that_does_not_parse_harms_only_who_asks_for_it(serve, bucket):
     make_dataset(bucket, hooks={A: WIDTH}, shards=2, rows=128)
     bucket.write(DatasetLayout("broken").manifest, b'{"format": 1}')
     server = serve(bucket)
-    with pytest.raises(errors.ScopemillError, match="ValidationError"):
+    with pytest.raises(errors.ScopemillError, match="activations/broken/dataset.json"):
         StreamClient(server.address, spec(dataset="broken"), "a", 0, 1)
     assert len(Trainee(server, "b", stop=4).finish()) == 4
+
+
+def test_a_failure_that_nobody_foresaw_is_told_to_who_caused_it_and_ends_nothing(serve, wanted, monkeypatch):
+    def read_manifest(bucket, dataset):
+        if dataset == "odd":
+            raise ZeroDivisionError("by chance")
+        return original(bucket, dataset)
+
+    original = server_module.read_manifest
+    monkeypatch.setattr(server_module, "read_manifest", read_manifest)
+    server = serve()
+    trainee = Trainee(server, "good", steps=2)
+    with pytest.raises(errors.ScopemillError, match="ZeroDivisionError: by chance"):
+        StreamClient(server.address, spec(dataset="odd"), "a", 0, 1)
+    with pytest.raises(ZeroDivisionError):
+        server.expect(spec(dataset="odd"), "a", 0, 1)
+    trainee.allow_all()
+    assert trainee.finish() == all_of(wanted)
 
 
 def test_a_corrupt_shard_is_reported_to_every_client_by_its_object(serve, bucket):
@@ -567,10 +585,12 @@ def test_a_read_that_fails_once_stops_nobody_for_ever(serve, wanted, monkeypatch
     fail.set()
     with pytest.raises(errors.StorageError, match="out of order"):
         Trainee(server, "a").finish()
-    assert Trainee(server, "a").finish() == all_of(wanted)
+    again = Trainee(server, "a")
     if alone:
+        again.has(10)
         first.allow_all()
         assert first.finish() == all_of(wanted)
+    assert again.finish() == all_of(wanted)
 
 
 # Whoever speaks the protocol badly
