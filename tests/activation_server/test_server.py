@@ -337,12 +337,13 @@ def test_a_killed_client_goes_on_at_its_cursor_and_the_others_never_notice(serve
 
 def test_a_killed_client_that_stays_away_holds_nobody_for_ever(serve, processes, wanted, gained):
     server = serve(join_seconds=0.5)
-    for name in ("a", "b", "process"):
-        server.expect(spec(), name, 0, EPOCH)
+    others = [Trainee(server, "a", steps=0), Trainee(server, "b", steps=0)]
+    for trainee in others:
+        trainee.has(1)
     processes.append(killed := Process(server, pause=1000))
     killed.take(1)
-    others = [Trainee(server, "a"), Trainee(server, "b")]
     for trainee in others:  # both wait for the third: nobody sends a message that could wake the server
+        trainee.allow_all()
         trainee.has(CAPACITY)
     killed.kill()
     assert all(trainee.finish() == all_of(wanted) for trainee in others)
@@ -352,12 +353,13 @@ def test_a_killed_client_that_stays_away_holds_nobody_for_ever(serve, processes,
 def test_a_frozen_client_is_lost_after_a_while_and_goes_on_when_it_thaws(serve, processes, wanted, gained, monkeypatch):
     monkeypatch.setattr(server_module, "LIVENESS", {zmq.HEARTBEAT_IVL: 100, zmq.HEARTBEAT_TIMEOUT: 400})
     server = serve(join_seconds=0.3)
-    for name in ("a", "process"):
-        server.expect(spec(), name, 0, EPOCH)
+    other = Trainee(server, "a", steps=0)
+    other.has(1)
     processes.append(frozen := Process(server))
     frozen.take(3)
     frozen.send(signal.SIGSTOP)
-    assert Trainee(server, "a").finish() == all_of(wanted)
+    other.allow_all()
+    assert other.finish() == all_of(wanted)
     assert gained("lost_total") == 1
     frozen.send(signal.SIGCONT)
     assert frozen.take(EPOCH) == all_of(wanted)
@@ -563,6 +565,8 @@ def test_a_corrupt_shard_is_reported_to_every_client_by_its_object(serve, bucket
         with pytest.raises(errors.CorruptObject, match=path):
             trainee.finish()
         assert [k for k, _ in trainee.got] == list(range(len(trainee.got)))
+    stream = server._streams[spec()]
+    soon(lambda: not stream.window.loading and not stream.window.consumers, "both have left, and nothing is being read")
     bucket.write(path, whole)
     assert len(Trainee(server, "a", stop=16).finish()) == 16  # what was mended is read again
 
@@ -830,12 +834,14 @@ def test_memory_is_used_again_however_long_a_stream_is(serve, processes, monkeyp
 
     monkeypatch.setattr(stream_module.Stream, "_slot", noted)
     server = serve(join_seconds=0.3)
-    for name in ("a", "b", "process"):
-        server.expect(spec(), name, 0, 8 * EPOCH)
-    trainees = [Trainee(server, name, stop=8 * EPOCH) for name in ("a", "b")]
+    trainees = [Trainee(server, name, stop=8 * EPOCH, steps=0) for name in ("a", "b")]
+    for trainee in trainees:
+        trainee.has(1)
     processes.append(killed := Process(server, pause=1000))
     killed.take(1)
     killed.kill()  # with batches on their way
+    for trainee in trainees:
+        trainee.allow_all()
     assert all(len(trainee.finish()) == 8 * EPOCH for trainee in trainees)
     assert CAPACITY <= len(slots) <= CAPACITY + 3 * client_module.CREDIT_BATCHES + 1
     stream = next(iter(server._streams.values()))
