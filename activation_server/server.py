@@ -24,6 +24,7 @@ from scopemill.proto.errors import InputError, ScopemillError, WireError
 
 log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 2.0
+TICK_SECONDS = 0.5
 MESSAGES_AT_ONCE = 1000  # taken from a socket before anything else is looked after: no trainer's flood stops the others
 MAX_CREDIT_BATCHES = 16  # on their way to one trainer; the socket's high-water mark lies above it
 SOCKET_OPTIONS = {zmq.LINGER: 0, zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.MAXMSGSIZE: wire.MAX_HEADER}
@@ -111,13 +112,13 @@ class ActivationServer:
         poller.register(self._wake_in, zmq.POLLIN)
         next_tick = 0.0
         while not self._stopping:
-            for socket, _ in poller.poll(timeout=20 if self._draining else 250):
+            for socket, _ in poller.poll(timeout=20 if self._draining else TICK_SECONDS * 500):
                 self._drain(socket)
             self._work_off_inbox()  # also when nothing came: what a failed send has left there must not wait for a message
             self._recycle_sent()
             if time.monotonic() >= next_tick:
                 self._tick()
-                next_tick = time.monotonic() + 0.5
+                next_tick = time.monotonic() + TICK_SECONDS
         for stream in self._streams.values():
             stream.close()
         with self._wake_lock:

@@ -48,11 +48,9 @@ class ActorGroup:
 
     def __exit__(self, kind: type | None, *_) -> None:
         try:
-            if kind is not None:
-                ray.get([actor.stop.remote() for actor in self.actors], timeout=DRAIN_SECONDS)
-                ray.wait(self.open, num_returns=len(self.open), timeout=DRAIN_SECONDS) if self.open else None
-        except RayError:
-            pass  # one that does not answer loses what it had not committed, nothing else
+            if kind is not None:  # one that does not answer in time loses what it had not committed, nothing else
+                calls = [actor.stop.remote() for actor in self.actors] + self.open
+                ray.wait(calls, num_returns=len(calls), timeout=DRAIN_SECONDS)
         finally:
             self._end()
 

@@ -18,7 +18,7 @@ def result(layer=0, site="resid_post", sparsity=0.001, step=100, l0=50.0, fvu=0.
         hook=f"blocks.{layer}.hook_{site}", layer=layer, site=site, architecture="jumprelu", width=4096, sparsity=sparsity, step=step,
         tokens=step * 1024, l0=l0, fvu=fvu, dead_fraction=0.1, loss_clean=3.0, loss_spliced=3.0 + delta_loss, loss_zero_ablated=8.0,
         loss_mean_ablated=6.0, delta_loss=delta_loss, recovered_zero=1 - delta_loss / 5, recovered_mean=1 - delta_loss / 3,
-        path=f"saes/{layer}/{site}/{sparsity}/{step}",
+        path=f"saes/{layer}/{site}/{changes.get('width')}/{changes.get('architecture')}/{sparsity}/{step}",
     )  # fmt: skip
     return Result(**(fields | changes))
 
