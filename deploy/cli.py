@@ -118,7 +118,9 @@ def _print_facts(facts: dict[str, str]) -> None:
 
 def main() -> None:
     """Run the command; an error of ours becomes its sentence on stderr and an exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` and `kill` drain as Ctrl-C does
+    # `ray job stop` and `kill` drain as Ctrl-C does; a shell's background jobs start with Ctrl-C's signal ignored.
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, signal.default_int_handler)
     try:
         app()
     except ScopemillError as error:
