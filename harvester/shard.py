@@ -40,6 +40,7 @@ class ShardBuffers:
         index = torch.from_numpy(places)
         for hook in self.manifest.hooks:
             buffer = self.hooks[hook.name]
+            # Scaled in float32 whatever the model's precision, rounded once.
             scaled = (rows[hook.name].float() * (1.0 / hook.scale)).to(buffer.dtype)
             buffer.index_copy_(0, index, scaled.to(buffer.device))
         for name, values in labels.items():

@@ -897,7 +897,7 @@ def test_a_slot_is_not_used_again_while_a_slow_connection_still_sends_it(serve, 
     credit = 48  # 12 MiB, more than the kernel takes
     monkeypatch.setattr(server_module, "MAX_CREDIT_BATCHES", credit)
     server = serve(lag="detach", detach_seconds=0.1, window_mib=13)
-    one = stranger(server, RCVHWM=1, RCVBUF=4096).join()
+    one = stranger(server, RCVHWM=1, RCVBUF=65536).join(stop=credit)
     one.say(wire.Next(0, credit * BATCH * WIDTH * 4))
     assert len(Trainee(server, "good", stop=4 * EPOCH).finish()) == 4 * EPOCH
     got = []

@@ -11,7 +11,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from itertools import count
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,8 @@ from scopemill.trainer.jumprelu import JumpReLU
 from scopemill.trainer.loop import Loop
 
 ROUNDS = 5
-SHARDS = (ROUNDS + 1) * IN_FLIGHT  # what the harvest's rounds and their warm-up make
+HARVEST_ROUNDS, SHARDS_PER_ROUND = 3, 4  # several shards in a round: the last one's write overlaps nothing
+SHARDS = (HARVEST_ROUNDS + 1) * SHARDS_PER_ROUND
 THREADS = os.cpu_count() or 1
 HOOK = "blocks.5.hook_resid_post"
 
@@ -82,20 +84,19 @@ def harvest_over_bare_forward(folder: Path) -> float:
     made, manifest = harvester(folder)
     bare = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     shards = iter(range(manifest.shards))
-    blocks = [load_sequences(Bucket(str(folder)), DatasetLayout("bench").packed(i)).tokens for i in range(IN_FLIGHT)]
+    blocks = [load_sequences(Bucket(str(folder)), DatasetLayout("bench").packed(i)).tokens for i in range(SHARDS_PER_ROUND)]
     batches = [torch.from_numpy(b[i : i + 64]).long() for b in blocks for i in range(0, len(b), 64)]
 
     def harvest() -> None:
-        threads = [threading.Thread(target=made.harvest, args=(next(shards),)) for _ in range(IN_FLIGHT)]
-        [t.start() for t in threads]
-        [t.join() for t in threads]
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            list(pool.map(made.harvest, islice(shards, SHARDS_PER_ROUND)))
 
     def forward() -> None:
         with torch.inference_mode():
             for batch in batches:
                 bare(batch, use_cache=False)
 
-    return 1 / ratio(harvest, forward)
+    return 1 / ratio(harvest, forward, HARVEST_ROUNDS)
 
 
 def reader_over_raw_files(folder: Path) -> float:
