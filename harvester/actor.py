@@ -104,7 +104,7 @@ class Harvester:
             index = torch.from_numpy(kept).to(self._lm.device)
             buffers.put(
                 places[done : done + len(kept)],
-                {name: x[index] for name, x in captured.items()},
+                {name: x.index_select(0, index) for name, x in captured.items()},
                 {name: x.ravel()[kept] for name, x in labels.items()},
             )
             done += len(kept)
