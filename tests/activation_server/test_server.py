@@ -679,7 +679,7 @@ SPEC = {"dataset": "synthetic", "hooks": [A], "batch_size": BATCH, "seed": 5, "s
         ([raw(kind="HELLO", version=1, consumer="a", stream=SPEC | {"hooks": []}, cursor=0, stop=1)], "WireError", "hooks cannot be"),
         ([raw(kind="HELLO", version=1, consumer="a" * 513, stream=SPEC, cursor=0, stop=1)], "WireError", "consumer cannot be"),
         ([raw(kind="HELLO", version=1, consumer="a", stream=SPEC, cursor=-3, stop=1)], "WireError", "cursor cannot be -3"),
-        ([raw(kind="HELLO", version=1, consumer="a", stream=SPEC | {"shards_side_by_side": 0}, cursor=0, stop=1)], "InputError", "at least 1"),
+        ([raw(kind="HELLO", version=1, consumer="a", stream=SPEC | {"batch_size": 0}, cursor=0, stop=1)], "InputError", "at least 1"),
     ],
 )  # fmt: skip
 def test_nonsense_is_answered_with_a_sentence(serve, stranger, frames, code, sentence):
