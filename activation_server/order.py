@@ -17,8 +17,9 @@ from scopemill.proto.wire import StreamSpec
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows ``start`` to ``stop`` of a shard."""
+    """Rows ``start`` to ``stop`` of the shard at one place of its group."""
 
+    place: int
     shard: int
     start: int
     stop: int
@@ -55,7 +56,12 @@ class Order:
         """The rows of batch k, in the order in which they lie in it."""
         shards, t = self.shards(k), k % self.batches_per_epoch % self._per_group
         taken = [((t * self._batch + i) // len(shards), ((t + 1) * self._batch + i) // len(shards)) for i in range(len(shards))]
-        return tuple(Piece(shard, a, b) for shard, (a, b) in zip(shards, taken, strict=True) if a < b)
+        return tuple(Piece(i, shards[i], a, b) for i, (a, b) in enumerate(taken) if a < b)
+
+    def next_group(self, k: int) -> int:
+        """The first batch after k that is made of other shards."""
+        epoch, within = divmod(k, self.batches_per_epoch)
+        return epoch * self.batches_per_epoch + min((within // self._per_group + 1) * self._per_group, self.batches_per_epoch)
 
 
 @lru_cache(maxsize=8)

@@ -1,11 +1,12 @@
-"""Batches from shards: chunk objects read once, in order, into reused memory, one chunk ahead."""
+"""Batches from shards: chunk objects read once, in order, into reused memory, one chunk ahead, over the ends of shards too."""
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
-from scopemill.activation_server.order import Order, Piece
+from scopemill.activation_server.order import Order
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import ArraySpec, DatasetManifest, ShardCommit, read_chunk, read_commit
 from scopemill.proto.layout import DatasetLayout
@@ -27,10 +28,10 @@ class StreamReader:
         self._layout = DatasetLayout(manifest.dataset)
         self._specs = [manifest.array(hook) for hook in stream.hooks]
         self._batch_size = stream.batch_size
-        self._open: dict[tuple[int, str], _ArrayReader] = {}
+        self._lanes: dict[tuple[int, str], _Lane] = {}
         self._commits: dict[int, ShardCommit] = {}
         self._recycled: list[bytearray] = []
-        self._lock = threading.Lock()  # guards what the reading threads share: recycled memory and the count
+        self._lock = threading.Lock()  # guards what the reading threads share: commits, recycled memory and the count
         self._pool = ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="chunk-reader")
         self.bytes_read = 0
 
@@ -42,48 +43,56 @@ class StreamReader:
     def batches_per_epoch(self) -> int:
         return self._order.batches_per_epoch
 
-    def read(self, k: int, into: memoryview) -> None:
-        """Fill ``into`` (``batch_bytes``) with batch k: hook after hook, B rows of d values."""
-        pieces = self._order.pieces(k)
-        self._close_all_but(set(self._order.shards(k)))
-        arrays = {(piece, spec.name): self._array(piece, spec) for piece in pieces for spec in self._specs}
-        filled = 0
-        for spec in self._specs:
+    def read(self, k: int, into: memoryview, stop: int) -> None:
+        """Fill ``into`` (``batch_bytes``) with batch k: hook after hook, B rows of d values.
+
+        Of batches from ``stop`` on nobody will ask: nothing is read ahead for them.
+        """
+        pieces, filled = self._order.pieces(k), 0
+        upcoming = self._order.next_group(k)
+        following = self._order.shards(upcoming) if upcoming < stop else ()
+        lanes = [[self._lane(piece.place, spec, following) for piece in pieces] for spec in self._specs]
+        for of_hook in lanes:
+            for lane, piece in zip(of_hook, pieces, strict=True):  # what is not on its way yet is read side by side
+                lane.want(piece.shard, piece.start)
+        for spec, of_hook in zip(self._specs, lanes, strict=True):
             size = self._batch_size * spec.width * spec.dtype.itemsize
             rows = np.frombuffer(into[filled : filled + size], dtype=spec.dtype).reshape(self._batch_size, spec.width)
             filled += size
             done = 0
-            for piece in pieces:
+            for lane, piece in zip(of_hook, pieces, strict=True):
                 n = piece.stop - piece.start
-                arrays[piece, spec.name].read(piece.start, rows[done : done + n])
+                lane.read(piece.shard, piece.start, rows[done : done + n])
                 done += n
+        with self._lock:
+            for shard in self._commits.keys() - set(self._order.shards(k)) - set(following):
+                del self._commits[shard]
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _array(self, piece: Piece, spec: ArraySpec) -> "_ArrayReader":
-        key = (piece.shard, spec.name)
-        if key not in self._open:
-            if piece.shard not in self._commits:
-                self._commits[piece.shard] = read_commit(self._bucket, self._manifest.dataset, piece.shard)
-            checksums = self._commits[piece.shard].checksums[spec.name]
-            reader = _ArrayReader(self, self._layout.array(piece.shard, spec.name), spec, checksums)
-            reader.read_ahead(piece.start // spec.chunk_rows)  # all of a group's first chunks are read side by side
-            self._open[key] = reader
-        return self._open[key]
+    def _lane(self, place: int, spec: ArraySpec, following: tuple[int, ...]) -> "_Lane":
+        lane = self._lanes.setdefault((place, spec.name), _Lane(self, spec))
+        lane.following = following[place] if place < len(following) else None
+        return lane
 
-    def _close_all_but(self, shards: set[int]) -> None:
-        for key in [key for key in self._open if key[0] not in shards]:
-            self._open.pop(key).close()
-        for shard in self._commits.keys() - shards:
-            del self._commits[shard]
-
-    def _read_chunk(self, folder: str, spec: ArraySpec, index: int, crc: int) -> tuple[np.ndarray, bytearray]:
+    def _fetch(self, shard: int, spec: ArraySpec, index: int) -> "_Chunk":
+        commit = self._commit(shard)
         buffer = self._memory(spec.chunk_bytes)
+        folder, crc = self._layout.array(shard, spec.name), commit.checksums[spec.name][index]
         data = read_chunk(self._bucket, folder, spec, index, crc, memoryview(buffer)[: spec.chunk_bytes])
         with self._lock:
             self.bytes_read += spec.chunk_bytes
-        return data, buffer
+        return _Chunk(data, buffer)
+
+    def _commit(self, shard: int) -> ShardCommit:
+        with self._lock:
+            commit = self._commits.get(shard)
+        if commit is None:
+            commit = read_commit(self._bucket, self._manifest.dataset, shard)
+            with self._lock:
+                self._commits[shard] = commit
+        return commit
 
     def _memory(self, size: int) -> bytearray:
         with self._lock:
@@ -97,49 +106,55 @@ class StreamReader:
             self._recycled.append(buffer)
 
 
-class _ArrayReader:
-    """One array of one shard: the chunk in use, and the next one on its way."""
+@dataclass
+class _Chunk:
+    rows: np.ndarray
+    buffer: bytearray  # what `rows` is a view of
 
-    def __init__(self, owner: StreamReader, folder: str, spec: ArraySpec, checksums: list[int]):
-        self._owner, self._folder, self._spec, self._checksums = owner, folder, spec, checksums
-        self._index = -1
-        self._data: np.ndarray | None = None
-        self._buffer: bytearray | None = None
-        self._next: tuple[int, Future] | None = None
 
-    def read(self, start: int, into: np.ndarray) -> None:
-        """Copy rows from ``start`` on."""
+class _Lane:
+    """One array at one place of the group, through the shards that come to this place in turn: the chunk in use, and the next one
+    on its way."""
+
+    def __init__(self, owner: StreamReader, spec: ArraySpec):
+        self.following: int | None = None  # the shard that comes here after the present one
+        self._owner, self._spec = owner, spec
+        self._at: tuple[int, int] | None = None  # shard and index of the chunk in use
+        self._chunk: _Chunk | None = None
+        self._ahead: tuple[int, int] | None = None
+        self._coming: Future | None = None
+
+    def want(self, shard: int, row: int) -> None:
+        """See to it that the chunk of a row is here or on its way."""
+        at = (shard, row // self._spec.chunk_rows)
+        if at not in (self._at, self._ahead):
+            self._read_ahead(at)
+
+    def read(self, shard: int, start: int, into: np.ndarray) -> None:
+        """Copy rows of a shard from ``start`` on."""
         done = 0
         while done < len(into):
-            chunk, offset = divmod(start + done, self._spec.chunk_rows)
+            index, offset = divmod(start + done, self._spec.chunk_rows)
             n = min(len(into) - done, self._spec.chunk_rows - offset)
-            into[done : done + n] = self._chunk(chunk)[offset : offset + n]
+            into[done : done + n] = self._rows(shard, index)[offset : offset + n]
             done += n
 
-    def close(self) -> None:
-        self._recycle_own()
-        if self._next and not self._next[1].cancel():
-            self._next[1].add_done_callback(lambda f: f.exception() or self._owner._recycle(f.result()[1]))
-        self._next = None
+    def _rows(self, shard: int, index: int) -> np.ndarray:
+        if self._at != (shard, index):
+            if self._chunk:
+                self._owner._recycle(self._chunk.buffer)
+            self._chunk = self._at = None  # and so it stays if the read fails
+            self.want(shard, index * self._spec.chunk_rows)
+            coming, self._coming, self._ahead = self._coming, None, None
+            self._chunk, self._at = coming.result(), (shard, index)
+            if index + 1 < self._spec.chunks:
+                self._read_ahead((shard, index + 1))
+            elif self.following is not None and (self.following, 0) != self._at:
+                self._read_ahead((self.following, 0))
+        return self._chunk.rows
 
-    def read_ahead(self, index: int) -> None:
-        if index < self._spec.chunks:
-            self._next = (index, self._owner._pool.submit(self._fetch, index))
-
-    def _chunk(self, index: int) -> np.ndarray:
-        if index != self._index:
-            expected, future = self._next or (None, None)
-            self._next, self._index = None, -1  # and so it stays if the read fails
-            self._recycle_own()
-            self._data, self._buffer = future.result() if expected == index else self._fetch(index)
-            self._index = index
-            self.read_ahead(index + 1)
-        return self._data
-
-    def _fetch(self, index: int) -> tuple[np.ndarray, bytearray]:
-        return self._owner._read_chunk(self._folder, self._spec, index, self._checksums[index])
-
-    def _recycle_own(self) -> None:
-        if self._buffer is not None:
-            self._owner._recycle(self._buffer)
-        self._data = self._buffer = None
+    def _read_ahead(self, at: tuple[int, int]) -> None:
+        if self._coming and not self._coming.cancel():  # a chunk that is not needed after all
+            self._coming.add_done_callback(lambda f: f.exception() or self._owner._recycle(f.result().buffer))
+        shard, index = self._ahead = at
+        self._coming = self._owner._pool.submit(self._owner._fetch, shard, self._spec, index)

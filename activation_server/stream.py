@@ -43,12 +43,12 @@ class Stream:
         self._private_readers: dict[str, _ReadingThread] = {}
 
     def load(self, index: int) -> None:
-        self._window_reader.read(index, self._slot())
+        self._window_reader.read(index, self._slot(), self.window.stop)
 
     def load_alone(self, consumer: str, index: int) -> None:
         if consumer not in self._private_readers:
             self._private_readers[consumer] = _ReadingThread(self, self._new_reader(), consumer)
-        self._private_readers[consumer].read(index, self._slot())
+        self._private_readers[consumer].read(index, self._slot(), self.window.consumers[consumer].stop)
 
     def stop_reading_alone(self, attached: Callable[[str], bool]) -> None:
         """End the private readers of consumers that are back in the window, or gone."""
@@ -79,13 +79,13 @@ class Stream:
 
 class _ReadingThread:
     def __init__(self, stream: Stream, reader: StreamReader, consumer: str | None):
-        self._jobs: SimpleQueue[tuple[int, bytearray] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[int, bytearray, int] | None] = SimpleQueue()
         self._stream, self._reader, self._consumer = stream, reader, consumer
         self._thread = threading.Thread(target=self._run, name=f"reader-{stream.spec.label}", daemon=True)
         self._thread.start()
 
-    def read(self, index: int, slot: bytearray) -> None:
-        self._jobs.put((index, slot))
+    def read(self, index: int, slot: bytearray, stop: int) -> None:
+        self._jobs.put((index, slot, stop))
 
     def stop(self, at_once: bool = False) -> None:
         """End after the jobs that are waiting, or ``at_once`` without them."""
@@ -101,10 +101,10 @@ class _ReadingThread:
         label = self._stream.spec.label
         counted = 0
         while job := self._jobs.get():
-            index, slot = job
+            index, slot, stop = job
             problem = None
             try:
-                self._reader.read(index, memoryview(slot))
+                self._reader.read(index, memoryview(slot), stop)
             except ScopemillError as error:
                 problem = error
             except Exception as error:  # whatever it is, it must reach the trainers rather than end this thread silently

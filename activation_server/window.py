@@ -174,6 +174,11 @@ class Window:
         """The first batch that an attached consumer has not got yet; None without any."""
         return min((c.arrived for c in self._attached()), default=None)
 
+    @property
+    def stop(self) -> int:
+        """The first batch that no attached consumer will ask for."""
+        return max((c.stop for c in self._attached()), default=0)
+
     def _attached(self) -> list[Consumer]:
         return [c for c in self.consumers.values() if not c.detached and c.arrived < c.stop]
 

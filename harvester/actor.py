@@ -101,12 +101,9 @@ class Harvester:
             dropped += len(candidates) - len(kept)
             kept = kept[: rows - done]
             labels = {"token_id": part.tokens, "document": part.document, "position": part.position}
-            index = torch.from_numpy(kept).to(self._lm.device)
-            buffers.put(
-                places[done : done + len(kept)],
-                {name: x.index_select(0, index) for name, x in captured.items()},
-                {name: x.ravel()[kept] for name, x in labels.items()},
-            )
+            destination = np.full(part.tokens.size, rows)
+            destination[kept] = places[done : done + len(kept)]
+            buffers.put(destination, captured, {name: x.ravel() for name, x in labels.items()})
             done += len(kept)
             self._rows_done += len(kept)
             metrics.HARVEST_ROWS.labels(self._task.dataset).inc(len(kept))

@@ -92,6 +92,10 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(model.name, revision=model.revision)
 
 
+class _AllCaptured(Exception):
+    """Ends a forward pass: what comes after it, the head over the whole vocabulary above all, nobody wants."""
+
+
 class LanguageModel:
     """A model under TransformerLens' bridge, for reading activations and for replacing them."""
 
@@ -103,27 +107,23 @@ class LanguageModel:
         _skip_norm_observations(self._bridge)
 
     def capture(self, tokens: torch.Tensor, hooks: Iterable[Hook]) -> dict[str, torch.Tensor]:
-        """Activations [B, T, d] of every hook for tokens [B, T], in one pass that stops after the last layer wanted.
+        """Activations [B, T, d] of every hook for tokens [B, T], in one pass that ends where the last of them is reached.
 
         The heads of ``attn_z`` are concatenated. The tensors stay on the model's device, in its precision.
         """
         captured: dict[str, torch.Tensor] = {}
-        hooks = list(hooks)
+        names = [hook.name for hook in hooks]
 
-        def keep(hook: Hook) -> Callable:
-            def fn(x: torch.Tensor, hook: Any) -> None:
+        def keeper(name: str) -> Callable:
+            def keep(x: torch.Tensor, hook: Any) -> None:
                 captured[name] = x.flatten(start_dim=2)
+                if len(captured) == len(names):
+                    raise _AllCaptured
 
-            name = hook.name
-            return fn
+            return keep
 
-        with torch.inference_mode():
-            self._bridge.run_with_hooks(
-                tokens.to(self.device),
-                fwd_hooks=[(hook.name, keep(hook)) for hook in hooks],
-                stop_at_layer=max(hook.layer for hook in hooks) + 1,
-                return_type=None,
-            )
+        with torch.inference_mode(), contextlib.suppress(_AllCaptured):
+            self._bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=[(name, keeper(name)) for name in names], return_type=None)
         return captured
 
     def token_losses(self, tokens: torch.Tensor, edits: Mapping[Hook, Edit] | None = None) -> torch.Tensor:

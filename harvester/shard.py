@@ -23,46 +23,53 @@ SUM_ROWS = 1024
 
 
 class ShardBuffers:
-    """Memory for one shard, filled in any order and used again for the next: fresh memory is slow to touch."""
+    """Memory for one shard, filled in any order and used again for the next: fresh memory is slow to touch.
+
+    Place ``rows_per_shard`` is one row more, for what is not kept: to scatter that away is cheaper than to gather the rest.
+    """
 
     def __init__(self, manifest: DatasetManifest):
-        self.manifest = manifest
-        rows, dtype = manifest.rows_per_shard, DTYPES[manifest.dtype]
-        self.hooks = {h.name: torch.empty(rows, h.d, dtype=dtype) for h in manifest.hooks}
-        self.labels = {spec.name: np.empty(rows, dtype=spec.dtype) for spec in manifest.label_arrays}
+        self.manifest, self._rows = manifest, manifest.rows_per_shard
+        self._hooks = {h.name: torch.empty(self._rows + 1, h.d, dtype=DTYPES[manifest.dtype]) for h in manifest.hooks}
+        self._labels = {spec.name: np.empty(self._rows + 1, dtype=spec.dtype) for spec in manifest.label_arrays}
+
+    @property
+    def specs(self) -> list[ArraySpec]:
+        return [self.manifest.array(h.name) for h in self.manifest.hooks] + self.manifest.label_arrays
 
     @property
     def nbytes(self) -> int:
-        return sum(x.nbytes for x in self.hooks.values()) + sum(x.nbytes for x in self.labels.values())
+        return sum(self.stored(spec).nbytes for spec in self.specs)
 
     def put(self, places: np.ndarray, rows: dict[str, torch.Tensor], labels: dict[str, np.ndarray]) -> None:
         """Scatter n rows (raw, [n, d] per hook) into their places (n,), scaled by 1/C."""
         index = torch.from_numpy(places)
         for hook in self.manifest.hooks:
-            buffer = self.hooks[hook.name]
+            buffer = self._hooks[hook.name]
             # Scaled in float32 whatever the model's precision, rounded once.
             scaled = (rows[hook.name].float() * (1.0 / hook.scale)).to(buffer.dtype)
             buffer.index_copy_(0, index, scaled.to(buffer.device))
         for name, values in labels.items():
-            self.labels[name][places] = values
+            self._labels[name][places] = values
 
     def sums(self, hook: str) -> HookSums:
         """Sums over the rows as stored, in float64: by blocks that stay in the processor's cache, seven times faster than at once."""
-        total, squares, largest = torch.zeros(self.hooks[hook].shape[1], dtype=torch.float64), 0.0, 0.0
-        for block in self.hooks[hook].split(SUM_ROWS):
+        rows = self._hooks[hook][: self._rows]
+        total, squares, largest = torch.zeros(rows.shape[1], dtype=torch.float64), 0.0, 0.0
+        for block in rows.split(SUM_ROWS):
             x = block.double()
             squared_norms = torch.linalg.vecdot(x, x)
             total += x.sum(0)
             squares += float(squared_norms.sum())
             largest = max(largest, float(squared_norms.max()))
-        return HookSums(count=len(self.hooks[hook]), sum_x=pack_vector(total.numpy()), sum_squared_norm=squares, max_norm=largest**0.5)
+        return HookSums(count=len(rows), sum_x=pack_vector(total.numpy()), sum_squared_norm=squares, max_norm=largest**0.5)
 
     def stored(self, spec: ArraySpec) -> np.ndarray:
         """An array's bytes as they go to disk: bfloat16 as its bits in uint16."""
-        if spec.name in self.labels:
-            return self.labels[spec.name]
-        buffer = self.hooks[spec.name]
-        return (buffer.view(torch.int16) if buffer.dtype == torch.bfloat16 else buffer).numpy().view(spec.dtype)
+        if spec.name in self._labels:
+            return self._labels[spec.name][: self._rows]
+        rows = self._hooks[spec.name][: self._rows]
+        return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy().view(spec.dtype)
 
 
 def write_shard(bucket: Bucket, shard: int, buffers: ShardBuffers, dropped_outliers: int) -> ShardCommit:
@@ -73,11 +80,10 @@ def write_shard(bucket: Bucket, shard: int, buffers: ShardBuffers, dropped_outli
     """
     manifest = buffers.manifest
     layout = DatasetLayout(manifest.dataset)
-    specs = [manifest.array(h.name) for h in manifest.hooks] + manifest.label_arrays
-    for path, data in zarr_metadata(manifest, specs).items():
+    for path, data in zarr_metadata(manifest, buffers.specs).items():
         bucket.write(f"{layout.shard(shard)}/{path}", data)
     checksums: dict[str, list[int]] = {}
-    for spec in specs:
+    for spec in buffers.specs:
         data = buffers.stored(spec)
         checksums[spec.name] = []
         for i in range(spec.chunks):

@@ -11,7 +11,7 @@ import math
 import re
 from typing import Any, Literal, TypeVar
 
-import google_crc32c
+import crc32c
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -161,9 +161,9 @@ def vector(text: str) -> np.ndarray:
 
 def chunk_parts(data: np.ndarray) -> tuple[int, tuple[Bytes, Bytes]]:
     """The checksum of a C-contiguous chunk, and the parts that its object is made of."""
-    # The C extension takes a numpy array without a copy, but no memoryview.
-    crc = google_crc32c.value(np.frombuffer(data, dtype=np.uint8))
-    return crc, (memoryview(data).cast("B"), crc.to_bytes(CRC_BYTES, "little"))
+    raw = memoryview(data).cast("B")
+    crc = crc32c.crc32c(raw)
+    return crc, (raw, crc.to_bytes(CRC_BYTES, "little"))
 
 
 def read_chunk(bucket: Bucket, folder: str, spec: ArraySpec, index: int, committed_crc: int, buffer: memoryview) -> np.ndarray:
@@ -176,7 +176,7 @@ def read_chunk(bucket: Bucket, folder: str, spec: ArraySpec, index: int, committ
 
     def see(piece: memoryview) -> None:
         nonlocal crc
-        crc = google_crc32c.extend(crc, np.frombuffer(piece, dtype=np.uint8))
+        crc = crc32c.crc32c(piece, crc)
 
     stored = bucket.read_into(path, buffer, see)
     if len(stored) != spec.chunk_bytes:

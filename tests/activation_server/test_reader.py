@@ -33,10 +33,10 @@ def spec(hooks=(A,), batch=12, k=2, seed=3, dataset="synthetic") -> StreamSpec:
     return StreamSpec(dataset, tuple(hooks), batch, seed, k)
 
 
-def read(reader: StreamReader, manifest: DatasetManifest, stream: StreamSpec, k: int) -> list[np.ndarray]:
-    """Batch k as one array per hook."""
+def read(reader: StreamReader, manifest: DatasetManifest, stream: StreamSpec, k: int, stop: int = 0) -> list[np.ndarray]:
+    """Batch k as one array per hook; of those after ``stop`` none is read ahead."""
     into = np.full(reader.batch_bytes, 0xA5, np.uint8)
-    reader.read(k, memoryview(into))
+    reader.read(k, memoryview(into), stop)
     flat, arrays = into.view(STORED_DTYPES[manifest.dtype]), []
     for hook in stream.hooks:
         d = manifest.hook(hook).d
@@ -123,9 +123,39 @@ def test_an_epoch_in_order_reads_every_chunk_object_once(bucket, small_chunks, b
     )
     for epoch in (1, 2):
         for index in range((epoch - 1) * reader.batches_per_epoch, epoch * reader.batches_per_epoch):
-            read(reader, manifest, stream, index)
+            read(reader, manifest, stream, index, stop=epoch * reader.batches_per_epoch)
         assert reader.bytes_read == epoch * stored
     reader.close()
+
+
+@pytest.mark.parametrize(("shards", "k", "rows"), [(4, 2, 48), (5, 2, 48), (3, 4, 48), (1, 1, 48), (2, 2, 8)])
+def test_the_next_shards_are_on_their_way_before_the_present_ones_end(bucket, small_chunks, monkeypatch, shards, k, rows):
+    """With a stop far ahead; and even so each chunk object is read once an epoch."""
+    manifest = make_dataset(bucket, hooks={A: 8}, shards=shards, rows=rows)
+    stream = spec(batch=k * 4, k=k)
+    order, fetched = Order(manifest, stream), []
+    original = StreamReader._fetch
+    monkeypatch.setattr(StreamReader, "_fetch", lambda self, shard, array, i: fetched.append((shard, i)) or original(self, shard, array, i))
+    reader = StreamReader(bucket, manifest, stream)
+    for index in range(3 * reader.batches_per_epoch - 1):
+        assert_same_bits(read(reader, manifest, stream, index, stop=10**9), gathered(bucket, manifest, stream, index))
+        following = order.shards(order.next_group(index))
+        last = order.next_group(index) == index + 1
+        if last and len(following) == len(order.shards(index)) and manifest.array(A).chunks > 1:
+            assert {(shard, 0) for shard in following} <= set(fetched[-2 * k :])
+    assert fetched and all(fetched.count(chunk) <= 4 for chunk in fetched)
+    reader.close()
+
+
+def test_nothing_is_read_ahead_of_what_anybody_will_ask_for(bucket, small_chunks):
+    manifest = make_dataset(bucket, hooks={A: 8}, shards=4, rows=48)
+    stream = spec(batch=12, k=2)
+    reader = StreamReader(bucket, manifest, stream)
+    for index in range(reader.batches_per_epoch // 2):  # one group of two
+        read(reader, manifest, stream, index, stop=reader.batches_per_epoch // 2)
+    reader.close()
+    array = manifest.array(A)
+    assert reader.bytes_read == 2 * array.chunks * array.chunk_bytes
 
 
 def test_memory_for_chunks_is_reused(bucket, small_chunks, monkeypatch):
@@ -140,10 +170,10 @@ def test_memory_for_chunks_is_reused(bucket, small_chunks, monkeypatch):
     stream = spec((A, B), batch=12, k=2)
     reader = StreamReader(bucket, manifest, stream)
     for index in range(4 * reader.batches_per_epoch):
-        read(reader, manifest, stream, index)
+        read(reader, manifest, stream, index, stop=4 * reader.batches_per_epoch)
     reader.close()
-    arrays_open = 2 * 2  # hooks times shards side by side; each has a chunk in use and one on its way, and so has its successor
-    assert arrays_open <= len(made) <= 4 * arrays_open < 6 * manifest.array(A).chunks
+    lanes = 2 * 2  # hooks times shards side by side; each has a chunk in use and one on its way
+    assert lanes <= len(made) <= 2 * lanes < 6 * manifest.array(A).chunks
 
 
 def chunk_path(bucket: Bucket, manifest: DatasetManifest, stream: StreamSpec, k: int, hook: str = A) -> tuple[int, str]:

@@ -588,11 +588,11 @@ def test_a_corrupt_shard_is_reported_to_every_client_by_its_object(serve, bucket
 def test_a_read_that_fails_once_stops_nobody_for_ever(serve, wanted, monkeypatch, alone):
     fail, original = threading.Event(), stream_module.StreamReader.read
 
-    def read(self, k, into):
+    def read(self, k, into, stop):
         if fail.is_set() and k == 6:
             fail.clear()
             raise errors.StorageError("the store is out of order")
-        original(self, k, into)
+        original(self, k, into, stop)
 
     monkeypatch.setattr(stream_module.StreamReader, "read", read)
     server = serve()
@@ -823,9 +823,9 @@ def test_a_client_that_waits_can_be_stopped(serve):
 def test_stopping_does_not_wait_for_the_window_to_fill(serve, monkeypatch):
     read = stream_module.StreamReader.read
 
-    def slowly(self, k, into):
+    def slowly(self, k, into, stop):
         time.sleep(0.1)
-        read(self, k, into)
+        read(self, k, into, stop)
 
     monkeypatch.setattr(stream_module.StreamReader, "read", slowly)
     server = serve(window_mib=64)  # 256 batches to read ahead
@@ -871,11 +871,11 @@ def test_memory_is_used_again_however_long_a_stream_is(serve, processes, monkeyp
 def test_memory_of_a_private_read_that_nobody_wants_any_more_comes_back(serve, monkeypatch):
     reading, go_on, original = threading.Event(), threading.Event(), stream_module.StreamReader.read
 
-    def read(self, k, into):
+    def read(self, k, into, stop):
         if k == 3:
             reading.set()
             go_on.wait(PATIENCE)
-        original(self, k, into)
+        original(self, k, into, stop)
 
     server = serve()
     Trainee(server, "first", cursor=20, steps=0).has(1)

@@ -109,11 +109,11 @@ def reader_over_raw_files(folder: Path) -> float:
     buffers = [bytearray(max(f.stat().st_size for f in files)) for _ in range(2 * spec.shards_side_by_side)]
 
     reader = StreamReader(bucket, manifest, spec)  # one for all rounds, as in the server: its memory is reused
-    slot, batches = memoryview(bytearray(reader.batch_bytes)), count()
+    slot, batches, stop = memoryview(bytearray(reader.batch_bytes)), count(), 2**62
 
     def through_reader() -> None:
         for _ in range(reader.batches_per_epoch):
-            reader.read(next(batches), slot)
+            reader.read(next(batches), slot, stop)
 
     def raw() -> None:
         for i, file in enumerate(files):

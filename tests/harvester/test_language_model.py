@@ -256,6 +256,18 @@ def test_hooks_of_several_layers_are_read_in_one_pass_as_they_are_alone(lm, card
         assert torch.equal(together[hook.name], alone)
 
 
+@pytest.mark.parametrize(("layer", "site", "runs"), [(0, "attn_z", 0), (2, "resid_post", 3), (5, "mlp_out", 6), (5, "resid_post", 6)])
+def test_the_pass_ends_at_the_last_hook_wanted(lm, tokens, layer, site, runs):
+    """Not even in the last layer does the head over the vocabulary run: it is a fifth of the demo model's forward."""
+    ran = []
+    watched = {f"mlp {i}": block.mlp for i, block in enumerate(lm._bridge.blocks)} | {"head": lm._bridge.unembed}
+    handles = [m.register_forward_pre_hook(lambda *_, name=name: ran.append(name)) for name, m in watched.items()]
+    lm.capture(tokens, [Hook(0, "resid_pre"), Hook(layer, site)])
+    [h.remove() for h in handles]
+    assert ran == [f"mlp {i}" for i in range(runs)]
+    lm.token_losses(tokens)  # and no hook is left behind
+
+
 def test_tokens_after_it_do_not_change_an_activation(lm, tokens):
     hook = Hook(LAYER, "resid_post")
     torch.testing.assert_close(lm.capture(tokens[:, :9], [hook])[hook.name], lm.capture(tokens, [hook])[hook.name][:, :9], **CLOSE)

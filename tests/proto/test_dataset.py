@@ -18,6 +18,7 @@ from scopemill.harvester.shard import ShardBuffers, write_shard
 from scopemill.proto import dataset as schema
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import (
+    ROW_LABELS,
     ArraySpec,
     DatasetManifest,
     chunk_parts,
@@ -117,7 +118,7 @@ def test_bfloat16_is_stored_as_its_bits_and_says_so(bucket):
     x = torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(0)) * torch.logspace(-20, 20, ROWS)[:, None]
     x[0] = torch.tensor([0.0, -0.0, 1.00390625, 1.01171875, -1.00390625, 3e38, -1e-40, 2.0**-133])  # ties, the ends, subnormals
     rows = {"blocks.0.hook_resid_post": x, "blocks.3.attn.hook_z": torch.zeros(ROWS, 12)}
-    written.put(np.arange(ROWS), rows, {name: np.zeros(ROWS) for name in written.labels})
+    written.put(np.arange(ROWS), rows, {name: np.zeros(ROWS) for name in ROW_LABELS})
     write_shard(bucket, 7, written, dropped_outliers=0)
     array = zarr_group(bucket, 7)["blocks.0.hook_resid_post"]
     assert array.dtype == np.uint16
@@ -259,6 +260,14 @@ def test_a_commit_counts_what_was_written(bucket, manifest):
         assert sums.max_norm == pytest.approx(np.sqrt((x**2).sum(1).max()), rel=1e-12)
 
 
+def test_a_row_that_is_not_kept_goes_nowhere(bucket):
+    manifest = make_dataset(bucket, hooks=HOOKS, shards=1, rows=ROWS)
+    buffers = filled(ShardBuffers(manifest), 1.5)
+    before = [buffers.stored(spec).tobytes() for spec in buffers.specs]
+    buffers.put(np.array([ROWS, ROWS]), {h.name: torch.full((2, h.d), 9.0) for h in manifest.hooks}, {n: np.full(2, 9) for n in ROW_LABELS})
+    assert [buffers.stored(spec).tobytes() for spec in buffers.specs] == before
+
+
 def test_a_commit_is_written_last(bucket, manifest, monkeypatch):
     seen = []
     monkeypatch.setattr(Bucket, "create", lambda self, path, data: seen.append((path, len(self.find(LAYOUT.shard(5))))) or True)
@@ -364,8 +373,6 @@ def test_another_identity_is_refused_by_its_first_difference(stored, wanted, sai
 
 
 def filled(buffers: ShardBuffers, value: float) -> ShardBuffers:
-    for x in buffers.hooks.values():
-        x.fill_(value)
-    for x in buffers.labels.values():
-        x[:] = 1
+    values = {hook.name: torch.full((ROWS, hook.d), value) for hook in buffers.manifest.hooks}
+    buffers.put(np.arange(ROWS), values, {name: np.ones(ROWS) for name in ROW_LABELS})
     return buffers
