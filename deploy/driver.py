@@ -144,12 +144,12 @@ class SweepDriver:
         return [sae for sae in self.plan.saes if not self.plan.bucket.exists(sae.layout.config)]
 
     def unevaluated(self) -> list[list[Job]]:
-        """The checkpoints that the sweep's evaluation covers and that have none yet, hook by hook."""
+        """The checkpoints that the sweep's evaluation covers and that have none yet, by what they rebuild."""
         plan = self.plan
         by_hook = []
-        for hook in plan.hooks:
+        for outputs in dict.fromkeys(sae.targets or sae.inputs for sae in plan.saes):
             todo = []
-            for sae in (s for s in plan.saes if s.hook == hook):
+            for sae in (s for s in plan.saes if (s.targets or s.inputs) == outputs):
                 steps = checkpoint.steps_of(plan.bucket, sae.layout)
                 steps = steps[-1:] if plan.config.evaluation.checkpoints == "last" else steps
                 todo += [Job(sae.name, sae.layout.root, step) for step in steps]
@@ -157,21 +157,19 @@ class SweepDriver:
         return [todo for todo in by_hook if todo]
 
     def _assignment(self, sae: PlannedSae, manifest: DatasetManifest) -> Assignment:
-        plan, hook = self.plan, manifest.hook(sae.hook.name)
-        metadata = {
-            "model_name": plan.card.name,
-            "hook_name": hook.name,
-            "context_size": manifest.context_length,
-            "dataset_path": plan.harvest.identity["corpus.source"],
-        }
+        plan = self.plan
+        inputs, targets = (tuple(manifest.hook(hook.name) for hook in hooks) for hooks in (sae.inputs, sae.targets))
+        metadata = {"context_size": manifest.context_length, "dataset_path": plan.harvest.identity["corpus.source"]}
         provenance = {
             "sweep": plan.config.name,
             "dataset": plan.config.dataset,
             "identity": plan.harvest.identity,
-            "scale": hook.scale,
+            "scales": {hook.name: hook.scale for hook in inputs + targets},
             "sae": sae.config.model_dump(mode="json"),
         }
-        return Assignment(sae.name, sae.layout.root, hook, plan.stream(sae.hook), sae.config, metadata, provenance)
+        return Assignment(
+            sae.name, sae.layout.root, inputs, targets, plan.stream(sae.hooks), sae.config, plan.card.name, metadata, provenance
+        )
 
     def _steps_done(self, assignment: Assignment) -> int:
         sae = next(s for s in self.plan.saes if s.name == assignment.name)

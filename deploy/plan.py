@@ -25,14 +25,21 @@ from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.wiring import connections, label
 
 
 @dataclass(frozen=True)
 class PlannedSae:
     name: str  # unique in the sweep, short: names its consumer, its bar and its metrics
     layout: SaeLayout
-    hook: Hook
+    inputs: tuple[Hook, ...]
+    targets: tuple[Hook, ...]  # empty: it rebuilds what it reads
     config: SaeConfig
+
+    @property
+    def hooks(self) -> tuple[Hook, ...]:
+        """Those of the stream that feeds it."""
+        return self.inputs + self.targets
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,9 @@ class SweepPlan:
     def evaluation_settings(self) -> dict:
         return settings_of(self.config.evaluation, self.config.dataset, self.config.harvest.context_length)
 
-    def stream(self, hook: Hook) -> StreamSpec:
+    def stream(self, hooks: tuple[Hook, ...]) -> StreamSpec:
         server = self.config.server
-        return StreamSpec(self.config.dataset, (hook.name,), self.config.train.batch_size, server.seed, server.shards_side_by_side)
+        return StreamSpec(self.config.dataset, tuple(hook.name for hook in hooks), self.config.train.batch_size, server.seed, server.shards_side_by_side)
 
     def facts(self) -> dict[str, str]:
         """The dry run's lines, each a name and what is to be said of it."""
@@ -79,16 +86,17 @@ class SweepPlan:
         steps = train.saes()[0].steps
         trained = sum(not self.bucket.exists(sae.layout.config) for sae in self.saes)
         done = len(committed_shards(self.bucket, self.config.dataset)) if self.manifest else 0
-        read = sum(steps * train.batch_size * self.card.widths[h.site] * itemsize for h in self.hooks)
-        each = len(self.saes) // len(self.hooks)
+        row_bytes = [sum(self.card.widths[hook.site] for hook in sae.hooks) * itemsize for sae in self.saes]
+        served = sum(row_bytes) * steps * train.batch_size
+        each = len(train.saes())  # of them share a stream
         return {
             "model": f"{self.card.name}, {self.card.layers} layers",
             "hooks": f"{len(self.hooks)}: {', '.join(h.name for h in self.hooks)}",
             "harvest": f"{rows:,} tokens in {shards} shards of {harvest.rows_per_shard:,} rows; {done} are committed",
             "on disk": f"{_size(rows * per_row)} of activations ({per_row:,} bytes a token)",
-            "train": f"{len(self.saes)} SAEs ({each} at each hook), {trained} of them still to do",
+            "train": f"{len(self.saes)} SAEs ({each} on each stream), {trained} of them still to do",
             "each SAE": f"{steps:,} steps of {train.batch_size:,} rows, {steps * train.batch_size / rows:.2f} epochs",
-            "data path": f"{_size(read)} read from the bucket once, {_size(read * each)} served to trainers",
+            "data path": f"{_size(served / each)} read from the bucket once, {_size(served)} served to trainers",
             "evaluation": f"{self.config.evaluation.sequences:,} sequences of {harvest.context_length} tokens for each checkpoint",
         }
 
@@ -114,11 +122,10 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
         check_corpus(located.evaluation.corpus)
     _check_chunks(task)
     plan = SweepPlan(located, bucket, task, [])
-    Order.check(
-        config.dataset, config.harvest.tokens // config.harvest.rows_per_shard, config.harvest.rows_per_shard, plan.stream(hooks[0])
-    )
-    saes = [_planned(plan, hook, sae) for hook in hooks for sae in config.train.saes()]
-    plan.saes.extend(saes)
+    for inputs, targets in connections(config.train, tuple(hooks)):
+        plan.saes.extend(_planned(plan, inputs, targets, sae) for sae in config.train.saes())
+    shards = config.harvest.tokens // config.harvest.rows_per_shard
+    Order.check(config.dataset, shards, config.harvest.rows_per_shard, plan.stream(plan.saes[0].hooks))
     return plan
 
 
@@ -134,12 +141,14 @@ def _check_chunks(task: HarvestTask) -> None:
             )
 
 
-def _planned(plan: SweepPlan, hook: Hook, sae: SaeConfig) -> PlannedSae:
+def _planned(plan: SweepPlan, inputs: tuple[Hook, ...], targets: tuple[Hook, ...], sae: SaeConfig) -> PlannedSae:
     """An SAE's folder is named by all that decides its weights, so the same SAE in two sweeps is trained once."""
-    decisive = {"sae": sae.model_dump(mode="json"), "dataset": plan.harvest.identity, "stream": vars(plan.stream(hook))}
+    decisive = {"sae": sae.model_dump(mode="json"), "dataset": plan.harvest.identity, "stream": vars(plan.stream(inputs + targets))}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
-    layout = SaeLayout.of(plan.card.name, hook.name, sae.width, sae.architecture, f"{sae.sparsity:g}-{digest}")
-    return PlannedSae(f"{hook.layer}.{hook.site}/{sae.width}/{sae.architecture}/{sae.sparsity:g}", layout, hook, sae)
+    layout = SaeLayout.of(plan.card.name, label(inputs, targets), sae.width, sae.architecture, f"{sae.sparsity:g}-{digest}")
+    layers = "-".join(str(hook.layer) for hook in inputs)
+    site = "-".join(dict.fromkeys(hook.site for hook in inputs + targets))
+    return PlannedSae(f"{layers}.{site}/{sae.width}/{sae.architecture}/{sae.sparsity:g}", layout, inputs, targets, sae)
 
 
 def _size(n: float) -> str:

@@ -21,6 +21,8 @@ from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout, SaeLayout
 from scopemill.proto.memory import keep_freed_memory
 from scopemill.trainer import checkpoint
+from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.wiring import Wiring, label
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Evaluator:
         self._settings = settings_of(config, dataset, context_length)
         self._lm = LanguageModel(model)
         self._text = load_text(self._bucket, dataset, model, card, config, context_length)
-        self._baselines: dict[Hook, Baseline] = {}
+        self._baselines: dict[tuple[Hook, ...], Baseline] = {}
         self._stop = threading.Event()
         self._metrics_address = metrics.expose()
 
@@ -95,13 +97,15 @@ class Evaluator:
             return job.sae
         layout = SaeLayout(job.root)
         trained, record = checkpoint.load_sae(self._bucket, layout, job.step)
-        hook = Hook.parse(record.hook)
-        if hook not in self._baselines:
-            self._baselines[hook] = measure_baseline(self._lm, hook, self._text, self._config.splice_special)
-        baseline = self._baselines[hook]
-        sae = trained.folded(record.scale).to(self._lm.device).requires_grad_(False)
-        fidelity = measure(self._lm, sae, hook, self._text, baseline, self._config.splice_special)
-        evaluation = Evaluation(_result(record, hook, layout, baseline, fidelity), fidelity.histogram, baseline.rows, self._settings)
+        config, wiring = record.sae_config, Wiring.from_json(record.wiring)
+        inputs, outputs = (tuple(Hook.parse(port.hook) for port in ports) for ports in (wiring.inputs, wiring.outputs))
+        if outputs not in self._baselines:
+            self._baselines[outputs] = measure_baseline(self._lm, outputs, self._text, self._config.splice_special)
+        baseline = self._baselines[outputs]
+        sae = trained.finished(wiring.input_units(config), wiring.output_units(config)).to(self._lm.device).requires_grad_(False)
+        fidelity = measure(self._lm, sae, inputs, outputs, self._text, baseline, self._config.splice_special)
+        result = _result(record, config, inputs, outputs if wiring.targets else (), layout, baseline, fidelity)
+        evaluation = Evaluation(result, fidelity.histogram, baseline.rows, self._settings)
         data = json.dumps(evaluation.to_json(), indent=1).encode()
         if self._bucket.exists(layout.config) and job.step == max(checkpoint.steps_of(self._bucket, layout)):
             self._bucket.write(layout.metrics, data)
@@ -116,14 +120,22 @@ class Evaluator:
         self._stop.set()
 
 
-def _result(record: checkpoint.CheckpointRecord, hook: Hook, layout: SaeLayout, base: Baseline, fidelity: Fidelity) -> Result:
+def _result(
+    record: checkpoint.CheckpointRecord,
+    config: SaeConfig,
+    inputs: tuple[Hook, ...],
+    targets: tuple[Hook, ...],
+    layout: SaeLayout,
+    base: Baseline,
+    fidelity: Fidelity,
+) -> Result:
     return Result(
-        hook=hook.name,
-        layer=hook.layer,
-        site=hook.site,
-        architecture=record.config["architecture"],
-        width=record.config["width"],
-        sparsity=record.config["sparsity"],
+        hook=label(inputs, targets),
+        layer=inputs[0].layer,
+        site="--".join(dict.fromkeys(hook.site for hook in inputs + targets)),
+        architecture=config.architecture,
+        width=config.width,
+        sparsity=config.sparsity,
         step=record.step,
         tokens=record.tokens,
         l0=fidelity.l0,

@@ -84,49 +84,56 @@ class Moments:
         self.count = total
 
 
-def measure_baseline(lm: LanguageModel, hook: Hook, text: EvaluationText, splice_special: bool) -> Baseline:
-    """The clean loss, the rows' variance, then the losses with the rows replaced by zero and by their mean."""
+def measure_baseline(lm: LanguageModel, hooks: tuple[Hook, ...], text: EvaluationText, splice_special: bool) -> Baseline:
+    """The clean loss, the rows' variance, then the losses with the rows of all the hooks replaced by zero and by their means."""
     clean, zero, mean_ablated = _LossMean(), _LossMean(), _LossMean()
-    moments: Moments | None = None
+    moments: dict[Hook, Moments] = {}
 
-    def look(x: torch.Tensor) -> torch.Tensor:
-        nonlocal moments
-        moments = moments or Moments(x.shape[-1])
-        moments.add(x[is_row.to(x.device)])
-        return x
+    def looker(hook: Hook) -> Edit:
+        def look(x: torch.Tensor) -> torch.Tensor:
+            moments.setdefault(hook, Moments(x.shape[-1])).add(x[is_row.to(x.device)])
+            return x
+
+        return look
 
     for tokens, is_row in text.batches():
-        clean.add(lm.token_losses(tokens, {hook: look}), is_row)
-    mean = torch.from_numpy(moments.mean).float()
+        clean.add(lm.token_losses(tokens, {hook: looker(hook) for hook in hooks}), is_row)
+    means = {hook: torch.from_numpy(moments[hook].mean).float() for hook in hooks}
     for tokens, is_row in text.batches():
-        zero.add(lm.token_losses(tokens, {hook: _replace(is_row, splice_special, torch.zeros_like)}), is_row)
-        ablate = _replace(is_row, splice_special, lambda x: mean.to(x.device).expand_as(x))
-        mean_ablated.add(lm.token_losses(tokens, {hook: ablate}), is_row)
-    return Baseline(clean.value, zero.value, mean_ablated.value, moments.squares, moments.count)
+        zeroed = _replace(is_row, splice_special, torch.zeros_like)
+        zero.add(lm.token_losses(tokens, dict.fromkeys(hooks, zeroed)), is_row)
+        averaged = {h: _replace(is_row, splice_special, lambda x, mean=means[h]: mean.to(x.device).expand_as(x)) for h in hooks}
+        mean_ablated.add(lm.token_losses(tokens, averaged), is_row)
+    variance = sum(moments[hook].squares for hook in hooks)
+    return Baseline(clean.value, zero.value, mean_ablated.value, variance, moments[hooks[0]].count)
 
 
-def measure(lm: LanguageModel, sae: Sae, hook: Hook, text: EvaluationText, baseline: Baseline, splice_special: bool) -> Fidelity:
-    """One SAE, for raw activations, against the baseline of its hook and the same text."""
+def measure(
+    lm: LanguageModel,
+    sae: Sae,
+    inputs: tuple[Hook, ...],
+    outputs: tuple[Hook, ...],
+    text: EvaluationText,
+    baseline: Baseline,
+    splice_special: bool,
+) -> Fidelity:
+    """One SAE, for raw activations, against the baseline of its outputs and the same text.
+
+    All of its outputs are replaced together by what it makes of the clean model's activations.
+    """
     spliced = _LossMean()
     error, fired = 0.0, torch.zeros(sae.width, dtype=torch.float64)
-
-    def reconstruct(x: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-        nonlocal error, fired
-        latents = sae.encode(x)
-        reconstruction = sae.decode(latents)
-        error += (x - reconstruction)[counted].double().square().sum().item()
-        fired += (latents > 0)[counted].sum(0).double().cpu()
-        return reconstruction
-
     for tokens, is_row in text.batches():
-        everywhere = torch.ones_like(is_row) if splice_special else is_row
-
-        def splice(x: torch.Tensor, is_row=is_row, everywhere=everywhere) -> torch.Tensor:
-            x, out = x.float(), x.clone()
-            out[everywhere.to(x.device)] = reconstruct(x[everywhere.to(x.device)], is_row[everywhere].to(x.device)).to(out.dtype)
-            return out
-
-        spliced.add(lm.token_losses(tokens, {hook: splice}), is_row)
+        spliced_at = (torch.ones_like(is_row) if splice_special else is_row).to(lm.device)
+        counted = is_row.to(lm.device)[spliced_at]
+        clean = lm.capture(tokens, {*inputs, *outputs})
+        x, y = (torch.cat([clean[hook.name][spliced_at].float() for hook in hooks], dim=1) for hooks in (inputs, outputs))
+        latents, rebuilt = sae.reconstruct(x)
+        error += (y - rebuilt)[counted].double().square().sum().item()
+        fired += (latents > 0)[counted].sum(0).double().cpu()
+        parts = dict(zip(outputs, rebuilt.split(sae.shape.outputs, dim=1), strict=True))
+        edits = {hook: _put(spliced_at, part) for hook, part in parts.items()}
+        spliced.add(lm.token_losses(tokens, edits), is_row)
     return Fidelity(
         loss_spliced=spliced.value,
         fvu=error / baseline.variance,
@@ -134,6 +141,17 @@ def measure(lm: LanguageModel, sae: Sae, hook: Hook, text: EvaluationText, basel
         dead_fraction=float((fired == 0).double().mean()),
         histogram=_histogram(fired.numpy() / baseline.rows),
     )
+
+
+def _put(where: torch.Tensor, rows: torch.Tensor) -> Edit:
+    """An edit that puts ``rows`` where ``where`` [B, T] says."""
+
+    def edit(x: torch.Tensor) -> torch.Tensor:
+        out = x.clone()
+        out[where] = rows.to(out.dtype)
+        return out
+
+    return edit
 
 
 def _replace(is_row: torch.Tensor, splice_special: bool, value) -> Edit:

@@ -16,12 +16,12 @@ from scopemill.proto.layout import SweepLayout
 class Result:
     """One checkpoint's quality. Losses are cross-entropies in nats per token; delta = spliced - clean."""
 
-    hook: str
-    layer: int
+    hook: str  # of a transcoder or crosscoder: what it reads and rebuilds
+    layer: int  # the first that it reads
     site: str
     architecture: str
     width: int
-    sparsity: float  # the coefficient
+    sparsity: float  # as in the sweep file: a coefficient, or k
     step: int
     tokens: int
     l0: float

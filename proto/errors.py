@@ -5,7 +5,8 @@
     │   ├── SweepFileError    a sweep file that does not parse or does not fit
     │   ├── ModelError        a language model that cannot be loaded, or has no such layer or site
     │   ├── CorpusError       text that is absent, empty, too short or lacks the named column
-    │   └── SaeFormatError    a folder that is not an SAE that we can read
+    │   ├── SaeFormatError    a folder that is not an SAE that we can read
+    │   └── TemplateError     a template that is not there, or not one
     ├── StorageError          the bucket did not do what was asked
     │   ├── MissingObject     an object that a commit record promises is not there
     │   ├── CorruptObject     an object's checksum or size is not what was committed
@@ -39,6 +40,10 @@ class CorpusError(InputError):
 
 
 class SaeFormatError(InputError):
+    pass
+
+
+class TemplateError(InputError):
     pass
 
 

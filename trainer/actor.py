@@ -1,11 +1,14 @@
 """One trainer: an SAE, its stream, its checkpoints."""
 
+import importlib.metadata
+import json
 import logging
 import threading
 import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 
@@ -17,12 +20,14 @@ from scopemill.proto.errors import Stopped
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.memory import keep_freed_memory
 from scopemill.trainer import checkpoint
-from scopemill.trainer.architectures import ARCHITECTURES
+from scopemill.trainer.architectures import initial_sae
 from scopemill.trainer.config import SaeConfig
-from scopemill.trainer.export import write_sae
+from scopemill.trainer.formats import FinishedSae, write_saelens
 from scopemill.trainer.history import History
-from scopemill.trainer.loop import Loop, to_tensor
+from scopemill.trainer.loop import Loop, side_by_side, to_tensor
 from scopemill.trainer.sae import Sae
+from scopemill.trainer.start import started_from
+from scopemill.trainer.wiring import Port, Wiring
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +38,17 @@ class Assignment:
 
     name: str  # unique in the sweep; names the consumer of the stream and the metrics' label
     root: str  # the SAE's folder in the bucket
-    hook: HookStats
+    inputs: tuple[HookStats, ...]
+    targets: tuple[HookStats, ...]  # empty: it rebuilds what it reads
     stream: wire.StreamSpec
     config: SaeConfig
-    metadata: dict[str, Any]  # model_name, hook_name, context_size for SAELens
+    model: str
+    metadata: dict[str, Any]  # what SAELens' users want to know beside it, such as context_size
     provenance: dict[str, Any]
+
+    @property
+    def wiring(self) -> Wiring:
+        return Wiring(*(tuple(Port(h.name, h.d, h.scale) for h in side) for side in (self.inputs, self.targets)))
 
 
 class Trainer:
@@ -67,9 +78,9 @@ class Trainer:
             return loop.step_number
         client = StreamClient(server, assignment.stream, assignment.name, loop.step_number, config.steps, self._stop.is_set)
         try:
-            for _, (rows,) in client:
+            for _, arrays in client:
                 start = time.perf_counter()
-                loop.step(to_tensor(rows, client.dtype, self._device))
+                loop.step(*self._batch(arrays, client.dtype))
                 self._observe(loop, time.perf_counter() - start, client.waited)
                 if loop.step_number % config.checkpoint_every == 0 or loop.done:
                     self._checkpoint(loop)
@@ -96,24 +107,43 @@ class Trainer:
         """Checkpoint after the step in work, and return."""
         self._stop.set()
 
+    def _batch(self, arrays: list[np.ndarray], dtype: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The stream's arrays, one per hook, as x [B, d_in] and y [B, d_out] in the units that the SAE sees."""
+        wiring, config = self._assignment.wiring, self._assignment.config
+        rows = [to_tensor(array, dtype, self._device) for array in arrays]
+        for port, of_hook in zip(wiring.inputs + wiring.targets, rows, strict=True):
+            if (factor := port.scale / port.unit(config)) != 1:
+                of_hook *= factor
+        inputs, targets = rows[: len(wiring.inputs)], rows[len(wiring.inputs) :]
+        return side_by_side(inputs), side_by_side(targets) if targets else None
+
     def _begin(self, waited) -> Loop:
         """A loop at the newest checkpoint, or at the start."""
-        config, hook = self._assignment.config, self._assignment.hook
+        config = self._assignment.config
         steps = checkpoint.steps_of(self._bucket, self._layout)
         if not steps:
-            mean = torch.from_numpy(hook.mean_vector / hook.scale).float()
-            sae = ARCHITECTURES[config.architecture].initial(config, hook.d, mean)
-            return Loop(sae.to(self._device), config, History(), waited)
+            return Loop(self._initial().to(self._device), config, History(), waited)
         sae, record, moments, tokens_since_fired = checkpoint.load_state(self._bucket, self._layout, steps[-1], config)
         loop = Loop(sae.to(self._device), config, History.load(self._bucket, self._layout.history, record.step), waited)
         loop.restore(record.step, moments, tokens_since_fired)
         return loop
 
+    def _initial(self) -> Sae:
+        assignment, config = self._assignment, self._assignment.config
+        wiring = assignment.wiring
+        if config.initial_sae:
+            return started_from(config, wiring)
+        means = [
+            torch.from_numpy(stats.mean_vector / port.unit(config)).float()
+            for stats, port in zip(assignment.targets or assignment.inputs, wiring.outputs, strict=True)
+        ]
+        return initial_sae(config, wiring.shape, torch.cat(means))
+
     def _checkpoint(self, loop: Loop) -> None:
         loop.flush()
-        step, config, hook = loop.step_number, self._assignment.config, self._assignment.hook
+        step, config = loop.step_number, self._assignment.config
         record = checkpoint.CheckpointRecord(
-            step, step, step * config.batch_size, hook.name, hook.scale, config.model_dump(mode="json")
+            step, step, step * config.batch_size, self._assignment.wiring.to_json(), config.model_dump(mode="json")
         )  # fmt: skip
         loop.history.save(self._bucket, self._layout.history)
         checkpoint.save(self._bucket, self._layout, record, loop.sae, loop.optimizer.second_moments, loop.tokens_since_fired)
@@ -121,8 +151,14 @@ class Trainer:
 
     def _finish(self, loop: Loop) -> None:
         if not self._bucket.exists(self._layout.config):
-            sae: Sae = loop.sae.cpu().folded(self._assignment.hook.scale)
-            write_sae(self._bucket, self._layout, sae, self._assignment.metadata, self._assignment.provenance)
+            wiring, config = self._assignment.wiring, self._assignment.config
+            sae = loop.sae.cpu().finished(wiring.input_units(config), wiring.output_units(config))
+            provenance = {"scopemill": importlib.metadata.version("scopemill")} | self._assignment.provenance
+            self._bucket.write(self._layout.provenance, json.dumps(provenance, indent=1).encode())
+            inputs, outputs = (tuple(port.hook for port in ports) for ports in (wiring.inputs, wiring.outputs))
+            write_saelens(
+                self._bucket, self._layout.root, FinishedSae(sae, inputs, outputs, self._assignment.model, self._assignment.metadata)
+            )
 
     def _observe(self, loop: Loop, seconds: float, waited: float) -> None:
         name = self._assignment.name

@@ -1,7 +1,35 @@
-"""The architectures by name: the one place that knows them all."""
+"""The architectures and activations by name: the one place that knows them all."""
 
+import torch
+
+from scopemill.trainer.activation import Activation
+from scopemill.trainer.batchtopk import BatchTopK
+from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.crosscoder import Crosscoder
+from scopemill.trainer.crosslayer import CrossLayerTranscoder, PerLayerTranscoder
+from scopemill.trainer.gated import Gated
 from scopemill.trainer.jumprelu import JumpReLU
+from scopemill.trainer.matryoshka import Matryoshka
+from scopemill.trainer.relu import ReLU
 from scopemill.trainer.sae import Sae
-from scopemill.trainer.standard import Standard
+from scopemill.trainer.topk import TopK
+from scopemill.trainer.transcoder import SkipTranscoder, Transcoder
+from scopemill.trainer.wiring import Shape
 
-ARCHITECTURES: dict[str, type[Sae]] = {cls.architecture: cls for cls in (JumpReLU, Standard)}
+ACTIVATIONS: dict[str, type[Activation]] = {cls.name: cls for cls in (ReLU, Gated, JumpReLU, TopK, BatchTopK)}
+ARCHITECTURES: dict[str, type[Sae]] = {
+    **dict.fromkeys(("standard", "gated", "jumprelu", "topk", "batchtopk", "skip"), Sae),
+    "matryoshka": Matryoshka,
+    "transcoder": Transcoder,
+    "skip_transcoder": SkipTranscoder,
+    "crosscoder": Crosscoder,
+    "clt": CrossLayerTranscoder,
+    "per_layer_transcoder": PerLayerTranscoder,
+}
+
+
+def initial_sae(config: SaeConfig, shape: Shape, mean: torch.Tensor) -> Sae:
+    """An SAE before its first step. ``mean`` [d_out] is that of what it will rebuild, as it will see it."""
+    cls = ARCHITECTURES[config.architecture]
+    width = config.width * len(shape.inputs) if issubclass(cls, CrossLayerTranscoder) else config.width
+    return cls.initial(config, shape, ACTIVATIONS[config.latents].initial(config, width), mean)

@@ -14,9 +14,10 @@ import torch
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import Conflict, SaeFormatError
 from scopemill.proto.layout import SaeLayout
-from scopemill.trainer.architectures import ARCHITECTURES
+from scopemill.trainer.architectures import initial_sae
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.sae import Sae, check_tensors
+from scopemill.trainer.wiring import Wiring
 
 _DEAD = "tokens_since_fired"
 _MOMENT = "second_moment."
@@ -29,9 +30,12 @@ class CheckpointRecord:
     step: int  # steps done; equal to the cursor, as a step takes one batch
     cursor: int
     tokens: int
-    hook: str
-    scale: float  # C: this SAE takes raw / C
+    wiring: dict[str, Any]  # see `Wiring`
     config: dict[str, Any]
+
+    @property
+    def sae_config(self) -> SaeConfig:
+        return SaeConfig.model_validate_json(json.dumps(self.config))
 
 
 def steps_of(bucket: Bucket, layout: SaeLayout) -> list[int]:
@@ -51,7 +55,7 @@ def save(
     """Commit a checkpoint, then drop the optimiser's state of the one before: only the newest is ever resumed."""
     place = layout.checkpoint(record.step)
     older = [step for step in steps_of(bucket, layout) if step < record.step]
-    bucket.write(place.weights, safetensors.torch.save(_cpu(dict(sae.named_parameters()))))
+    bucket.write(place.weights, safetensors.torch.save(_cpu(sae.state_dict())))
     state = {_MOMENT + name: v for name, v in second_moments.items()} | {_DEAD: tokens_since_fired}
     bucket.write(place.optimizer, safetensors.torch.save(_cpu(state)))
     bucket.create(place.record, json.dumps(vars(record), indent=1).encode())
@@ -72,10 +76,11 @@ def load_sae(bucket: Bucket, layout: SaeLayout, step: int) -> tuple[Sae, Checkpo
     record, place = read_record(bucket, layout, step), layout.checkpoint(step)
     weights = _read(bucket, place.weights)
     try:
-        sae = ARCHITECTURES[record.config["architecture"]](weights["W_dec"].shape[1], record.config["width"], centred=True)
-    except (LookupError, TypeError, RuntimeError) as error:
-        raise SaeFormatError(f"{bucket.place(place.weights)} and its checkpoint.json do not make an SAE: {error!r}") from error
-    check_tensors(bucket.place(place.weights), weights, {name: p.shape for name, p in sae.named_parameters()})
+        shape = Wiring.from_json(record.wiring).shape
+        sae = initial_sae(record.sae_config, shape, torch.zeros(shape.d_out))
+    except (LookupError, TypeError, ValueError) as error:
+        raise SaeFormatError(f"{bucket.place(place.record)} does not describe an SAE: {error!r}") from error
+    check_tensors(bucket.place(place.weights), weights, {name: p.shape for name, p in sae.state_dict().items()})
     sae.load_state_dict(weights)
     return sae, record
 

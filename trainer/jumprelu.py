@@ -1,67 +1,96 @@
-"""JumpReLU with an L0 penalty: arXiv 2407.14435, trained as in Gemma Scope (2408.05147).
+"""JumpReLU: arXiv 2407.14435, trained as in Gemma Scope (2408.05147), Gemma Scope 2, or Anthropic's update of January 2025.
 
-f = z * 1[z > theta], loss = E ||x - x_hat||^2 + lambda * E ||f||_0. Neither step has a useful derivative, so the
-threshold gets a pseudo-gradient through the rectangle kernel K(u) = 1[|u| < 1/2] of bandwidth eps:
+f = z * 1[z > theta]. Neither that step nor the count ||f||_0 has a useful derivative, so the threshold gets a
+pseudo-gradient through the rectangle kernel K(u) = 1[|u| < 1/2] of bandwidth eps:
 
     d f / d theta = -(theta / eps) K((z - theta) / eps)        d ||f||_0 / d theta = -(1 / eps) K((z - theta) / eps)
 
-and the L0 step passes nothing to z.
+and the count passes nothing to z. With p_i the share of rows in which latent i fires, L0 = sum_i p_i, and the penalties are
+
+    l0         L0 + sum_i p_i^2 / f0                           the second term only with a frequency limit f0
+    target_l0  (2 / L0*) (L0 - L0*)^2 + sum_i p_i^2 / f0       L0 is the batch's mean
+    tanh       E sum_i tanh(c f_i ||W_dec,i||)
+
+beside which sum_i ReLU(theta_i - z_i) ||W_dec,i|| may stand, which brings back latents that never fire.
 """
 
 import torch
 from torch import nn
 
+from scopemill.trainer.activation import Activation
+from scopemill.trainer.codes import Codes
 from scopemill.trainer.config import SaeConfig
-from scopemill.trainer.sae import Losses, Sae
 
 
 class _JumpReLU(torch.autograd.Function):
-    """(z [B, F], theta [F]) to (f [B, F], mean L0 per row). One function, so the kernel's band is found once."""
+    """(z [B, F], theta [F]) to (f [B, F], p [F]). One function, so the kernel's band is found once."""
 
     @staticmethod
     def forward(ctx, z, threshold, bandwidth):
         active = z > threshold
         ctx.save_for_backward(z, threshold, active)
         ctx.bandwidth = bandwidth
-        return z * active, active.count_nonzero().to(z.dtype) / len(z)
+        return z * active, active.sum(0).to(z.dtype) / len(z)
 
     @staticmethod
-    def backward(ctx, d_f, d_l0):
+    def backward(ctx, d_f, d_p):
         z, threshold, active = ctx.saved_tensors
         band = (z - threshold).abs_() < ctx.bandwidth / 2
         # Both pseudo-gradients live on the band, so one masked sum serves them.
-        d_threshold = torch.where(band, d_f * threshold + d_l0 / len(z), 0.0).sum(0) / -ctx.bandwidth
+        d_threshold = torch.where(band, d_f * threshold + d_p / len(z), 0.0).sum(0) / -ctx.bandwidth
         return d_f * active, d_threshold, None
 
 
-class JumpReLU(Sae):
-    architecture = "jumprelu"
-    unit_decoder = True
+class JumpReLU(Activation):
+    name = "jumprelu"
 
-    def __init__(self, d: int, width: int, centred: bool):
-        super().__init__(d, width, centred)
+    def __init__(self, width: int):
+        super().__init__(width)
         self.threshold = nn.Parameter(torch.zeros(width))
 
     @classmethod
-    def initial(cls, config: SaeConfig, d: int, mean: torch.Tensor) -> "JumpReLU":
-        sae = super().initial(config, d, mean)
-        nn.init.constant_(sae.threshold, config.initial_threshold)
-        return sae
+    def initial(cls, config: SaeConfig, width: int) -> "JumpReLU":
+        activation = cls(width)
+        nn.init.constant_(activation.threshold, config.initial_threshold)
+        return activation
 
-    def activate(self, pre: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def unit_decoder(config: SaeConfig) -> bool:
+        return config.penalty != "tanh"
+
+    def forward(self, pre: torch.Tensor) -> torch.Tensor:
         return pre * (pre > self.threshold)
 
-    def losses(self, x: torch.Tensor, config: SaeConfig) -> Losses:
-        latents, l0 = _JumpReLU.apply(self.pre_activations(x), self.threshold, config.bandwidth)
-        error = (self.decode(latents) - x).square().sum() / len(x)
-        return Losses(error, l0, latents.detach())
+    def codes(self, pre: torch.Tensor, config: SaeConfig) -> Codes:
+        return Codes(*_JumpReLU.apply(pre, self.threshold, config.bandwidth))
+
+    def penalty(self, codes: Codes, pre: torch.Tensor, norms: torch.Tensor, config: SaeConfig) -> torch.Tensor:
+        if config.penalty == "tanh":
+            return (config.tanh_scale * codes.times(norms)).tanh().sum() / len(pre)
+        l0 = codes.l0
+        penalty = l0 if config.penalty == "l0" else (2 / config.sparsity) * (l0 - config.sparsity) ** 2
+        return penalty + codes.frequency.square().sum() / config.frequency_limit if config.frequency_limit else penalty
+
+    def auxiliary(self, sae, pre, y, error, dead, config) -> torch.Tensor | float:
+        """The pre-activation loss: by how much latents stay below their thresholds, times their norms."""
+        if not config.pre_activation_coefficient:
+            return 0.0
+        return config.pre_activation_coefficient * ((self.threshold - pre).relu() @ sae.norms()).mean()
+
+    @torch.no_grad()
+    def begin(self, pre: torch.Tensor, config: SaeConfig) -> None:
+        """Thresholds at the quantiles that let each latent fire in a share of L0 / F of the rows."""
+        if config.initial_l0 is not None:
+            share = min(1.0, config.initial_l0 / self.width)
+            rank = max(1, round((1 - share) * len(pre)))
+            self.threshold.copy_(pre.kthvalue(rank, dim=0).values.clamp_(min=0))
 
     @torch.no_grad()
     def after_update(self) -> None:
         self.threshold.clamp_(min=0)
 
     @torch.no_grad()
-    def folded(self, scale: float) -> "JumpReLU":
-        sae = super().folded(scale)
-        sae.threshold.copy_(scale * self.threshold)
-        return sae
+    def finished(self, scale: float, bias: torch.Tensor) -> tuple[torch.Tensor, "JumpReLU"]:
+        bias, activation = super().finished(scale, bias)
+        activation.threshold.mul_(scale)
+        return bias, activation

@@ -9,6 +9,7 @@ import torch
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.history import History, Row
 from scopemill.trainer.optimizer import Optimizer
+from scopemill.trainer.resampling import due, resample
 from scopemill.trainer.sae import Losses, Sae
 from scopemill.trainer.schedule import learning_rate, sparsity_factor
 
@@ -16,36 +17,55 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Loop:
-    """``step`` consumes one batch [B, d] of scaled activations. State: the SAE, the optimiser, the dead counters."""
+    """``step`` consumes one batch of scaled activations. State: the SAE, the optimiser, the dead counters."""
 
     def __init__(self, sae: Sae, config: SaeConfig, history: History, waited: Callable[[], float] = lambda: 0.0):
         self.sae, self.config, self.history = sae, config, history
         self.optimizer = Optimizer(sae, config)
-        self.tokens_since_fired = torch.zeros(sae.width, dtype=torch.int64)
+        self.tokens_since_fired = torch.zeros(sae.width, dtype=torch.int64, device=sae.b_dec.device)
         self.step_number = 0  # steps done
         self._waited = waited  # seconds spent waiting for data so far
-        self._interval = _Interval(sae.d, waited())
+        self._interval = _Interval(sae.shape.d_out, waited())
 
     def restore(self, step: int, second_moments: dict[str, torch.Tensor], tokens_since_fired: torch.Tensor) -> None:
         self.step_number = self.optimizer.updates = step
         for name, v in second_moments.items():
             self.optimizer.second_moments[name].copy_(v)
-        self.tokens_since_fired = tokens_since_fired
+        self.tokens_since_fired.copy_(tokens_since_fired)
 
     @property
     def done(self) -> bool:
         return self.step_number >= self.config.steps
 
-    def step(self, x: torch.Tensor) -> None:
-        config = self.config
-        coefficient = config.sparsity * sparsity_factor(config, self.step_number)
-        losses = self.sae.losses(x, config)
-        losses.total(coefficient).backward()
+    @property
+    def dead(self) -> torch.Tensor:
+        """Which latents [F] have not fired for long."""
+        return self.tokens_since_fired >= self.config.dead_after_tokens
+
+    def step(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        """One batch x [B, d_in], to become y [B, d_out]; an autoencoder's y is x."""
+        config, y = self.config, x if y is None else y
+        if self.step_number == 0:
+            self.sae.begin(x, config)
+        coefficient = config.coefficient * sparsity_factor(config, self.step_number)
+        fired = torch.zeros_like(self.tokens_since_fired, dtype=torch.bool)
+        parts = list(zip(x.chunk(config.accumulate), y.chunk(config.accumulate), strict=True))
+        for x_part, y_part in parts:
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                losses = self.sae.losses(x_part, y_part, config, self.dead)
+            total = losses.total(coefficient)
+            (total / len(parts)).backward()
+            fired |= losses.codes.frequency.detach() > 0
+            self._interval.add(y_part, losses, total)
         self.optimizer.update(learning_rate(config, self.step_number))
         self.tokens_since_fired += len(x)
-        self.tokens_since_fired[(losses.latents.amax(0) > 0).cpu()] = 0
+        self.tokens_since_fired[fired] = 0
         self.step_number += 1
-        self._interval.add(x, losses, coefficient)
+        if due(config, self.step_number):
+            dead = self.dead
+            resample(self.sae, self.optimizer.second_moments, x, dead, config, self.step_number)
+            self.tokens_since_fired[dead] = 0
+        self._interval.steps += 1
         if self.step_number % config.log_every == 0 or self.done:
             self.flush()
 
@@ -59,42 +79,42 @@ class Loop:
             self._interval.row(
                 step=self.step_number,
                 tokens=self.step_number * self.config.batch_size,
-                dead_latents=int((self.tokens_since_fired >= self.config.dead_after_tokens).sum()),
+                dead_latents=int(self.dead.sum()),
                 learning_rate=learning_rate(self.config, last),
-                sparsity_coefficient=self.config.sparsity,
+                sparsity_coefficient=self.config.coefficient,
                 sparsity_factor=factor,
                 waited=self._waited(),
             )
         )
-        self._interval = _Interval(self.sae.d, self._waited())
+        self._interval = _Interval(self.sae.shape.d_out, self._waited())
 
 
 class _Interval:
-    """Sums over the steps of one history row, those of the variance in float64."""
+    """Sums over the rows of the steps of one history row, those of the variance in float64."""
 
     def __init__(self, d: int, waited: float):
-        self.steps = self.rows = self.fired = 0
-        self.loss = self.sparsity = self.error = self.squares = 0.0
+        self.steps = self.rows = 0
+        self.loss = self.sparsity = self.fired = self.error = self.squares = 0.0
         self.total = np.zeros(d)
         self._start, self._waited = time.monotonic(), waited
 
-    def add(self, x: torch.Tensor, losses: Losses, coefficient: float) -> None:
-        self.steps += 1
-        self.rows += len(x)
-        self.fired += int(losses.latents.count_nonzero())
-        self.loss += losses.total(coefficient).item()
-        self.sparsity += losses.sparsity.item()
-        self.error += losses.reconstruction.item() * len(x)
-        self.squares += torch.linalg.vector_norm(x, dtype=torch.float64).item() ** 2  # squares themselves are float64
-        self.total += x.sum(0, dtype=torch.float64).cpu().numpy()
+    def add(self, y: torch.Tensor, losses: Losses, total: torch.Tensor) -> None:
+        n = len(y)
+        self.rows += n
+        self.fired += losses.codes.l0.item() * n
+        self.loss += total.item() * n
+        self.sparsity += losses.sparsity.item() * n
+        self.error += losses.reconstruction.item() * n
+        self.squares += torch.linalg.vector_norm(y, dtype=torch.float64).item() ** 2  # squares themselves are float64
+        self.total += y.sum(0, dtype=torch.float64).cpu().numpy()
 
     def row(self, waited: float, **known) -> Row:
         seconds = max(time.monotonic() - self._start, 1e-9)
         variance = self.squares - float(self.total @ self.total) / self.rows  # sum of ||x - mean||^2
         return Row(
-            loss=self.loss / self.steps,
+            loss=self.loss / self.rows,
             reconstruction=self.error / self.rows,
-            sparsity=self.sparsity / self.steps,
+            sparsity=self.sparsity / self.rows,
             l0=self.fired / self.rows,
             fvu=self.error / variance if variance > 0 else float("nan"),
             steps_per_second=self.steps / seconds,
@@ -108,3 +128,8 @@ def to_tensor(rows: np.ndarray, dtype: str, device: torch.device) -> torch.Tenso
     bits = torch.empty(rows.shape, dtype=torch.int16 if dtype == "bfloat16" else torch.int32)
     bits.numpy()[:] = rows.view(bits.numpy().dtype)
     return bits.view(DTYPES[dtype]).to(device=device, dtype=torch.float32)
+
+
+def side_by_side(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Rows of several hooks [B, d] each, as one [B, sum of d]."""
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)

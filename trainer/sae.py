@@ -1,113 +1,198 @@
-"""The base of every SAE architecture: the seam between the training loop and the maths of one kind of SAE.
+"""The base of every SAE: an encoder, an activation, a decoder; and the seam between the training loop and the maths.
 
-Legend of shapes: B rows, d width of the hook, F latents.
+Legend of shapes: B rows, d_in and d_out widths of what is read and rebuilt (of several hooks: side by side), F latents.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import nn
 
 from scopemill.proto.errors import SaeFormatError
+from scopemill.trainer.activation import Activation
+from scopemill.trainer.codes import Codes
 from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.skip import Skip
+from scopemill.trainer.wiring import Shape
+
+LAYER_NORM_EPSILON = 1e-5
 
 
 @dataclass
 class Losses:
-    """Of one batch. Each is a mean over the B rows; the reconstruction error is summed over d first."""
+    """Of one batch. Each is a mean over the B rows; errors are summed over d first."""
 
-    reconstruction: torch.Tensor  # E ||x - x_hat||^2
+    reconstruction: torch.Tensor  # E ||y - y_hat||^2
+    nested: torch.Tensor | float  # likewise of Matryoshka's smaller parts, added up
     sparsity: torch.Tensor  # the penalty, without its coefficient
-    latents: torch.Tensor  # [B, F], detached: what fired
+    auxiliary: torch.Tensor | float  # what else the architecture trains by
+    variance: torch.Tensor | float  # what errors are divided by: 1, or E ||y - mean y||^2
+    codes: Codes
 
     def total(self, coefficient: float) -> torch.Tensor:
-        return self.reconstruction + coefficient * self.sparsity
+        return (self.reconstruction + self.nested) / self.variance + coefficient * self.sparsity + self.auxiliary
 
 
-class Sae(nn.Module, ABC):
-    """An encoder, a decoder and what lies between. Finished ones take raw activations; in training x is scaled.
+class Sae(nn.Module):
+    """Finished ones take raw activations; in training x is scaled.
 
-    ``centred``: whether the decoder's bias is subtracted from x before encoding. Training does, and ``folded`` folds
-    it away.
+    ``centred``: whether the decoder's bias is subtracted from x before encoding. Training an autoencoder of one hook does,
+    and ``finished`` folds it away. ``layer_norm``: each row is brought to mean 0 and variance 1 before it is encoded.
     """
 
-    architecture: ClassVar[str]
-    unit_decoder: ClassVar[bool]  # whether training keeps the decoder's rows at unit norm
-
-    def __init__(self, d: int, width: int, centred: bool):
+    def __init__(
+        self, shape: Shape, width: int, activation: Activation, centred: bool = False, skip: Skip | None = None, layer_norm: bool = False
+    ):
         super().__init__()
-        self.centred = centred
-        self.W_enc = nn.Parameter(torch.zeros(width, d))
-        self.b_enc = nn.Parameter(torch.zeros(width))
-        self.W_dec = nn.Parameter(torch.zeros(width, d))
-        self.b_dec = nn.Parameter(torch.zeros(d))
+        self.shape, self.width, self.centred, self.layer_norm = shape, width, centred, layer_norm
+        self.activation, self.skip = activation, skip
+        self._make_weights()
+        self.b_dec = nn.Parameter(torch.zeros(shape.d_out))
+
+    def _make_weights(self) -> None:
+        self.W_enc = nn.Parameter(torch.zeros(self.width, self.shape.d_in))
+        self.b_enc = nn.Parameter(torch.zeros(self.width)) if self.activation.has_bias else None
+        self.W_dec = nn.Parameter(torch.zeros(self.width, self.shape.d_out))
 
     @classmethod
-    def initial(cls, config: SaeConfig, d: int, mean: torch.Tensor) -> Self:
+    def initial(cls, config: SaeConfig, shape: Shape, activation: Activation, mean: torch.Tensor) -> Self:
         """Gemma Scope's start: decoder rows He-uniform, then of unit norm, the encoder their copy, biases zero.
 
-        With ``initial_decoder_bias: mean`` the decoder's bias starts at ``mean`` [d] of the scaled activations.
+        With ``initial_decoder_bias: mean`` the decoder's bias starts at ``mean`` [d_out] of what is to be rebuilt.
         """
-        sae = cls(d, config.width, centred=True)
+        skip = Skip(shape.d_in, shape.d_out, config.skip_rank) if config.architecture == "skip" else None
+        centred = shape.autoencoder and len(shape.inputs) == 1
+        sae = cls(shape, config.width, activation, centred, skip, config.normalization == "layer_norm")
         generator = torch.Generator().manual_seed(config.seed)
-        bound = (6 / d) ** 0.5
         with torch.no_grad():
-            sae.W_dec.uniform_(-bound, bound, generator=generator)
-            sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
-            sae.W_enc.copy_(sae.W_dec)
+            sae.W_dec.copy_(unit_rows(config.width, shape.d_out, generator))
+            sae.W_enc.copy_(sae.W_dec if shape.autoencoder else unit_rows(config.width, shape.d_in, generator))
             if config.initial_decoder_bias == "mean":
                 sae.b_dec.copy_(mean)
+        if skip:
+            skip.initialize(generator)
         return sae
 
-    @property
-    def width(self) -> int:
-        return self.W_dec.shape[0]
+    def keeps_unit_decoder(self, config: SaeConfig) -> bool:
+        """Whether training keeps the decoder's rows at unit norm."""
+        return self.activation.unit_decoder(config)
 
-    @property
-    def d(self) -> int:
-        return self.W_dec.shape[1]
-
-    def pre_activations(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, d] to [B, F]."""
-        return nn.functional.linear(x - self.b_dec if self.centred else x, self.W_enc, self.b_enc)
+    # Inference.
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Activations [..., d] to latents [..., F]."""
-        return self.activate(self.pre_activations(x))
+        """Activations [..., d_in] to latents [..., F]."""
+        return self.activation(self.encoder(self._normalized(x)[0]))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [..., F] to activations [..., d]."""
-        return latents @ self.W_dec + self.b_dec
+        """Latents [..., F] to what they rebuild, [..., d_out], without the skip's part; of a layer norm before it is undone."""
+        return self.mix(Codes(latents, latents.new_empty(self.width))) + self.b_dec
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.decode(self.encode(x))
+        return self.reconstruct(x)[1]
 
-    @abstractmethod
-    def activate(self, pre: torch.Tensor) -> torch.Tensor:
-        """Pre-activations to latents, at inference."""
+    def reconstruct(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents [..., F] and the whole of what is rebuilt [..., d_out]."""
+        x, mean, deviation = self._normalized(x)
+        latents = self.activation(self.encoder(x))
+        rebuilt = self.decode(latents) + (self.skip(x) if self.skip else 0)
+        return latents, rebuilt * deviation + mean if self.layer_norm else rebuilt
 
-    @abstractmethod
-    def losses(self, x: torch.Tensor, config: SaeConfig) -> Losses:
-        """Of a batch of scaled activations [B, d], differentiable as the architecture defines it."""
+    def _normalized(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        if not self.layer_norm:
+            return x, None, None
+        mean = x.mean(-1, keepdim=True)
+        deviation = (x - mean).square().mean(-1, keepdim=True).sqrt() + LAYER_NORM_EPSILON
+        return (x - mean) / deviation, mean, deviation
 
-    def after_update(self) -> None:
-        """What an update may have broken is mended here, such as a threshold that must not be negative."""
+    # Parts that architectures differ in.
+
+    def encoder(self, x: torch.Tensor) -> torch.Tensor:
+        """Pre-activations [..., F]."""
+        return nn.functional.linear(x - self.b_dec if self.centred else x, self.W_enc, self.b_enc).float()
+
+    def mix(self, codes: Codes) -> torch.Tensor:
+        """The decoder without its bias, [..., d_out]."""
+        return codes.decode(self.W_dec).float()
+
+    def rebuilds(self, codes: Codes) -> list[torch.Tensor]:
+        """What the latents rebuild [B, d_out] without bias and skip, the whole of them last."""
+        return [self.mix(codes)]
+
+    def norms(self) -> torch.Tensor:
+        """Of each latent's decoder row, [F], as a penalty counts them."""
+        return self.W_dec.norm(dim=1)
+
+    # Training.
+
+    def begin(self, x: torch.Tensor, config: SaeConfig) -> None:
+        """Before the first step, with its batch [B, d_in]."""
+        with torch.no_grad():
+            self.activation.begin(self.encoder(self._normalized(x)[0]), config)
+
+    def losses(self, x: torch.Tensor, y: torch.Tensor, config: SaeConfig, dead: torch.Tensor) -> Losses:
+        """Of a batch of scaled activations x [B, d_in] that shall become y [B, d_out], differentiable as the architecture
+        defines it. ``dead`` [F] says which latents have not fired for long."""
+        if self.layer_norm:
+            x = y = self._normalized(x)[0]
+        pre = self.encoder(x)
+        codes = self.activation.codes(pre, config)
+        constant = self.b_dec + self.skip(x).float() if self.skip else self.b_dec
+        errors = [y - (part + constant) for part in self.rebuilds(codes)]
+        *nested, reconstruction = [error.square().sum() / len(x) for error in errors]
+        norms = self.norms()
+        return Losses(
+            reconstruction=reconstruction,
+            nested=sum(nested),
+            sparsity=self.activation.penalty(codes, pre, norms, config),
+            auxiliary=self.activation.auxiliary(self, pre, y, errors[-1].detach(), dead, config),
+            variance=(y - y.mean(0)).square().sum() / len(y) if self.activation.normalized_error else 1.0,
+            codes=codes,
+        )
 
     @torch.no_grad()
-    def folded(self, scale: float) -> "Sae":
-        """The same SAE for raw activations (scaled = raw / ``scale``), without a pre-encoder bias.
+    def finished(self, input_scales: Sequence[float], output_scales: Sequence[float]) -> "Sae":
+        """The same SAE for raw activations (scaled = raw / scale, one for each hook), without a pre-encoder bias.
 
-        b_enc' = C (b_enc - W_enc b_dec), b_dec' = C b_dec; the weights stay as they are.
+        With one scale C: b_enc' = C (b_enc - W_enc b_dec), b_dec' = C b_dec; the weights stay as they are. In general
+        latents are in units of the first input's C, and each block of the weights takes the ratio of its units.
         """
-        sae = type(self)(self.d, self.width, centred=False)
-        sae.W_enc.copy_(self.W_enc)
-        sae.W_dec.copy_(self.W_dec)
-        sae.b_enc.copy_(scale * (self.b_enc - self.W_enc @ self.b_dec if self.centred else self.b_enc))
-        sae.b_dec.copy_(scale * self.b_dec)
+        unit = input_scales[0]
+        ins = _spread(input_scales, self.shape.inputs).to(self.b_dec)
+        outs = _spread(output_scales, self.shape.outputs).to(self.b_dec)
+        bias, activation = self.activation.finished(unit, self._folded_bias())
+        skip = None
+        if self.skip:
+            skip = Skip(self.shape.d_in, self.shape.d_out)
+            skip.W_skip.copy_(self.skip.matrix * (outs[:, None] / ins))
+        sae = type(self)(self.shape, self.width, activation, False, skip, self.layer_norm).to(self.b_dec)
+        self._fold_weights(sae, unit / ins, outs / unit)
+        if sae.b_enc is not None:
+            sae.b_enc.copy_(bias)
+        sae.b_dec.copy_(outs * self.b_dec)
         return sae
+
+    def _folded_bias(self) -> torch.Tensor:
+        bias = torch.zeros_like(self.W_enc[:, 0]) if self.b_enc is None else self.b_enc
+        return bias - self.W_enc @ self.b_dec if self.centred else bias
+
+    def _fold_weights(self, into: "Sae", inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        """Copy encoder and decoder, their columns times ``inputs`` [d_in] and ``outputs`` [d_out]."""
+        into.W_enc.copy_(self.W_enc * inputs)
+        into.W_dec.copy_(self.W_dec * outputs)
+
+
+def unit_rows(rows: int, d: int, generator: torch.Generator) -> torch.Tensor:
+    """He-uniform rows [rows, d], brought to unit norm."""
+    bound = (6 / d) ** 0.5
+    weights = torch.empty(rows, d).uniform_(-bound, bound, generator=generator)
+    return weights / weights.norm(dim=1, keepdim=True)
+
+
+def _spread(scales: Sequence[float], widths: Sequence[int]) -> torch.Tensor:
+    """One factor per column: each hook's, as often as it is wide."""
+    return torch.cat([torch.full((d,), scale) for scale, d in zip(scales, widths, strict=True)])
 
 
 def check_tensors(place: str, tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]]) -> None:

@@ -19,4 +19,5 @@ def learning_rate(config: SaeConfig, step: int) -> float:
 
 def sparsity_factor(config: SaeConfig, step: int) -> float:
     """What the sparsity coefficient is multiplied by at step ``step`` (from 0): 0 to 1, linearly."""
-    return min(1.0, step / config.sparsity_warmup_steps) if config.sparsity_warmup_steps else 1.0
+    warmup = max(config.sparsity_warmup_steps, config.sparsity_warmup_fraction * config.steps)
+    return min(1.0, step / warmup) if warmup else 1.0

@@ -1,0 +1,82 @@
+"""Cross-layer transcoders: each layer has latents that read its MLP's input and help to rebuild the MLP outputs of this
+layer and all that follow (Anthropic, Circuit Tracing, March 2025); and per-layer transcoders, which rebuild only their own.
+
+    y^_l = sum_{l' <= l} W^{l' -> l} a_{l'} + b_l        loss = sum_l ||y^_l - y_l||^2 + lambda * penalty
+
+A latent's norm is that of its decoder rows to all layers together. Latents of all layers stand side by side in [B, L * F].
+"""
+
+import torch
+from torch import nn
+
+from scopemill.trainer.activation import Activation
+from scopemill.trainer.codes import Codes
+from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.sae import Sae, unit_rows
+from scopemill.trainer.wiring import Shape
+
+
+class CrossLayerTranscoder(Sae):
+    """``W_enc`` is [L, F, d_in]; ``W_dec`` holds for each layer [F, columns of what it rebuilds]. ``width`` is L * F."""
+
+    def _reach(self, layer: int) -> slice:
+        """The columns of the output that a layer's latents write to."""
+        return slice(sum(self.shape.outputs[:layer]), self.shape.d_out)
+
+    def _make_weights(self) -> None:
+        layers = len(self.shape.inputs)
+        per_layer = self.width // layers
+        self.W_enc = nn.ParameterList([torch.zeros(per_layer, d) for d in self.shape.inputs])
+        self.b_enc = nn.Parameter(torch.zeros(self.width))
+        columns = torch.arange(self.shape.d_out)
+        self.W_dec = nn.ParameterList([torch.zeros(per_layer, len(columns[self._reach(layer)])) for layer in range(layers)])
+
+    @classmethod
+    def initial(cls, config: SaeConfig, shape: Shape, activation: Activation, mean: torch.Tensor) -> "CrossLayerTranscoder":
+        sae = cls(shape, activation.width, activation)
+        generator = torch.Generator().manual_seed(config.seed)
+        with torch.no_grad():
+            for weights in (*sae.W_enc, *sae.W_dec):
+                weights.copy_(unit_rows(*weights.shape, generator))
+            for weights in sae.W_dec:  # every output is a sum over the layers before it
+                weights /= len(shape.inputs)
+            if config.initial_decoder_bias == "mean":
+                sae.b_dec.copy_(mean)
+        return sae
+
+    def keeps_unit_decoder(self, config: SaeConfig) -> bool:
+        return False
+
+    def encoder(self, x: torch.Tensor) -> torch.Tensor:
+        parts = x.split(self.shape.inputs, dim=-1)
+        pre = [nn.functional.linear(part, weights) for part, weights in zip(parts, self.W_enc, strict=True)]
+        return (torch.cat(pre, dim=-1) + self.b_enc).float()
+
+    def mix(self, codes: Codes) -> torch.Tensor:
+        per_layer, columns = self.width // len(self.W_dec), range(self.shape.d_out)
+        total: torch.Tensor | float = 0.0
+        for layer, weights in enumerate(self.W_dec):
+            reach = columns[self._reach(layer)]
+            part = codes.part(layer * per_layer, (layer + 1) * per_layer).decode(weights).float()
+            total = total + nn.functional.pad(part, (reach.start, self.shape.d_out - reach.stop))
+        return total
+
+    def norms(self) -> torch.Tensor:
+        return torch.cat([weights.norm(dim=1) for weights in self.W_dec])
+
+    def _folded_bias(self) -> torch.Tensor:
+        return self.b_enc
+
+    def _fold_weights(self, into: Sae, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        for mine, its, factors in zip(self.W_enc, into.W_enc, inputs.split(self.shape.inputs), strict=True):
+            its.copy_(mine * factors)
+        for layer, (mine, its) in enumerate(zip(self.W_dec, into.W_dec, strict=True)):
+            its.copy_(mine * outputs[self._reach(layer)])
+
+
+class PerLayerTranscoder(CrossLayerTranscoder):
+    """Each layer's latents rebuild their own layer only."""
+
+    def _reach(self, layer: int) -> slice:
+        start = sum(self.shape.outputs[:layer])
+        return slice(start, start + self.shape.outputs[layer])

@@ -1,0 +1,30 @@
+"""Matryoshka: arXiv 2503.17547. Nested parts of the dictionary each have to rebuild x by themselves:
+
+    loss = sum_m ||x - (f_{0:m} W_{0:m} + b_dec)||^2 + ...        m over the prefixes, the last of which is everything
+
+so that the first latents learn what is general and the later ones what is special.
+"""
+
+from itertools import accumulate, pairwise
+
+import torch
+
+from scopemill.trainer.activation import Activation
+from scopemill.trainer.codes import Codes
+from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.sae import Sae
+from scopemill.trainer.wiring import Shape
+
+
+class Matryoshka(Sae):
+    ends: tuple[int, ...] = ()  # of the nested parts; a finished SAE needs none
+
+    @classmethod
+    def initial(cls, config: SaeConfig, shape: Shape, activation: Activation, mean: torch.Tensor) -> "Matryoshka":
+        sae = super().initial(config, shape, activation, mean)
+        sae.ends = tuple(sorted({max(1, round(share * config.width)) for share in config.prefixes}))
+        return sae
+
+    def rebuilds(self, codes: Codes) -> list[torch.Tensor]:
+        parts = [codes.part(start, stop).decode(self.W_dec[start:stop]).float() for start, stop in pairwise((0, *self.ends))]
+        return list(accumulate(parts))

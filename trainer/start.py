@@ -1,0 +1,42 @@
+"""Training that starts from a finished SAE."""
+
+import torch
+
+from scopemill.proto.errors import InputError
+from scopemill.trainer.architectures import initial_sae
+from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.formats import load_sae
+from scopemill.trainer.sae import Sae
+from scopemill.trainer.wiring import Wiring
+
+
+@torch.no_grad()
+def started_from(config: SaeConfig, wiring: Wiring) -> Sae:
+    """The finished SAE that ``config.initial_sae`` names, in training's units. InputError if it is another kind or shape."""
+    finished = load_sae(config.initial_sae)
+    sae = initial_sae(config, wiring.shape, torch.zeros(wiring.shape.d_out))
+    # What folding did is undone by folding with the inverse scales; a centred SAE then gets its pre-encoder bias back.
+    scaled = finished.finished([1 / u for u in wiring.input_units(config)], [1 / u for u in wiring.output_units(config)])
+    mine, its = ({n: tuple(p.shape) for n, p in each.state_dict().items()} for each in (sae, scaled))
+    if mine != its:
+        differing = next(name for name in sorted(mine.keys() | its.keys()) if mine.get(name) != its.get(name))
+        raise InputError(
+            f"train.initial_sae: {config.initial_sae} is not a {config.architecture} of this shape: its {differing} is "
+            f"{its.get(differing, 'absent')}, and {mine.get(differing, 'nothing')} is wanted"
+        )
+    sae.load_state_dict(scaled.state_dict())
+    if sae.keeps_unit_decoder(config):
+        norms = sae.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        sae.W_dec /= norms
+        sae.W_enc *= norms
+        for name, p in sae.named_parameters():
+            if p.shape == (sae.width,) and name != "activation.r_mag":
+                p *= norms[:, 0]
+    if sae.centred:
+        shift = sae.W_enc @ sae.b_dec
+        if sae.b_enc is not None:
+            sae.b_enc += shift
+        else:
+            sae.activation.b_gate += shift
+            sae.activation.b_mag += sae.activation.r_mag.exp() * shift
+    return sae

@@ -1,0 +1,82 @@
+"""Templates: named settings with their source, as YAML files that come with the package or that the user keeps.
+
+A user's own lie in ``$SCOPEMILL_TEMPLATES``, or else in ``~/.config/scopemill/templates``.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scopemill.proto.errors import TemplateError
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+@dataclass(frozen=True)
+class Template:
+    """Fields of the ``train`` section. ``source`` says where they come from, and what of them is ours."""
+
+    name: str
+    source: str
+    fields: dict[str, Any]
+    own: bool  # the user's, not the package's
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump({"source": self.source} | self.fields, sort_keys=False, width=120)
+
+
+def own_folder() -> Path:
+    return Path(os.environ.get("SCOPEMILL_TEMPLATES") or Path.home() / ".config" / "scopemill" / "templates")
+
+
+def templates() -> list[Template]:
+    """All of them, the package's first."""
+    return [load_template(path.stem) for folder in _folders() for path in sorted(folder.glob("*.yaml"))]
+
+
+def load_template(name: str) -> Template:
+    """TemplateError, with the names there are, for one that is not there or not to be read."""
+    for folder in _folders():
+        path = folder / f"{name}.yaml"
+        if _NAME.fullmatch(name) and path.is_file():
+            return parse_template(name, path.read_text(encoding="utf-8"), str(path), own=folder == own_folder())
+    names = [path.stem for folder in _folders() for path in sorted(folder.glob("*.yaml"))]
+    raise TemplateError(f"template {name!r} is not known: there are {', '.join(names)}")
+
+
+def parse_template(name: str, text: str, place: str, own: bool = True) -> Template:
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TemplateError(f"template {place} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("source"), str):
+        raise TemplateError(f"template {place} is not a mapping of train fields with a 'source' that says where they come from")
+    return Template(name, data.pop("source"), data, own)
+
+
+def save_template(template: Template, replace: bool = False) -> Path:
+    """Keep a template among the user's own; its place. TemplateError if its name is taken or no name."""
+    if not _NAME.fullmatch(template.name):
+        raise TemplateError(f"template name {template.name!r}: small letters, digits, '.' and '-' only")
+    folder = own_folder()
+    path = folder / f"{template.name}.yaml"
+    if (_shipped() / path.name).exists():
+        raise TemplateError(f"template {template.name!r} comes with the package: choose another name")
+    if path.exists() and not replace:
+        raise TemplateError(f"template {template.name!r} is there already ({path}): choose another name, or replace it")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(template.to_yaml(), encoding="utf-8")
+    return path
+
+
+def _folders() -> list[Path]:
+    return [_shipped(), own_folder()]
+
+
+def _shipped() -> Path:
+    return Path(str(files("scopemill.trainer") / "templates"))

@@ -1,0 +1,56 @@
+"""TopK: arXiv 2406.04093. The k largest latents of a row are kept; what the rest would add is lost, not penalised.
+
+Latents that have not fired for long are revived by AuxK: the dead ones rebuild what the others left over, and
+
+    loss = ||x - x^||^2 / ||x - mean x||^2 + alpha ||e^ - e||^2 / ||e - mean e||^2        e = x - x^, no gradient through it
+
+with e^ from the k_aux largest pre-activations of dead latents.
+"""
+
+from typing import Any
+
+import torch
+
+from scopemill.trainer.activation import Activation
+from scopemill.trainer.codes import Codes
+from scopemill.trainer.config import SaeConfig
+
+
+class TopK(Activation):
+    name = "topk"
+    normalized_error = True
+
+    def __init__(self, width: int, k: int):
+        super().__init__(width)
+        self.k = k
+
+    @classmethod
+    def initial(cls, config: SaeConfig, width: int) -> "TopK":
+        return cls(width, config.k)
+
+    @classmethod
+    def from_config(cls, width: int, config: dict[str, Any]) -> "TopK":
+        return cls(width, config["k"])
+
+    def to_config(self) -> dict[str, Any]:
+        return {"k": self.k}
+
+    def forward(self, pre: torch.Tensor) -> torch.Tensor:
+        values, index = pre.topk(self.k, dim=-1, sorted=False)
+        return torch.zeros_like(pre).scatter(-1, index, values.relu())
+
+    def codes(self, pre: torch.Tensor, config: SaeConfig) -> Codes:
+        return Codes.of(self(pre))
+
+    def auxiliary(self, sae, pre, y, error, dead, config) -> torch.Tensor | float:
+        if not config.auxk_coefficient or not dead.any():
+            return 0.0
+        latents = auxk_latents(pre, dead, config.auxk_latents or sae.shape.d_out // 2)
+        scale = (error - error.mean(0)).square().sum()
+        return config.auxk_coefficient * ((sae.mix(Codes.of(latents)) - error).square().sum() / scale).nan_to_num(0.0)
+
+
+def auxk_latents(pre: torch.Tensor, dead: torch.Tensor, k: int) -> torch.Tensor:
+    """Of each row of pre-activations [B, F] the k largest of dead latents, where they are positive; else zero."""
+    values, index = pre.where(dead, -torch.inf).topk(min(k, int(dead.sum())), dim=1, sorted=False)
+    return torch.zeros_like(pre).scatter(1, index, values.relu())
