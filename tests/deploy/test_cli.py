@@ -46,7 +46,7 @@ def test_a_wrong_field_is_one_sentence_on_stderr_and_exit_code_2(folder):
 def test_the_dry_run_starts_nothing(folder):
     shown = run(folder, "sweep", "sweep.yaml", "--dry-run")
     assert shown.returncode == 0, shown.stderr
-    assert "2 SAEs (1 at each hook), 2 of them still to do" in shown.stdout
+    assert "2 SAEs (1 on each stream), 2 of them still to do" in shown.stdout
     assert not list((folder / "bucket").rglob("*"))
 
 

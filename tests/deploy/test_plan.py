@@ -69,7 +69,7 @@ def test_a_bucket_that_cannot_be_written_is_refused(tmp_path, text):
 def test_the_dry_run_counts_tokens_bytes_and_saes(tmp_path, text):
     facts = planned(tmp_path, text).facts()
     assert facts["harvest"].startswith("6,144 tokens in 3 shards of 2,048 rows; 0 are committed")
-    assert facts["train"] == "4 SAEs (2 at each hook), 4 of them still to do"
+    assert facts["train"] == "4 SAEs (2 on each stream), 4 of them still to do"
     # two hooks of 192 bfloat16 values, and 16 bytes that say which token it is
     assert facts["on disk"] == f"{6144 * (2 * 192 * 2 + 16) / 2**20:.1f} MiB of activations (784 bytes a token)"
     assert facts["each SAE"] == "24 steps of 256 rows, 1.00 epochs"
