@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from scopemill.activation_server.keys import ServerKeys, TrainerKeys
 from scopemill.activation_server.order import Order
 from scopemill.deploy.sweep import SweepConfig
 from scopemill.evaluator.actor import settings_of
@@ -113,6 +114,9 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     if located.evaluation.corpus:
         check_corpus(located.evaluation.corpus)
     _check_chunks(task)
+    if located.server.keys:
+        ServerKeys.load(located.server.keys)
+        TrainerKeys.load(located.server.keys)
     plan = SweepPlan(located, bucket, task, [])
     Order.check(
         config.dataset, config.harvest.tokens // config.harvest.rows_per_shard, config.harvest.rows_per_shard, plan.stream(hooks[0])
