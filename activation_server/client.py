@@ -30,7 +30,8 @@ class StreamClient:
     """
 
     def __init__(self, server: str | Find, spec: wire.StreamSpec, consumer: str, cursor: int, stop: int,
-                 stopped: Callable[[], bool] = lambda: False, keys: str | None = None, connect_seconds: float = CONNECT_SECONDS):  # fmt: skip
+                 stopped: Callable[[], bool] = lambda: False, keys: str | None = None,
+                 connect_seconds: float = CONNECT_SECONDS):  # fmt: skip
         self._find = server if callable(server) else lambda: server
         self._spec, self._consumer = spec, consumer
         self._cursor, self._stop, self._stopped = cursor, stop, stopped
