@@ -16,7 +16,7 @@ ANSWER_SECONDS = 1.0
 
 
 # A server remembers nothing that matters: Ray starts another, and trainers go on there at their cursors.
-@ray.remote(num_cpus=0, max_concurrency=4, max_restarts=3)
+@ray.remote(num_cpus=0, max_concurrency=4, max_restarts=3, max_task_retries=3)
 class ServerActor:
     def __init__(self, bucket_url: str, config: ServerConfig, streams: int):
         self._server = ActivationServer(Bucket(bucket_url), config, streams)
