@@ -3,6 +3,7 @@
 import signal
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -59,6 +60,26 @@ def pull(
 
     for saved in copy(bucket, folder, match):
         console.print(f"{folder}/{saved.removeprefix('saes/')}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def clean(file: SweepFile, set: Overrides = [], dry_run: Annotated[bool, typer.Option(help="Only list it.")] = False):  # noqa: A002, B006
+    """Remove what broken runs of a sweep left behind. Not while it runs: work that is not committed yet would go too."""
+    from scopemill.deploy.clean import clean as remove
+
+    found = remove(_plan(file, set), dry_run)
+    for path in found:
+        console.print(path, highlight=False, soft_wrap=True)
+    console.print(f"{len(found)} objects {'would be' if dry_run else 'were'} removed", highlight=False)
+
+
+@app.command()
+def keys(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")]):
+    """Make the keys that an activation server needs beyond one machine: give server.keys: DIR in the sweep file."""
+    from scopemill.activation_server.keys import make_keys
+
+    for path in make_keys(folder):
+        console.print(str(path), highlight=False, soft_wrap=True)
 
 
 @app.command()

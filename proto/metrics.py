@@ -16,6 +16,9 @@ HARVEST_BYTES = Counter("scopemill_harvest_bytes", "Bytes of activations written
 HARVEST_OUTLIERS = Counter("scopemill_harvest_outliers", "Rows dropped by the norm filter", ["dataset"])
 HARVEST_SECONDS = Counter("scopemill_harvest_seconds", "Seconds by phase: forward (with scatter), write", ["dataset", "phase"])
 
+STORE_RETRIES = Counter("scopemill_store_retries", "Requests to the bucket that were tried again", ["verb"])
+STORE_CORRUPT_READS = Counter("scopemill_store_corrupt_reads", "Chunks read that did not match their checksum; each is read twice at most")
+
 SERVER_BYTES_READ = Counter("scopemill_server_bytes_read", "Bytes of batches read from the bucket", ["stream"])
 SERVER_BYTES_SERVED = Counter("scopemill_server_bytes_served", "Bytes of batches sent to trainers", ["stream"])
 SERVER_DETACHED_BYTES = Counter("scopemill_server_detached_bytes", "Bytes read for single trainers outside the window", ["stream"])

@@ -5,6 +5,7 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,15 +69,15 @@ class Trainer:
     def metrics_address(self) -> str:
         return self._metrics_address
 
-    def run(self, server: str) -> int:
-        """Train from the server at an address; returns the steps done: all of them, or those before ``stop``."""
+    def run(self, server: str | Callable[[], str], keys: str | None = None) -> int:
+        """Train from the server that is, or is found, there; returns the steps done: all of them, or those before ``stop``."""
         assignment, config = self._assignment, self._assignment.config
         client: StreamClient | None = None
         self._loop = loop = self._begin(lambda: client.waited if client else 0.0)
         if loop.done:
             self._finish(loop)
             return loop.step_number
-        client = StreamClient(server, assignment.stream, assignment.name, loop.step_number, config.steps, self._stop.is_set)
+        client = StreamClient(server, assignment.stream, assignment.name, loop.step_number, config.steps, self._stop.is_set, keys)
         try:
             for _, arrays in client:
                 start = time.perf_counter()

@@ -129,7 +129,7 @@ class Trainee(threading.Thread):
 
     def __init__(self, server, name, stream=None, cursor=0, stop=EPOCH, pause=0.0, steps=None):
         super().__init__(name=f"trainee-{name}", daemon=True)
-        self.address = server if isinstance(server, str) else server.address
+        self.address = server.address if isinstance(server, ActivationServer) else server
         self.stream, self.consumer, self.cursor, self.stop_at, self.pause = stream or spec(), name, cursor, stop, pause
         self.got: list[tuple[int, str]] = []
         self.error: Exception | None = None
@@ -806,6 +806,18 @@ def test_a_server_that_stops_in_the_middle_is_gone(serve, wanted, monkeypatch):
     assert trainee.got == all_of(wanted, 0, len(trainee.got))
     cursor = len(trainee.got)
     assert Trainee(serve(), "a", cursor=cursor).finish() == all_of(wanted, cursor)
+
+
+def test_a_server_that_comes_back_at_another_address_is_found_and_the_stream_goes_on_at_its_cursor(serve, wanted, monkeypatch):
+    monkeypatch.setattr(client_module, "ASK_AGAIN_SECONDS", 0.3)
+    servers = [serve()]
+    trainee = Trainee(lambda: servers[-1].address, "a", steps=EPOCH // 2)
+    trainee.has(EPOCH // 2 + 1)
+    servers[0].stop()
+    servers.append(serve())
+    assert servers[0].address != servers[1].address
+    trainee.allow_all()
+    assert trainee.finish() == all_of(wanted)
 
 
 def test_a_client_that_waits_can_be_stopped(serve):
