@@ -77,6 +77,8 @@ class Harvester:
             self._manifest = read_manifest(self._task.bucket, self._task.dataset)
             for _ in range(IN_FLIGHT):
                 self._free.put(ShardBuffers(self._manifest))
+            for counter in (metrics.HARVEST_ROWS, metrics.HARVEST_SHARDS, metrics.HARVEST_BYTES, metrics.HARVEST_OUTLIERS):
+                counter.labels(self._task.dataset)  # from 0 on, so that no rate misses the first increase
         self._language_model()
 
     def _language_model(self) -> LanguageModel:

@@ -6,12 +6,16 @@ that it is given; the driver lists these places in a `file_sd` file for Promethe
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prometheus_client import Counter, Gauge, start_http_server
+from prometheus_client import Counter, Gauge, disable_created_metrics, start_http_server
+
+# Where this machine's drivers put their `file_sd` files, a file each, unless the sweep file names another place.
+TARGETS = Path(tempfile.gettempdir()) / "scopemill" / "targets"
 
 HARVEST_ROWS = Counter("scopemill_harvest_rows", "Rows harvested, per hook the same", ["dataset"])
 HARVEST_SHARDS = Counter("scopemill_harvest_shards", "Shards committed by this harvester", ["dataset"])
@@ -58,6 +62,7 @@ SWEEP_SAES = Gauge("scopemill_sweep_saes", "SAEs of the sweep by state", ["state
 
 def expose(host: str = "127.0.0.1") -> str:
     """Expose this process' metrics; returns ``host:port``."""
+    disable_created_metrics()  # a second series for each counter, which nobody asks for
     server, _ = start_http_server(0, addr=host)
     return f"{host}:{server.server_port}"
 
