@@ -43,7 +43,7 @@ QUERIES = [
     *(pytest.param(q.expr, id=f"{d.name}: {p.title} {q.legend}") for d in DASHBOARDS for p in d.panels for q in p.queries),
     *(pytest.param(alert.query, id=alert.name) for alert in ALERTS),
 ]
-SCRAPE_SECONDS = 0.5
+SCRAPE_SECONDS, STEPS = 0.5, 500
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")), reason="the programs prometheus and promtool are not installed"
 )
@@ -215,7 +215,7 @@ def watched(tmp_path_factory, ray_cluster) -> Iterator[tuple[Prometheus, SweepPl
     data = tiny_sweep.sweep(
         str(folder / "bucket"),
         tiny_sweep.write_text(folder),
-        train={"tokens": 256 * 1000, "checkpoint_every": 500, "log_every": 20},
+        train={"tokens": 256 * STEPS, "checkpoint_every": 250, "log_every": 20},
         evaluation={"checkpoints": "last"},
     )
     plan = plan_sweep(parse_sweep(data | {"file_sd": str(folder / "targets.json")}, "sweep.yaml"))
@@ -259,11 +259,11 @@ def test_what_the_counters_say_is_what_was_done(watched):
     most = {
         s["metric"]["sae"]: float(s["value"][1]) for s in asked.ask("query", query="max_over_time(scopemill_trainer_step[1h])")["result"]
     }
-    assert most == {sae.name: 1000 for sae in plan.saes}
+    assert most == {sae.name: STEPS for sae in plan.saes}
     served = asked.ask("query", query="max_over_time(scopemill_server_bytes_served_total[1h])")["result"]
-    # 4 SAEs, at 2 hooks: each stream serves two trainers 1,000 batches of 256 rows of 192 float32 or bfloat16 values
+    # 4 SAEs, at 2 hooks: each stream serves two trainers all batches, of 256 rows of 192 float32 or bfloat16 values
     itemsize = {"float32": 4, "bfloat16": 2}[plan.config.harvest.dtype]
-    assert [float(s["value"][1]) for s in served] == [2 * 1000 * 256 * 192 * itemsize] * 2
+    assert [float(s["value"][1]) for s in served] == [2 * STEPS * 256 * 192 * itemsize] * 2
 
 
 @needs_prometheus
