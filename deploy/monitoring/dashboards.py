@@ -65,7 +65,7 @@ _QUALITY = Row(
         Panel("FVU, measured", "Of the newest checkpoint measured, on text that was not harvested.",
               (Query(of(m.EVALUATED_FVU, SAES), "{{sae}}"),), "percentunit", kind="bargauge", thresholds=GOOD_TO_BAD),
         Panel("Delta loss, measured", "By how much the language model gets worse with the SAE spliced in, in nats a token.",
-              (Query(of(m.EVALUATED_DELTA_LOSS, SAES), "{{sae}}"),), "none", kind="bargauge"),
+              (Query(of(m.EVALUATED_DELTA_LOSS, SAES), "{{sae}}"),), "none", kind="bargauge", signed=True),
     ),
 )  # fmt: skip
 
@@ -182,7 +182,7 @@ _ONE_SPEED = Row(
               stacked=True),
         Panel("Lag", "Batches behind the foremost trainer of its stream.", (Query(of(m.SERVER_LAG, SAE), "{{stream}}"),), "none"),
         Panel("Delta loss, measured", "Of the newest checkpoint measured, in nats a token.",
-              (Query(of(m.EVALUATED_DELTA_LOSS, SAE), "delta loss"),), "none"),
+              (Query(of(m.EVALUATED_DELTA_LOSS, SAE), "delta loss"),), "none", signed=True),
     ),
 )  # fmt: skip
 

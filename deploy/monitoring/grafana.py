@@ -26,13 +26,14 @@ class Panel:
     height: int = 8
     thresholds: tuple[tuple[float, str], ...] = ()  # from this value on, this colour; green below
     most: float | None = None  # the axis' end
+    signed: bool = False  # the axis may go below 0
     logarithmic: bool = False
     stacked: bool = False
 
     def render(self) -> dict[str, Any]:
         steps = [{"color": "green", "value": None}] + [{"color": colour, "value": value} for value, colour in self.thresholds]
         field: dict[str, Any] = {"unit": self.unit, "thresholds": {"mode": "absolute", "steps": steps}}
-        field |= {} if self.logarithmic else {"min": 0}
+        field |= {} if self.signed or self.logarithmic else {"min": 0}
         field |= {} if self.most is None else {"max": self.most}
         reduced = {"reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False}}
         if self.kind == "timeseries":
