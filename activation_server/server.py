@@ -58,6 +58,7 @@ class ActivationServer:
         self._draining: list[tuple[Stream, bytearray]] = []
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stopping = False
+        self._ticked = time.monotonic()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -298,6 +299,8 @@ class ActivationServer:
             self._carry_out(stream, stream.window.tick(now))
             consumers = stream.window.consumers
             stream.stop_reading_alone(lambda name, consumers=consumers: name not in consumers or not consumers[name].detached)
+            stream.observe(now - self._ticked)
+        self._ticked = now
 
     def _recycle_sent(self) -> None:
         """Take back the slots whose last frame has left."""

@@ -1,6 +1,5 @@
 """The driver: takes a plan through its phases on Ray. Each phase does what is not committed yet, so any may be run again."""
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ class SweepDriver:
 
     def __init__(self, plan: SweepPlan, reporter: Reporter):
         self.plan, self._reporter = plan, reporter
-        default = Path(tempfile.gettempdir()) / "scopemill" / plan.config.name / "prometheus-targets.json"
+        default = metrics.TARGETS / f"{plan.config.name}.json"
         self.targets = Targets(Path(plan.config.file_sd) if plan.config.file_sd else default, plan.config.name)
         self.targets.set("driver", [metrics.expose()])
 

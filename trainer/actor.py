@@ -4,8 +4,8 @@ import importlib.metadata
 import json
 import logging
 import threading
-import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,17 +74,21 @@ class Trainer:
         assignment, config = self._assignment, self._assignment.config
         client: StreamClient | None = None
         self._loop = loop = self._begin(lambda: client.waited if client else 0.0)
+        self._announce(loop)
         if loop.done:
             self._finish(loop)
             return loop.step_number
         client = StreamClient(server, assignment.stream, assignment.name, loop.step_number, config.steps, self._stop.is_set, keys)
         try:
             for _, arrays in client:
-                start = time.perf_counter()
-                loop.step(*self._batch(arrays, client.dtype))
-                self._observe(loop, time.perf_counter() - start, client.waited)
+                with self._timed("copy"):
+                    batch = self._batch(arrays, client.dtype)
+                with self._timed("step"):
+                    loop.step(*batch)
+                self._observe(loop, client.waited)
                 if loop.step_number % config.checkpoint_every == 0 or loop.done:
-                    self._checkpoint(loop)
+                    with self._timed("checkpoint"):
+                        self._checkpoint(loop)
                 if self._stop.is_set():
                     break
         except Stopped:
@@ -158,11 +162,25 @@ class Trainer:
                 self._bucket, self._layout.root, FinishedSae(sae, inputs, outputs, self._assignment.model, self._assignment.metadata)
             )
 
-    def _observe(self, loop: Loop, seconds: float, waited: float) -> None:
+    def _timed(self, phase: str) -> AbstractContextManager[None]:
+        return metrics.timed(metrics.TRAINER_SECONDS.labels(self._assignment.name, phase))
+
+    def _announce(self, loop: Loop) -> None:
+        """What the metrics can tell before the first step. Counters begin at 0, so that no rate misses the first increase."""
         name = self._assignment.name
         metrics.TRAINER_STEP.labels(name).set(loop.step_number)
-        metrics.TRAINER_STEP_SECONDS.labels(name).observe(seconds)
-        metrics.TRAINER_WAIT_SECONDS.labels(name).inc(waited - self._waited)
+        metrics.TRAINER_STEPS.labels(name).set(self._assignment.config.steps)
+        metrics.TRAINER_LATENTS.labels(name).set(loop.sae.width)
+        metrics.TRAINER_CHECKPOINT.labels(name).set_to_current_time()
+        metrics.TRAINER_TOKENS.labels(name)
+        for phase in ("wait", "copy", "step", "checkpoint"):
+            metrics.TRAINER_SECONDS.labels(name, phase)
+
+    def _observe(self, loop: Loop, waited: float) -> None:
+        name = self._assignment.name
+        metrics.TRAINER_STEP.labels(name).set(loop.step_number)
+        metrics.TRAINER_TOKENS.labels(name).inc(self._assignment.config.batch_size)
+        metrics.TRAINER_SECONDS.labels(name, "wait").inc(waited - self._waited)
         self._waited = waited
         if loop.history.rows and loop.history.rows[-1].step == loop.step_number:
             row = loop.history.rows[-1]

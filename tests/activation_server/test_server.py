@@ -241,6 +241,28 @@ def test_a_slow_client_slows_the_others(serve, wanted):
     assert slow.finish() == fast.finish() == all_of(wanted)
 
 
+def test_the_metrics_tell_who_lags_and_what_trainers_wait_for(serve, wanted):
+    server = serve(lag="block")
+    for name in ("slow", "fast"):
+        server.expect(spec(), name, 0, EPOCH)
+
+    def lag(sae: str) -> float | None:
+        return REGISTRY.get_sample_value("scopemill_server_lag_batches", {"stream": spec().label, "sae": sae})
+
+    def waited(reason: str) -> float:
+        return REGISTRY.get_sample_value("scopemill_server_wait_seconds_total", {"stream": spec().label, "reason": reason}) or 0.0
+
+    slow, fast = Trainee(server, "slow", steps=2), Trainee(server, "fast")
+    soon(lambda: (lag("slow"), lag("fast")) == (CAPACITY, 0), "the slow one stands at the window's low end, the fast one at its high end")
+    assert metric("window_capacity") == CAPACITY
+    before = {reason: waited(reason) for reason in ("credit", "read", "window")}
+    soon(lambda: waited("credit") - before["credit"] > 1 and waited("window") - before["window"] > 1, "one is busy, one waits for it")
+    assert waited("read") == before["read"]
+    slow.allow_all()
+    assert slow.finish() == fast.finish() == all_of(wanted)
+    soon(lambda: lag("slow") is None and lag("fast") is None, "who has left has no series any more")
+
+
 def test_a_stalled_client_is_left_behind_and_still_gets_every_batch(serve, wanted, gained):
     server = serve(lag="detach", detach_seconds=0.3)
     for name in ("a", "b", "stalled"):

@@ -92,7 +92,9 @@ def draw(results: dict[str, list[Result]]) -> None:
             for colour, architecture in zip(plt.cm.tab10.colors, architectures, strict=False):
                 points = sorted((r.l0, getattr(r, quality)) for r in results[architecture])
                 ax.plot(*zip(*points, strict=True), "o-", color=colour, label=architecture, lw=1.2, ms=4)
-            ax.set(xscale="log", yscale="log", xlabel="L0 (active latents per token)", ylabel=label, title=f"{title}: {label.split(' (')[0]}")
+            ax.set(
+                xscale="log", yscale="log", xlabel="L0 (active latents per token)", ylabel=label, title=f"{title}: {label.split(' (')[0]}"
+            )
             ax.grid(alpha=0.25, which="both", lw=0.5)
         row[1].legend(fontsize=8, frameon=False)
     IMAGE.parent.mkdir(parents=True, exist_ok=True)
@@ -104,11 +106,22 @@ def main() -> None:
     results = {}
     for architecture, kind in KINDS.items():
         results[architecture] = results_of(architecture, kind)
-        print(architecture, [(f"{r.sparsity:g}", f"L0 {r.l0:.0f}", f"FVU {r.fvu:.3f}", f"dL {r.delta_loss:.3f}") for r in results[architecture]], flush=True)
+        print(
+            architecture,
+            [(f"{r.sparsity:g}", f"L0 {r.l0:.0f}", f"FVU {r.fvu:.3f}", f"dL {r.delta_loss:.3f}") for r in results[architecture]],
+            flush=True,
+        )
     table = Table("architecture", "sparsity", "L0", "FVU", "delta loss", "recovered (zero)", "dead")
     for architecture, rows in results.items():
         for r in sorted(rows, key=lambda r: r.l0):
-            numbers = (f"{r.sparsity:g}", f"{r.l0:.1f}", f"{r.fvu:.3f}", f"{r.delta_loss:.3f}", f"{r.recovered_zero:.3f}", f"{r.dead_fraction:.1%}")
+            numbers = (
+                f"{r.sparsity:g}",
+                f"{r.l0:.1f}",
+                f"{r.fvu:.3f}",
+                f"{r.delta_loss:.3f}",
+                f"{r.recovered_zero:.3f}",
+                f"{r.dead_fraction:.1%}",
+            )
             table.add_row(architecture, *numbers)
     Console(width=120).print(table)
     draw(results)
