@@ -32,7 +32,7 @@ def sweep(bucket: str, text: Path, **sections: dict[str, Any]) -> dict[str, Any]
         },
         "server": {"shards_side_by_side": 2, "window_mib": 8},
         "train": {
-            "preset": "quick", "widths": [256], "sparsities": [1e-3, 1e-2], "tokens": 256 * STEPS, "batch_size": 256,
+            "template": "quick", "widths": [256], "sparsities": [1e-3, 1e-2], "tokens": 256 * STEPS, "batch_size": 256,
             "checkpoint_every": 16, "log_every": 8, "cpus": 0.5,
         },
         "evaluation": {"sequences": 8, "sequences_per_forward": 8},
