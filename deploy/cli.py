@@ -22,10 +22,8 @@ EXIT_ERROR, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
 @app.command()
-def sweep(file: SweepFile, set: Overrides = [], dry_run: Annotated[bool, typer.Option(help="Say what would be done.")] = False):  # noqa: A002, B006
+def sweep(file: SweepFile, set: Overrides = []):  # noqa: A002, B006
     """Harvest, train, evaluate and report; what is committed is not done again."""
-    if dry_run:
-        return _print_facts(_plan(file, set).facts())
     _drive(file, set, ("harvest", "train", "evaluate"))
 
 
@@ -39,6 +37,30 @@ def harvest(file: SweepFile, set: Overrides = []):  # noqa: A002, B006
 def evaluate(file: SweepFile, set: Overrides = []):  # noqa: A002, B006
     """Only evaluate the checkpoints that are there, and report."""
     _drive(file, set, ("evaluate",))
+
+
+@app.command()
+def plan(
+    file: SweepFile,
+    set: Overrides = [],  # noqa: A002, B006
+    hardware: Annotated[str, typer.Option(help="The accelerator to count with: l4, l40s, a100, h100 or h200.")] = "h100",
+    price: Annotated[float | None, typer.Option(help="Its price, in US dollars an hour.")] = None,
+    utilisation: Annotated[float | None, typer.Option(help="The share of its peak that is reached.")] = None,
+    bfloat16_tflops: Annotated[float | None, typer.Option(help="Its peak in bfloat16.")] = None,
+    float32_tflops: Annotated[float | None, typer.Option(help="Its peak in float32.")] = None,
+    bandwidth: Annotated[float | None, typer.Option(help="Of its memory, in TB/s.")] = None,
+):
+    """Check everything, and say what a sweep would do and cost; nothing is started, and no weights are needed."""
+    from scopemill.deploy.cost import cost_of, cost_tables, named_hardware
+
+    given = {"price": price, "utilisation": utilisation, "bandwidth": bandwidth}
+    accelerator = named_hardware(hardware, given | {"bfloat16_tflops": bfloat16_tflops, "float32_tflops": float32_tflops})
+    planned = _plan(file, set)
+    from scopemill.deploy.facts import facts
+    from scopemill.deploy.sizes import model_size
+
+    _print_facts(facts(planned) | {"hardware": f"{hardware}: {accelerator}"})
+    console.print("", cost_tables(cost_of(planned, model_size(planned.config.model), accelerator), accelerator), sep="\n")
 
 
 @app.command()

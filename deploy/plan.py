@@ -1,4 +1,4 @@
-"""What a sweep will do, told before anything is started: every check, every SAE, every number for the dry run."""
+"""What a sweep will do, told before anything is started: every check and every SAE."""
 
 import hashlib
 import json
@@ -14,7 +14,6 @@ from scopemill.harvester.task import HarvestTask, identity
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import (
     CHUNK_BYTES,
-    ROW_LABELS,
     STORED_DTYPES,
     ArraySpec,
     DatasetManifest,
@@ -79,30 +78,6 @@ class SweepPlan:
             self.config.dataset, tuple(hook.name for hook in hooks), self.config.train.batch_size, server.seed, server.shards_side_by_side
         )
 
-    def facts(self) -> dict[str, str]:
-        """The dry run's lines, each a name and what is to be said of it."""
-        harvest, train = self.config.harvest, self.config.train
-        shards = harvest.tokens // harvest.rows_per_shard
-        rows = shards * harvest.rows_per_shard
-        itemsize = STORED_DTYPES[harvest.dtype].itemsize
-        per_row = sum(self.card.widths[h.site] for h in self.hooks) * itemsize + sum(t.itemsize for t in ROW_LABELS.values())
-        steps = train.saes()[0].steps
-        trained = sum(not self.bucket.exists(sae.layout.config) for sae in self.saes)
-        done = len(committed_shards(self.bucket, self.config.dataset)) if self.manifest else 0
-        row_bytes = [sum(self.card.widths[hook.site] for hook in sae.hooks) * itemsize for sae in self.saes]
-        served = sum(row_bytes) * steps * train.batch_size
-        each = len(train.saes())  # of them share a stream
-        return {
-            "model": f"{self.card.name}, {self.card.layers} layers",
-            "hooks": f"{len(self.hooks)}: {', '.join(h.name for h in self.hooks)}",
-            "harvest": f"{rows:,} tokens in {shards} shards of {harvest.rows_per_shard:,} rows; {done} are committed",
-            "on disk": f"{_size(rows * per_row)} of activations ({per_row:,} bytes a token)",
-            "train": f"{len(self.saes)} SAEs ({each} on each stream), {trained} of them still to do",
-            "each SAE": f"{steps:,} steps of {train.batch_size:,} rows, {steps * train.batch_size / rows:.2f} epochs",
-            "data path": f"{_size(served / each)} read from the bucket once, {_size(served)} served to trainers",
-            "evaluation": f"{self.config.evaluation.sequences:,} sequences of {harvest.context_length} tokens for each checkpoint",
-        }
-
 
 def plan_sweep(config: SweepConfig) -> SweepPlan:
     """Check everything that can be checked cheaply, and say what there is to do. Raises InputError, Conflict or StorageError."""
@@ -155,11 +130,3 @@ def _planned(plan: SweepPlan, inputs: tuple[Hook, ...], targets: tuple[Hook, ...
     layers = "-".join(str(hook.layer) for hook in inputs)
     site = "-".join(dict.fromkeys(hook.site for hook in inputs + targets))
     return PlannedSae(f"{layers}.{site}/{sae.width}/{sae.architecture}/{sae.sparsity:g}", layout, inputs, targets, sae)
-
-
-def _size(n: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if n < 1024:
-            return f"{n:,.1f} {unit}"
-        n /= 1024
-    return f"{n:,.1f} PiB"

@@ -5,6 +5,7 @@ from fnmatch import fnmatch
 
 import yaml
 
+from scopemill.deploy.facts import facts
 from scopemill.deploy.plan import SweepPlan
 from scopemill.deploy.status import read_status
 from scopemill.evaluator import curves
@@ -35,8 +36,8 @@ def publish(plan: SweepPlan) -> dict[str, str]:
     for name, figure in figures.items():
         curves.save(figure, bucket, f"{layout.plots}/{name}")
     places["plots"] = bucket.place(f"{layout.plots}/{{{','.join(figures)}}}.{{png,svg}}")
-    facts = plan.facts() | {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
-    html = render_report(f"Sweep {plan.config.name}", facts, evaluations, histories)
+    told = facts(plan) | {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
+    html = render_report(f"Sweep {plan.config.name}", told, evaluations, histories)
     bucket.write(layout.report, html.encode())
     return places | {"report": bucket.place(layout.report)}
 

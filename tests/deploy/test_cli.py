@@ -33,7 +33,7 @@ def test_help_does_not_wait_for_heavy_imports_and_lists_the_commands(tmp_path):
     start = time.monotonic()
     shown = run(tmp_path, "--help")
     assert shown.returncode == 0 and time.monotonic() - start < 10
-    for command in ("sweep", "harvest", "evaluate", "status", "clean", "keys", "pull", "monitor", "demo"):
+    for command in ("plan", "sweep", "harvest", "evaluate", "status", "clean", "keys", "pull", "monitor", "demo"):
         assert command in shown.stdout
 
 
@@ -43,10 +43,12 @@ def test_a_wrong_field_is_one_sentence_on_stderr_and_exit_code_2(folder):
     assert told.stderr == "error sweep.yaml: train.bandwith: there is no such field\n"
 
 
-def test_the_dry_run_starts_nothing(folder):
-    shown = run(folder, "sweep", "sweep.yaml", "--dry-run")
+def test_a_plan_starts_nothing_and_says_what_each_stage_costs(folder):
+    shown = run(folder, "plan", "sweep.yaml", "--hardware", "l4", "--price", "1")
     assert shown.returncode == 0, shown.stderr
     assert "2 SAEs (1 on each stream), 2 of them still to do" in shown.stdout
+    assert re.search(r"^train +8,388,608 +\d\.\d\de\+12 ", shown.stdout, re.MULTILINE)
+    assert "40% of them reached; US$ 1 an hour" in shown.stdout
     assert not list((folder / "bucket").rglob("*"))
 
 

@@ -1,10 +1,11 @@
-"""What is refused before Ray is started, and what the dry run says."""
+"""What is refused before Ray is started, and what is told of the rest."""
 
 from pathlib import Path
 
 import pytest
 import tiny_sweep
 
+from scopemill.deploy.facts import facts
 from scopemill.deploy.plan import SweepPlan, plan_sweep
 from scopemill.deploy.sweep import parse_sweep
 from scopemill.proto.errors import CorpusError, InputError, ModelError, StorageError
@@ -66,14 +67,14 @@ def test_a_bucket_that_cannot_be_written_is_refused(tmp_path, text):
         plan_sweep(parse_sweep(data, "sweep.yaml"))
 
 
-def test_the_dry_run_counts_tokens_bytes_and_saes(tmp_path, text):
-    facts = planned(tmp_path, text).facts()
-    assert facts["harvest"].startswith("6,144 tokens in 3 shards of 2,048 rows; 0 are committed")
-    assert facts["train"] == "4 SAEs (2 on each stream), 4 of them still to do"
+def test_the_facts_count_tokens_bytes_and_saes(tmp_path, text):
+    told = facts(planned(tmp_path, text))
+    assert told["harvest"].startswith("6,144 tokens in 3 shards of 2,048 rows; 0 are committed")
+    assert told["train"] == "4 SAEs (2 on each stream), 4 of them still to do"
     # two hooks of 192 bfloat16 values, and 16 bytes that say which token it is
-    assert facts["on disk"] == f"{6144 * (2 * 192 * 2 + 16) / 2**20:.1f} MiB of activations (784 bytes a token)"
-    assert facts["each SAE"] == "24 steps of 256 rows, 1.00 epochs"
-    assert facts["data path"] == "4.5 MiB read from the bucket once, 9.0 MiB served to trainers"
+    assert told["on disk"] == f"{6144 * (2 * 192 * 2 + 16) / 2**20:.1f} MiB of activations (784 bytes a token)"
+    assert told["each SAE"] == "24 steps of 256 rows, 1.00 epochs"
+    assert told["data path"] == "4.5 MiB read from the bucket, 9.0 MiB served to trainers"
 
 
 def test_an_sae_keeps_its_folder_unless_something_that_decides_its_weights_changes(tmp_path, text):
