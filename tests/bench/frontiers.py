@@ -106,11 +106,8 @@ def main() -> None:
     results = {}
     for architecture, kind in KINDS.items():
         results[architecture] = results_of(architecture, kind)
-        print(
-            architecture,
-            [(f"{r.sparsity:g}", f"L0 {r.l0:.0f}", f"FVU {r.fvu:.3f}", f"dL {r.delta_loss:.3f}") for r in results[architecture]],
-            flush=True,
-        )
+        points = [f"L0 {r.l0:.0f} FVU {r.fvu:.3f} delta loss {r.delta_loss:.3f}" for r in results[architecture]]
+        print(f"{architecture}: {'; '.join(points)}", flush=True)
     table = Table("architecture", "sparsity", "L0", "FVU", "delta loss", "recovered (zero)", "dead")
     for architecture, rows in results.items():
         for r in sorted(rows, key=lambda r: r.l0):
