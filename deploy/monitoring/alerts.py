@@ -86,6 +86,17 @@ ALERTS = (
         "If Ray starts it again it reads by itself until it has caught up. Raise server.join_seconds if restarts take longer than that.",
     ),
     Alert(
+        "RequestsRetried", f"sum by (sweep) (rate({select(m.STORE_RETRIES)}[{WINDOW}])) or vector(0)", ">", 1, "10m", "warning",
+        "Sweep {{ $labels.sweep }} tries {{ $value | humanize }} requests to the bucket again each second",
+        "The bucket throttles, or the way to it is broken. Fewer trainers and harvesters at once, or a bucket that is nearer, will help.",
+    ),
+    Alert(
+        "ReadsCorrupt", f"increase({select(m.STORE_CORRUPT_READS)}[15m])", ">", 0, "0s", "critical",
+        "{{ $labels.role }} of sweep {{ $labels.sweep }} read chunks that do not match their checksum",
+        "Read once more they may be right: then the way to the bucket is at fault. If a trainer fails with the object's name, remove "
+        "that shard's commit and harvest again.",
+    ),
+    Alert(
         "OutliersDropped", share(select(m.HARVEST_OUTLIERS), select(m.HARVEST_ROWS), "sweep, dataset"), ">", 0.01, "5m", "warning",
         "The norm filter drops {{ $value | humanizePercentage }} of the rows of dataset {{ $labels.dataset }}",
         "Few rows have norms so large in most models: raise harvest.outlier_norm, or leave it out.",

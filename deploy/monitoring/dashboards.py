@@ -149,6 +149,17 @@ _MISHAPS = Row(
     ),
 )  # fmt: skip
 
+_STORAGE = Row(
+    "Bucket",
+    (
+        Panel("Requests tried again", "Per second, by every process of the sweep.",
+              (Query(f"sum({rate(m.STORE_RETRIES)}) or vector(0)", "retries"),), "reqps", width=12),  # no series before the first
+        Panel("Corrupt reads", "Chunks that did not match their checksum; each is read once more.",
+              (Query(f"sum by (role) (increase({of(m.STORE_CORRUPT_READS)}[{WINDOW}]))", "{{role}}"),), "none", width=12,
+              thresholds=((1, "red"),)),
+    ),
+)  # fmt: skip
+
 _ONE_NOW = Row(
     "Now",
     (
@@ -190,7 +201,7 @@ DASHBOARDS = (
     Dashboard("sweep", "Scopemill: sweep", "How far a sweep is, how good its SAEs are, and what the machines do.",
               (_SWEEP, Variable("sae", of(m.TRAINER_STEPS))), (_NOW, _QUALITY, _SPEED, _HARVEST, _RAY)),
     Dashboard("data-plane", "Scopemill: data plane", "How batches get from the bucket to the trainers, and who holds up whom.",
-              (_SWEEP, Variable("stream", of(m.SERVER_WINDOW_CAPACITY))), (_READ_AND_SERVED, _WINDOW, _MISHAPS)),
+              (_SWEEP, Variable("stream", of(m.SERVER_WINDOW_CAPACITY))), (_READ_AND_SERVED, _WINDOW, _MISHAPS, _STORAGE)),
     Dashboard("sae", "Scopemill: one SAE", "One SAE's training, pace and fidelity.",
               (_SWEEP, Variable("sae", of(m.TRAINER_STEPS), many=False)), (_ONE_NOW, _ONE_CURVES, _ONE_SPEED)),
 )  # fmt: skip

@@ -114,6 +114,8 @@ HEALTHY = {  # two hours in Prometheus' notation, a value a minute: start+increm
     'scopemill_server_bytes_read_total{sweep="s",stream="h"}': "0+1000x120",
     'scopemill_server_detached_bytes_total{sweep="s",stream="h"}': "0+0x120",
     'scopemill_server_lost_total{sweep="s",stream="h"}': "0+0x120",
+    'scopemill_store_retries_total{sweep="s",verb="get"}': "0+1x120",
+    'scopemill_store_corrupt_reads_total{sweep="s"}': "0+0x120",
     'scopemill_harvest_rows_total{sweep="s",dataset="d"}': "0+1000x120",
     'scopemill_harvest_outliers_total{sweep="s",dataset="d"}': "0+1x120",
     'ray_node_mem_used{ip="n"}': "50+0x120",
@@ -130,6 +132,8 @@ AMISS = {  # what then is reported, and nothing else
     "TrainersStarved": {'scopemill_trainer_seconds_total{phase="wait"': "0+500x120"},
     "ReadsNotShared": {"scopemill_server_detached_bytes_total": "0+200x120"},
     "TrainerGivenUp": {"scopemill_server_lost_total": "0+0x80 1+0x40"},
+    "RequestsRetried": {"scopemill_store_retries_total": "0+600x120"},
+    "ReadsCorrupt": {"scopemill_store_corrupt_reads_total": "0+0x80 1+0x40"},
     "OutliersDropped": {"scopemill_harvest_outliers_total": "0+20x120"},
     "NodeMemoryShort": {"ray_node_mem_used": "95+0x120"},
 }

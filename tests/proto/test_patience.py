@@ -35,8 +35,11 @@ from scopemill.proto.errors import CorruptObject, MissingObject, StorageError
 from scopemill.proto.layout import DatasetLayout, SaeLayout
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer import checkpoint
-from scopemill.trainer.architectures import ARCHITECTURES
+from scopemill.trainer.architectures import initial_sae
 from scopemill.trainer.config import TrainConfig
+from scopemill.trainer.history import History
+from scopemill.trainer.loop import Loop
+from scopemill.trainer.wiring import Port, Wiring
 
 HOOK = "blocks.0.hook_resid_post"
 STREAM = StreamSpec("synthetic", (HOOK,), 16, 3, 2)
@@ -243,11 +246,11 @@ def test_a_full_disk_is_told_with_the_object_and_commits_nothing(store, where):
 
 
 def save_checkpoint(bucket: Bucket, step: int) -> None:
-    config = TrainConfig(preset="quick", widths=(16,), sparsities=(1e-3,), tokens=800, batch_size=8).saes()[0]
-    sae = ARCHITECTURES[config.architecture].initial(config, 4, torch.zeros(4))
-    moments = {name: torch.full_like(p, step) for name, p in sae.named_parameters()}
-    record = checkpoint.CheckpointRecord(step, step, step * 8, HOOK, 1.0, config.model_dump(mode="json"))
-    checkpoint.save(bucket, SAE, record, sae, moments, torch.zeros(16, dtype=torch.int64))
+    config = TrainConfig(template="quick", widths=[16], sparsities=[1e-3]).saes()[0]
+    wiring = Wiring((Port(HOOK, 8, 1.0),))
+    loop = Loop(initial_sae(config, wiring.shape, torch.zeros(8)), config, History())
+    record = checkpoint.CheckpointRecord(step, step, step * 8, wiring.to_json(), config.model_dump(mode="json"))
+    checkpoint.save(bucket, SAE, record, loop)
 
 
 def test_a_checkpoint_survives_storms_and_lost_replies(store):
