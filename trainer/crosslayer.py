@@ -80,6 +80,10 @@ class CrossLayerTranscoder(Sae):
             total = total + nn.functional.pad(part, (reach.start, self.shape.d_out - reach.stop))
         return total
 
+    def misses(self, codes: Codes, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        error = self.mix(codes) - target
+        return [(error.square().sum(), error.detach())]
+
     def norms(self) -> torch.Tensor:
         return torch.cat([weights.norm(dim=1) for weights in self.W_dec])
 

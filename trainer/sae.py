@@ -131,9 +131,9 @@ class Sae(nn.Module):
         """The decoder without its bias, [..., d_out]."""
         return codes.decode(self.W_dec).float()
 
-    def rebuilds(self, codes: Codes) -> list[torch.Tensor]:
-        """What the latents rebuild [B, d_out] without bias and skip, the whole of them last."""
-        return [self.mix(codes)]
+    def misses(self, codes: Codes, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """By how much the latents miss the target [B, d_out]: see `Codes.misses`. Of nested parts each, the whole last."""
+        return [codes.misses(self.W_dec, target)]
 
     def norms(self) -> torch.Tensor:
         """Of each latent's decoder row, [F], as a penalty counts them."""
@@ -155,14 +155,14 @@ class Sae(nn.Module):
         pre = self._pre_activations(x, config, at_most)
         codes = self.activation.codes(pre, config)
         constant = self.b_dec + self.skip(x).float() if self.skip else self.b_dec
-        errors = [y - (part + constant) for part in self.rebuilds(codes)]
-        *nested, reconstruction = [error.square().sum() / len(x) for error in errors]
+        misses = self.misses(codes, y - constant)
+        *nested, reconstruction = [squares / len(x) for squares, _ in misses]
         norms = self.norms()
         return Losses(
             reconstruction=reconstruction,
             nested=sum(nested),
             sparsity=self.activation.penalty(codes, pre, norms, config),
-            auxiliary=self.activation.auxiliary(self, pre, y, errors[-1].detach(), dead, config),
+            auxiliary=self.activation.auxiliary(self, pre, y, -misses[-1][1], dead, config),
             variance=(y - y.mean(0)).square().sum() / len(y) if self.activation.normalized_error else 1.0,
             codes=codes,
         )
