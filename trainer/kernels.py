@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 try:
+    import numba
     from numba import njit, prange
 except ImportError:  # an optional package: everything has a dense way too
     njit = None
@@ -28,6 +29,10 @@ class Columns(NamedTuple):
 
 
 if AVAILABLE:
+
+    def use_threads(count: int) -> None:
+        """From this thread, run loops on at most so many: trainers that share a machine must not each take all of it."""
+        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
 
     def _compiled(**options):
         return njit(parallel=True, cache=True, nogil=True, **options)

@@ -61,6 +61,8 @@ class Loop:
     def step(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """One batch x [B, d_in], to become y [B, d_out]; an autoencoder's y is x."""
         config, y = self.config, x if y is None else y
+        if kernels.AVAILABLE:
+            kernels.use_threads(torch.get_num_threads())
         if self.step_number == 0:
             self.sae.begin(x, config)
         coefficient = config.coefficient * sparsity_factor(config, self.step_number)
