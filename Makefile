@@ -6,13 +6,16 @@ PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 # A target that exists only once the environment is whole; rebuilt when what it was made from changes.
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test chaos bench lint clean
 
 demo: $(READY)
 	@$(BIN)/scopemill demo
 
 test: $(READY)-test
 	@$(BIN)/python -m pytest
+
+chaos: $(READY)-test
+	@$(BIN)/python tests/chaos/run.py
 
 bench: $(READY)-test
 	@$(BIN)/python tests/bench/run.py

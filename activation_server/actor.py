@@ -1,15 +1,22 @@
 """The activation server as a Ray actor: one per node with trainers."""
 
+from dataclasses import dataclass
+
 import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.server import ActivationServer
 from scopemill.proto import metrics
 from scopemill.proto.bucket import Bucket
+from scopemill.proto.errors import ServerGone
 from scopemill.proto.wire import StreamSpec
 
+ANSWER_SECONDS = 1.0
 
-@ray.remote(num_cpus=0, max_concurrency=4)
+
+# A server remembers nothing that matters: Ray starts another, and trainers go on there at their cursors.
+@ray.remote(num_cpus=0, max_concurrency=4, max_restarts=3, max_task_retries=3)
 class ServerActor:
     def __init__(self, bucket_url: str, config: ServerConfig, streams: int):
         self._server = ActivationServer(Bucket(bucket_url), config, streams)
@@ -27,3 +34,19 @@ class ServerActor:
 
     def stop(self) -> None:
         self._server.stop()
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """Finds the server, also after it died and Ray has started it at another address: call it for where it is now."""
+
+    server: "ray.actor.ActorHandle"
+    address: str  # where it was at first
+
+    def __call__(self) -> str:
+        try:
+            return ray.get(self.server.address.remote(), timeout=ANSWER_SECONDS)
+        except (ActorUnavailableError, GetTimeoutError):  # not back yet
+            return self.address
+        except ActorDiedError as error:
+            raise ServerGone(f"the activation server at {self.address} died, and was started again as often as may be") from error

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import zmq
 
+from scopemill.activation_server.keys import TrainerKeys
 from scopemill.proto import errors, wire
 from scopemill.proto.dataset import STORED_DTYPES
 
@@ -17,27 +18,33 @@ CREDIT_BATCHES = 2  # one in use, one on its way
 # Batches on their way are bounded by credit. WAIT comes every two seconds even to a trainer that is busy for long, and
 # one whose queue is full answers ZeroMQ's heartbeats no more, so it would pass for dead: this is two days of them.
 RECEIVE_QUEUE = 100_000
+Find = Callable[[], str]  # where the server is now
 
 
 class StreamClient:
     """Iterate over ``(k, arrays)`` from ``cursor`` up to ``stop``: one array [B, d] per hook of the stream, as stored.
 
     The arrays are views into the received message, valid until the next one is asked for. bfloat16 comes as its bits
-    in uint16. ``waited`` counts the seconds spent waiting for data.
+    in uint16. ``waited`` counts the seconds spent waiting for data. ``server`` is an address, or finds it: a server that
+    died comes back at another, and the stream goes on there at its cursor. ``keys`` is the folder of `keys`.
     """
 
-    def __init__(self, address: str, spec: wire.StreamSpec, consumer: str, cursor: int, stop: int,
-                 stopped: Callable[[], bool] = lambda: False, connect_seconds: float = CONNECT_SECONDS):  # fmt: skip
-        self._address, self._spec, self._consumer = address, spec, consumer
+    def __init__(self, server: str | Find, spec: wire.StreamSpec, consumer: str, cursor: int, stop: int,
+                 stopped: Callable[[], bool] = lambda: False, keys: str | None = None,
+                 connect_seconds: float = CONNECT_SECONDS):  # fmt: skip
+        self._find = server if callable(server) else lambda: server
+        self._spec, self._consumer = spec, consumer
         self._cursor, self._stop, self._stopped = cursor, stop, stopped
+        self._keys = TrainerKeys.load(keys) if keys else None
         self.waited = 0.0
-        self._socket = zmq.Context.instance().socket(zmq.DEALER)
-        for option, value in {zmq.LINGER: 500, zmq.RCVHWM: RECEIVE_QUEUE, zmq.SNDHWM: 64}.items():
-            self._socket.setsockopt(option, value)
-        self._socket.connect(address)
+        self._address = self._find()
+        self._socket = self._connect()
         try:
-            self._hello()
-            frames = self._receive(connect_seconds, f"no activation server answers at {address}: is it running, and reachable from here?")
+            frames = self._receive(
+                connect_seconds,
+                f"no activation server answers at {self._address}: is it running, reachable from here, "
+                + ("and is this trainer's key in its allow-list?" if keys else "and without keys?"),
+            )
             self._welcome: wire.Welcome = self._expect(wire.decode(frames[0].bytes), wire.Welcome)
         except BaseException:
             self._socket.close()
@@ -54,7 +61,7 @@ class StreamClient:
             if isinstance(message, wire.Wait):
                 continue
             if isinstance(message, wire.Error) and message.code == wire.NO_HELLO:  # the connection broke, and this is a new one
-                self._hello()
+                self._send(self._hello())
                 continue
             if isinstance(message, wire.Welcome):
                 self._ask()
@@ -80,8 +87,19 @@ class StreamClient:
         ends = np.cumsum([self._spec.batch_size * d for d in self.widths])
         return [part.reshape(self._spec.batch_size, -1) for part in np.split(flat, ends[:-1])]
 
-    def _hello(self) -> None:
-        self._send(wire.Hello(wire.VERSION, self._consumer, self._spec, self._cursor, self._stop))
+    def _connect(self) -> zmq.Socket:
+        """A socket that has said HELLO to the address."""
+        socket = zmq.Context.instance().socket(zmq.DEALER)
+        for option, value in {zmq.LINGER: 500, zmq.RCVHWM: RECEIVE_QUEUE, zmq.SNDHWM: 64}.items():
+            socket.setsockopt(option, value)
+        if self._keys:
+            self._keys.show(socket)
+        socket.connect(self._address)
+        socket.send(wire.encode(self._hello()))
+        return socket
+
+    def _hello(self) -> wire.Hello:
+        return wire.Hello(wire.VERSION, self._consumer, self._spec, self._cursor, self._stop)
 
     def _ask(self) -> None:
         self._send(wire.Next(self._cursor, CREDIT_BATCHES * self._batch_bytes))
@@ -99,7 +117,12 @@ class StreamClient:
                 if now - start > patience:
                     raise errors.ServerGone(silence)
                 if now - asked > ASK_AGAIN_SECONDS:
-                    ask_again()
+                    if (address := self._find()) == self._address:
+                        ask_again()
+                    else:
+                        self._socket.close(linger=0)
+                        self._address = address
+                        self._socket = self._connect()
                     asked = now
             return self._socket.recv_multipart(copy=False)
         finally:

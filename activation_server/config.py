@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from scopemill.activation_server.keys import is_loopback
 from scopemill.proto.config import Config
 
 
@@ -17,3 +18,14 @@ class ServerConfig(Config):
     detach_seconds: float = Field(30, gt=0, description="How long others wait for a slow trainer before it is detached.")
     join_seconds: float = Field(120, gt=0, description="How long the window is kept for a trainer that is to come or come back.")
     host: str = Field("127.0.0.1", description="The address to listen on; trainers must be able to reach it.")
+    keys: str | None = Field(
+        None, description="Folder of keys made by `scopemill keys DIR`, at this path on every node; required beyond loopback."
+    )
+
+    @model_validator(mode="after")
+    def _guarded(self):
+        if self.keys is None and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} can be reached by others than this machine: make keys with `scopemill keys DIR` and give keys: DIR"
+            )
+        return self

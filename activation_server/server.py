@@ -15,6 +15,7 @@ from queue import SimpleQueue
 import zmq
 
 from scopemill.activation_server.config import ServerConfig
+from scopemill.activation_server.keys import ServerKeys
 from scopemill.activation_server.stream import Stream
 from scopemill.activation_server.window import Detached, Drop, Finish, GaveUp, Load, LoadAlone, Send
 from scopemill.proto import metrics, wire
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 2.0
 TICK_SECONDS = 0.5
 MESSAGES_AT_ONCE = 1000  # taken from a socket before anything else is looked after: no trainer's flood stops the others
+MAX_CONSUMERS = 1024  # of one stream: each costs memory, and a moment at every event
 MAX_CREDIT_BATCHES = 16  # on their way to one trainer; the socket's high-water mark lies above it
 SOCKET_OPTIONS = {zmq.LINGER: 0, zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.MAXMSGSIZE: wire.MAX_HEADER}
 # ZeroMQ's own heartbeats are answered by its I/O thread: a busy trainer keeps its connection, a dead or frozen one loses it.
@@ -44,9 +46,10 @@ class ActivationServer:
     """Serves streams of a bucket's datasets until ``stop``. ``address`` is where trainers connect."""
 
     def __init__(self, bucket: Bucket, config: ServerConfig, streams: int = 1):
-        """``streams`` is how many the window's memory is shared by."""
-        self._bucket, self._config = bucket, config
-        self._window_bytes = (config.window_mib << 20) // max(1, streams)
+        """``streams`` is how many the window's memory is shared by; more are refused."""
+        keys = ServerKeys.load(config.keys) if config.keys else None
+        self._bucket, self._config, self._most_streams = bucket, config, max(1, streams)
+        self._window_bytes = (config.window_mib << 20) // self._most_streams
         self._streams: dict[wire.StreamSpec, Stream] = {}
         self._manifests: dict[str, DatasetManifest] = {}
         self._peers: dict[bytes, Peer] = {}
@@ -55,11 +58,13 @@ class ActivationServer:
         self._draining: list[tuple[Stream, bytearray]] = []
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stopping = False
+        self._ticked = time.monotonic()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         for option, value in (SOCKET_OPTIONS | LIVENESS).items():
             self._socket.setsockopt(option, value)
+        self._authenticator = keys.guard(self._socket, self._context) if keys else None
         port = self._socket.bind_to_random_port(f"tcp://{config.host}")
         self.address = f"tcp://{config.host}:{port}"
         self._wake_in, self._wake_out = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
@@ -123,6 +128,8 @@ class ActivationServer:
             stream.close()
         with self._wake_lock:
             self._closed = True
+            if self._authenticator:
+                self._authenticator.stop()
             self._context.destroy(linger=0)
 
     def _drain(self, socket: zmq.Socket) -> None:
@@ -176,6 +183,8 @@ class ActivationServer:
         if hello.version != wire.VERSION:
             raise WireError(f"this server speaks version {wire.VERSION} of the protocol, the trainer version {hello.version}")
         stream = self._stream(hello.stream)
+        if len(stream.window.consumers) >= MAX_CONSUMERS and hello.consumer not in stream.window.consumers:
+            raise WireError(f"stream {hello.stream.label} has {MAX_CONSUMERS} trainers already, and this server takes no more")
         if identity in self._peers:
             self._lose(self._peers[identity])
         old = self._identities.get((hello.stream, hello.consumer))
@@ -194,6 +203,8 @@ class ActivationServer:
             if spec.dataset not in self._manifests:
                 self._manifests[spec.dataset] = read_manifest(self._bucket, spec.dataset)
             manifest = self._manifests[spec.dataset]
+            if len(self._streams) >= self._most_streams:
+                raise WireError(f"stream {spec.label} is not one of the {self._most_streams} that this server was started for")
             self._streams[spec] = Stream(self._bucket, manifest, spec, self._config, self._window_bytes, self._report)
         return self._streams[spec]
 
@@ -288,6 +299,8 @@ class ActivationServer:
             self._carry_out(stream, stream.window.tick(now))
             consumers = stream.window.consumers
             stream.stop_reading_alone(lambda name, consumers=consumers: name not in consumers or not consumers[name].detached)
+            stream.observe(now - self._ticked)
+        self._ticked = now
 
     def _recycle_sent(self) -> None:
         """Take back the slots whose last frame has left."""

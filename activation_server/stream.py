@@ -4,10 +4,11 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from typing import get_args
 
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.reader import StreamReader
-from scopemill.activation_server.window import Window
+from scopemill.activation_server.window import WaitReason, Window
 from scopemill.proto import metrics
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import DatasetManifest
@@ -41,6 +42,11 @@ class Stream:
         self._free: list[bytearray] = []
         self._window_reader = _ReadingThread(self, reader, None)
         self._private_readers: dict[str, _ReadingThread] = {}
+        self._lagging: set[str] = set()  # whose lag the metrics tell
+        metrics.SERVER_WINDOW_CAPACITY.labels(spec.label).set(capacity)
+        for counter in (metrics.SERVER_BYTES_READ, metrics.SERVER_BYTES_SERVED, metrics.SERVER_DETACHED_BYTES, metrics.SERVER_DETACHED,
+                        metrics.SERVER_LOST):  # fmt: skip
+            counter.labels(spec.label)  # from 0 on, so that no rate misses the first increase
 
     def load(self, index: int) -> None:
         self._window_reader.read(index, self._slot(), self.window.stop)
@@ -54,6 +60,17 @@ class Stream:
         """End the private readers of consumers that are back in the window, or gone."""
         for consumer in [c for c in self._private_readers if attached(c)]:
             self._private_readers.pop(consumer).stop()
+
+    def observe(self, seconds: float) -> None:
+        """Tell the metrics how the trainers stand, ``seconds`` after the last time."""
+        lags, waits, label = self.window.lags(), self.window.waits(), self.spec.label
+        for sae in self._lagging - lags.keys():
+            metrics.SERVER_LAG.remove(label, sae)
+        for sae, lag in lags.items():
+            metrics.SERVER_LAG.labels(label, sae).set(lag)
+        self._lagging = set(lags)
+        for reason in get_args(WaitReason):
+            metrics.SERVER_WAIT_SECONDS.labels(label, reason).inc(waits[reason] * seconds)
 
     def recycle(self, slot: bytearray) -> None:
         """Take a slot back that nobody reads or sends any more."""

@@ -6,6 +6,7 @@ own pace. A consumer behind the window (it came late, or lagged too long under `
 alone, until it has caught up. One that is expected, or was lost, keeps its place for a while.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -58,6 +59,10 @@ class GaveUp:
 
 
 Decision = Load | LoadAlone | Send | Drop | Finish | Detached | GaveUp
+
+
+# What a consumer's next batch waits for: the consumer itself, which has enough to do; a read; or a slower consumer.
+WaitReason = Literal["credit", "read", "window"]
 
 
 @dataclass
@@ -178,6 +183,20 @@ class Window:
     def stop(self) -> int:
         """The first batch that no attached consumer will ask for."""
         return max((c.stop for c in self._attached()), default=0)
+
+    def lags(self) -> dict[str, int]:
+        """By how many batches each consumer that has not got all is behind the foremost one."""
+        foremost = max((c.arrived for c in self.consumers.values()), default=0)
+        return {name: foremost - c.arrived for name, c in self.consumers.items() if c.arrived < c.stop}
+
+    def waits(self) -> Counter[WaitReason]:
+        """How many consumers that are here wait for what."""
+        end = (self.low or 0) + self.capacity
+        waits: Counter[WaitReason] = Counter()
+        for c in self.consumers.values():
+            if c.here and c.next < c.stop:
+                waits["credit" if not c.wants else "window" if not c.detached and c.next >= end else "read"] += 1
+        return waits
 
     def _attached(self) -> list[Consumer]:
         return [c for c in self.consumers.values() if not c.detached and c.arrived < c.stop]

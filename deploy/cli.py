@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -156,6 +157,43 @@ def pull(
 
 
 @app.command()
+def clean(file: SweepFile, set: Overrides = [], dry_run: Annotated[bool, typer.Option(help="Only list it.")] = False):  # noqa: A002, B006
+    """Remove what broken runs of a sweep left behind. Not while it runs: work that is not committed yet would go too."""
+    from scopemill.deploy.clean import clean as remove
+
+    found = remove(_plan(file, set), dry_run)
+    for path in found:
+        console.print(path, highlight=False, soft_wrap=True)
+    console.print(f"{len(found)} objects {'would be' if dry_run else 'were'} removed", highlight=False)
+
+
+@app.command()
+def keys(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")]):
+    """Make the keys that an activation server needs beyond one machine: give server.keys: DIR in the sweep file."""
+    from scopemill.activation_server.keys import make_keys
+
+    for path in make_keys(folder):
+        console.print(str(path), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def monitor(
+    port: Annotated[int, typer.Option(help="Where Prometheus listens, on loopback.")] = 9090,
+    targets: Annotated[str | None, typer.Option(metavar="FILE", help="A sweep's file_sd; else those of all sweeps here.")] = None,
+):
+    """Run Prometheus, with our alerts, over the sweeps on this machine."""
+    from scopemill.deploy.monitoring.prometheus import config, prometheus
+    from scopemill.proto.metrics import TARGETS
+
+    folder = TARGETS.parent / "prometheus"
+    watched = str(Path(targets).absolute()) if targets else f"{TARGETS}/*.json"
+    with suppress(KeyboardInterrupt), prometheus(folder, config(watched), port) as (url, process):
+        _print_facts({"Prometheus": url, "alerts": f"{url}/alerts", "sweeps": watched, "kept in": str(folder), "Ctrl-C": "ends it"})
+        process.wait()
+        raise ScopemillError(f"prometheus ended by itself; {folder}/prometheus.log says why")
+
+
+@app.command()
 def demo(set: Overrides = []):  # noqa: A002, B006
     """The whole mill on this machine: a small model that the package carries, on the text of Python's own library."""
     from scopemill.deploy.demo.run import write_sweep
@@ -190,6 +228,8 @@ def _drive(file: str, overrides: list[str], phases: tuple[str, ...]) -> None:
     except KeyboardInterrupt as interrupt:
         command = "scopemill " + " ".join(sys.argv[1:])
         raise Stopped(f"stopped; everything committed is kept. To continue: {command}") from interrupt
+    finally:
+        driver.targets.set("driver", [])  # nothing is amiss when it answers no more
     if "evaluate" in phases:
         _report(plan, reporter)
 

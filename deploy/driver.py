@@ -1,6 +1,5 @@
 """The driver: takes a plan through its phases on Ray. Each phase does what is not committed yet, so any may be run again."""
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from scopemill.activation_server.actor import ServerActor
+from scopemill.activation_server.actor import ServerActor, Whereabouts
 from scopemill.deploy.actors import POLL_SECONDS, ActorGroup, Targets, ask, get, reason
 from scopemill.deploy.cluster import room_for
 from scopemill.deploy.plan import PlannedSae, SweepPlan
@@ -27,7 +26,7 @@ class SweepDriver:
 
     def __init__(self, plan: SweepPlan, reporter: Reporter):
         self.plan, self._reporter = plan, reporter
-        default = Path(tempfile.gettempdir()) / "scopemill" / plan.config.name / "prometheus-targets.json"
+        default = metrics.TARGETS / f"{plan.config.name}.json"
         self.targets = Targets(Path(plan.config.file_sd) if plan.config.file_sd else default, plan.config.name)
         self.targets.set("driver", [metrics.expose()])
 
@@ -89,12 +88,15 @@ class SweepDriver:
         with ActorGroup("activation_server", [server], self.targets):
             # Before any trainer is there, the window is told where each will begin: so none misses the others' reads.
             get([server.expect.remote(a.stream, a.name, self._steps_done(a), a.config.steps) for a in assignments])
-            address = get(server.address.remote())
+            where = Whereabouts(server, get(server.address.remote()))
             actors = [options.remote(plan.config.bucket, a, max(1, int(train.cpus)), train.gpus > 0) for a in assignments]
             with ActorGroup("trainer", actors, self.targets) as group:
                 title = f"training {len(actors)} SAEs at once, {assignments[0].config.steps:,} steps each, from {streams} shared streams"
                 with self._reporter.phase(title, {a.name: a.config.steps for a in assignments}):
-                    runs = {actor.run.remote(address): (a.name, actor) for a, actor in zip(assignments, actors, strict=True)}
+                    runs = {
+                        actor.run.remote(where, plan.config.server.keys): (a.name, actor)
+                        for a, actor in zip(assignments, actors, strict=True)
+                    }
                     return self._watch_training(runs, group)
 
     def _watch_training(self, runs: dict[Any, tuple[str, Any]], group: ActorGroup) -> dict[str, str]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from scopemill.activation_server.keys import ServerKeys, TrainerKeys
 from scopemill.activation_server.order import Order
 from scopemill.deploy.sweep import SweepConfig
 from scopemill.evaluator.actor import settings_of
@@ -98,6 +99,9 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     if located.evaluation.corpus:
         check_corpus(located.evaluation.corpus)
     _check_chunks(task)
+    if located.server.keys:
+        ServerKeys.load(located.server.keys)
+        TrainerKeys.load(located.server.keys)
     plan = SweepPlan(located, bucket, task, [])
     for inputs, targets in connections(config.train, tuple(hooks)):
         plan.saes.extend(_planned(plan, inputs, targets, sae) for sae in config.train.saes())

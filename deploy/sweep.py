@@ -46,6 +46,8 @@ class SweepConfig(Config):
         """The same with local paths made absolute: actors may work in another folder."""
         update: dict[str, Any] = {"bucket": _absolute(self.bucket)}
         update["corpus"] = _located_corpus(self.corpus)
+        if self.server.keys:
+            update["server"] = self.server.model_copy(update={"keys": _absolute(self.server.keys)})
         if Path(self.model.name).is_dir():
             update["model"] = self.model.model_copy(update={"name": str(Path(self.model.name).resolve())})
         if self.evaluation.corpus:

@@ -7,7 +7,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from scopemill.deploy.sweep import SweepConfig
-from scopemill.trainer.config import PRESETS
+from scopemill.trainer.templates import templates
 
 _INTRO = """# The sweep file
 
@@ -26,16 +26,20 @@ def render() -> str:
             lines.append(f"| `{name}` | {_type(field)} | {_default(field)} | {field.description} |")
             sections += [(f"{section}.{name}".lstrip("."), nested) for nested in _nested(field)]
         lines.append("")
-    return "\n".join(lines + list(_presets()))
+    return "\n".join(lines + list(_templates()))
 
 
-def _presets() -> Iterator[str]:
-    yield "## Presets of `train`"
+def _templates() -> Iterator[str]:
+    shipped = [t for t in templates() if not t.own]
+    fields = list(dict.fromkeys(field for template in shipped for field in template.fields))
+    yield "## Templates of `train`"
     yield ""
-    yield "| field | " + " | ".join(PRESETS) + " |"
-    yield "|---" * (len(PRESETS) + 1) + "|"
-    for field in next(iter(PRESETS.values())):
-        values = (preset[field] for preset in PRESETS.values())
+    yield from (f"- `{template.name}`: {template.source}" for template in shipped)
+    yield ""
+    yield "| field | " + " | ".join(template.name for template in shipped) + " |"
+    yield "|---" * (len(shipped) + 1) + "|"
+    for field in fields:
+        values = (template.fields.get(field, "") for template in shipped)
         yield f"| `{field}` | " + " | ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in values) + " |"
     yield ""
 
@@ -51,6 +55,7 @@ def _type(field: FieldInfo) -> str:
     text = str(field.annotation) if not isinstance(field.annotation, type) else field.annotation.__name__
     if "'all'" in text:
         return "list, or 'all'"
+    text = text.replace("Optional[", "").replace("]]", "]") if "Optional[" in text else text
     for long, short in (("typing.", ""), ("Literal", "one of "), ("tuple[", "list of ["), (", ...]", "]"), (" | None", "")):
         text = text.replace(long, short)
     return text

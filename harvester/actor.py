@@ -1,7 +1,6 @@
 """The harvester: claims whole buckets of rows and turns each into a committed shard."""
 
 import threading
-import time
 from queue import SimpleQueue
 
 import numpy as np
@@ -54,9 +53,9 @@ class Harvester:
             self._get_ready()
         buffers = self._free.get()
         try:
-            with self._computing, _timed(self._task.dataset, "forward"):
+            with self._computing, metrics.timed(metrics.HARVEST_SECONDS.labels(self._task.dataset, "forward")):
                 dropped = self._fill(buffers, shard)
-            with _timed(self._task.dataset, "write"):
+            with metrics.timed(metrics.HARVEST_SECONDS.labels(self._task.dataset, "write")):
                 write_shard(self._task.bucket, shard, buffers, dropped)
         finally:
             self._free.put(buffers)
@@ -78,6 +77,8 @@ class Harvester:
             self._manifest = read_manifest(self._task.bucket, self._task.dataset)
             for _ in range(IN_FLIGHT):
                 self._free.put(ShardBuffers(self._manifest))
+            for counter in (metrics.HARVEST_ROWS, metrics.HARVEST_SHARDS, metrics.HARVEST_BYTES, metrics.HARVEST_OUTLIERS):
+                counter.labels(self._task.dataset)  # from 0 on, so that no rate misses the first increase
         self._language_model()
 
     def _language_model(self) -> LanguageModel:
@@ -121,19 +122,6 @@ class Harvester:
             if hook.norm_limit is not None:
                 within &= (captured[hook.name].float().norm(dim=1).cpu().numpy()[candidates]) <= hook.norm_limit
         return within
-
-
-class _timed:
-    """Adds the seconds of a block to the harvester's phase counter."""
-
-    def __init__(self, dataset: str, phase: str):
-        self._counter = metrics.HARVEST_SECONDS.labels(dataset, phase)
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_) -> None:
-        self._counter.inc(time.perf_counter() - self._start)
 
 
 # Two buckets in work, and room for questions beside them.

@@ -6,13 +6,18 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from scopemill.proto import metrics
 from scopemill.proto.errors import InputError, MissingObject, StorageError
+from scopemill.proto.patience import patiently
 
 Bytes = bytes | bytearray | memoryview
+T = TypeVar("T")
+TEMPORARY = ".tmp-"  # begins the name of what is being written beside its place
 PIECE_BYTES = 256 * 1024  # of a local file at once: fits a core's cache
 
 
@@ -20,7 +25,10 @@ class Bucket:
     """Objects by relative path, as ``bucket.read("activations/demo/dataset.json")``.
 
     A reader never sees half an object: a local file is written beside its place and renamed, S3 makes an object
-    visible when its upload ends. ``create`` is the commit: of several writers exactly one succeeds.
+    visible when its upload ends. ``create`` is the commit: of several writers' bytes exactly one's are kept.
+
+    Every verb is tried again while its failure may pass (`patience`), and may be: to repeat one changes nothing. What is
+    left is one StorageError that names the object.
     """
 
     def __init__(self, url: str):
@@ -46,87 +54,96 @@ class Bucket:
         return f"{self.url}/{path}"
 
     def read(self, path: str) -> bytes:
-        with self._errors("read", path):
-            return self._fs.cat_file(self._full(path))
+        return self._do("read", path, lambda full: self._fs.cat_file(full))
 
-    def read_into(self, path: str, buffer: memoryview, see: Callable[[memoryview], None] = lambda piece: None) -> memoryview:
+    def read_into(self, path: str, buffer: memoryview, see: Callable[[memoryview, int], None] = lambda piece, at: None) -> memoryview:
         """The object's bytes: in ``buffer`` where the store can, else in memory of their own.
 
         Recycled memory is read into 20 times faster than fresh memory, so a local file goes into the buffer. ``see``
-        gets each piece in its turn, while it is still in the processor's cache. StorageError if the object is larger than
-        the buffer.
+        gets each piece and where it begins, while it is still in the processor's cache; a read that is tried again begins at
+        0 again. StorageError if the object is larger than the buffer.
         """
-        with self._errors("read", path):
+
+        def read(full: str) -> memoryview:
             if not self._local:
-                data = self._fs.cat_file(self._full(path))
+                data = self._fs.cat_file(full)
                 self._check_fits(path, len(data), buffer)
-                see(memoryview(data))
+                see(memoryview(data), 0)
                 return memoryview(data)
-            with open(self._full(path), "rb", buffering=0) as file:
+            with open(full, "rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
                 self._check_fits(path, size, buffer)
                 filled = 0
                 while filled < size and (n := file.readinto(buffer[filled : min(filled + PIECE_BYTES, size)])):
-                    see(buffer[filled : filled + n])
+                    see(buffer[filled : filled + n], filled)
                     filled += n
                 return buffer[:filled]
 
+        return self._do("read", path, read)
+
     def write(self, path: str, *parts: Bytes) -> None:
         """Write an object, replacing what was there. Parts are joined without a copy where the store can."""
-        with self._errors("write", path):
-            if self._local:
-                with self._beside(path, parts) as temporary:
-                    os.replace(temporary, self._full(path))
-            else:
-                self._fs.pipe_file(self._full(path), b"".join(parts))
+        self._do("write", path, lambda full: self._put(full, parts))
 
     def create(self, path: str, data: Bytes) -> bool:
-        """Write an object unless it is there. True for the one writer whose bytes it now holds."""
-        with self._errors("write", path):
+        """Write an object unless it is there. True if it now holds these bytes.
+
+        The reply to a write that succeeded may be lost, and the client library tries again by itself: then we find our own
+        object. So who asks for bytes that lie there already is told True, whoever wrote them.
+        """
+
+        def create(full: str) -> bool:
             try:
                 if self._local:
-                    with self._beside(path, [data]) as temporary:
-                        os.link(temporary, self._full(path))
+                    with self._beside(full, [data]) as temporary:
+                        os.link(temporary, full)
                 else:
-                    self._fs.pipe_file(self._full(path), bytes(data), mode="create")
-            except FileExistsError:
-                return False
+                    self._fs.pipe_file(full, bytes(data), mode="create")
             except OSError as error:  # s3fs gives the lost race of If-None-Match as EINVAL
-                if error.errno == errno.EINVAL and self.exists(path):
-                    return False
-                raise
+                if not isinstance(error, FileExistsError) and not (error.errno == errno.EINVAL and self._is_object(full)):
+                    raise
+                return self._fs.cat_file(full) == bytes(data)
             return True
 
+        return self._do("write", path, create)
+
     def exists(self, path: str) -> bool:
-        with self._errors("look for", path):
-            return self._fs.isfile(self._full(path))
+        return self._do("look for", path, self._is_object)
 
     def names(self, path: str) -> list[str]:
         """Names directly under a folder, sorted; empty if there is no such folder."""
-        with self._errors("list", path):
+
+        def names(full: str) -> list[str]:
             try:
-                entries = self._fs.ls(self._full(path), detail=False)
+                entries = self._fs.ls(full, detail=False)
             except FileNotFoundError:
                 return []
-            names = {PurePosixPath(entry.rstrip("/")).name for entry in entries if entry.rstrip("/") != self._full(path)}
-            return sorted(name for name in names if not name.startswith(".tmp-"))
+            found = {PurePosixPath(entry.rstrip("/")).name for entry in entries if entry.rstrip("/") != full}
+            return sorted(name for name in found if not name.startswith(TEMPORARY))
 
-    def find(self, path: str) -> list[str]:
-        """Every object below a folder, by its path in the bucket, sorted."""
-        with self._errors("list", path):
-            start = len(self._root.rstrip("/")) + 1
-            return sorted(p[start:] for p in self._fs.find(self._full(path)) if "/.tmp-" not in p)
+        return self._do("list", path, names)
+
+    def find(self, path: str, temporary: bool = False) -> list[str]:
+        """Every object below a folder, by its path in the bucket, sorted; or what writers that died have left there."""
+        start = len(self._root.rstrip("/")) + 1
+        found = self._do("list", path, lambda full: self._fs.find(full))
+        return sorted(p[start:] for p in found if PurePosixPath(p).name.startswith(TEMPORARY) == temporary)
 
     def remove(self, path: str) -> None:
         """Delete an object; nothing if it is not there."""
-        with self._errors("delete", path), suppress(FileNotFoundError):
-            self._fs.rm_file(self._full(path))
+
+        def remove(full: str) -> None:
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(full)
+
+        self._do("delete", path, remove)
 
     def check_writable(self) -> None:
-        """StorageError unless an object can be written here."""
-        probe = f".tmp-{uuid.uuid4().hex}"
+        """StorageError unless an object can be written here. Tried once: a URL that is wrong should be told at once."""
+        probe = f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
-            self.write(probe, b"")
+            with self._errors("write", probe):
+                self._put(self._full(probe), [b""])
         except StorageError as error:
             raise StorageError(f"bucket {self.url} cannot be written: {error.__cause__}") from error
         self.remove(probe)
@@ -141,11 +158,25 @@ class Bucket:
             raise StorageError(f"{path!r} is not a path inside the bucket {self.url}")
         return f"{self._root.rstrip('/')}/{path}"
 
+    def _is_object(self, full: str) -> bool:
+        # fsspec's own isfile takes every failure for "no": after a moment of throttling, all would be done again.
+        try:
+            return self._fs.info(full)["type"] == "file"
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _put(self, full: str, parts: Iterable[Bytes]) -> None:
+        if self._local:
+            with self._beside(full, parts) as temporary:
+                os.replace(temporary, full)
+        else:
+            self._fs.pipe_file(full, b"".join(parts))
+
     @contextmanager
-    def _beside(self, path: str, parts: Iterable[Bytes]) -> Iterator[str]:
-        full = Path(self._full(path))
-        full.parent.mkdir(parents=True, exist_ok=True)
-        temporary = full.parent / f".tmp-{uuid.uuid4().hex}"
+    def _beside(self, full: str, parts: Iterable[Bytes]) -> Iterator[str]:
+        folder = Path(full).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
             with open(temporary, "xb", buffering=0) as file:
                 for part in parts:
@@ -155,6 +186,12 @@ class Bucket:
             yield str(temporary)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _do(self, verb: str, path: str, attempt: Callable[[str], T]) -> T:
+        """The attempt's result on the object's full path, with patience; else one of our errors."""
+        full = self._full(path)
+        with self._errors(verb, path):
+            return patiently(lambda: attempt(full), metrics.STORE_RETRIES.labels(verb).inc)
 
     @contextmanager
     def _errors(self, verb: str, path: str) -> Iterator[None]:

@@ -15,6 +15,7 @@ import crc32c
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from scopemill.proto import metrics
 from scopemill.proto.bucket import Bucket, Bytes
 from scopemill.proto.errors import Conflict, CorruptObject, MissingObject
 from scopemill.proto.layout import DatasetLayout
@@ -172,11 +173,21 @@ def read_chunk(bucket: Bucket, folder: str, spec: ArraySpec, index: int, committ
     A missing object is an error (zarr would read zeros), and so are wrong bytes: CorruptObject names the object.
     """
     path = f"{folder}/{spec.chunk_key(index)}"
+    for last in (False, True):
+        try:
+            return _read_chunk(bucket, path, spec, committed_crc, buffer)
+        except CorruptObject:
+            metrics.STORE_CORRUPT_READS.inc()
+            if last:  # at first it may have been damaged on its way: what lies in the store may be whole
+                raise
+
+
+def _read_chunk(bucket: Bucket, path: str, spec: ArraySpec, committed_crc: int, buffer: memoryview) -> np.ndarray:
     crc = 0
 
-    def see(piece: memoryview) -> None:
+    def see(piece: memoryview, at: int) -> None:
         nonlocal crc
-        crc = crc32c.crc32c(piece, crc)
+        crc = crc32c.crc32c(piece, crc if at else 0)
 
     stored = bucket.read_into(path, buffer, see)
     if len(stored) != spec.chunk_bytes:

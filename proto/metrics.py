@@ -6,9 +6,16 @@ that it is given; the driver lists these places in a `file_sd` file for Promethe
 
 import json
 import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, disable_created_metrics, start_http_server
+
+# Where this machine's drivers put their `file_sd` files, a file each, unless the sweep file names another place.
+TARGETS = Path(tempfile.gettempdir()) / "scopemill" / "targets"
 
 HARVEST_ROWS = Counter("scopemill_harvest_rows", "Rows harvested, per hook the same", ["dataset"])
 HARVEST_SHARDS = Counter("scopemill_harvest_shards", "Shards committed by this harvester", ["dataset"])
@@ -16,22 +23,38 @@ HARVEST_BYTES = Counter("scopemill_harvest_bytes", "Bytes of activations written
 HARVEST_OUTLIERS = Counter("scopemill_harvest_outliers", "Rows dropped by the norm filter", ["dataset"])
 HARVEST_SECONDS = Counter("scopemill_harvest_seconds", "Seconds by phase: forward (with scatter), write", ["dataset", "phase"])
 
+STORE_RETRIES = Counter("scopemill_store_retries", "Requests to the bucket that were tried again", ["verb"])
+STORE_CORRUPT_READS = Counter("scopemill_store_corrupt_reads", "Chunks read that did not match their checksum; each is read twice at most")
+
 SERVER_BYTES_READ = Counter("scopemill_server_bytes_read", "Bytes of batches read from the bucket", ["stream"])
 SERVER_BYTES_SERVED = Counter("scopemill_server_bytes_served", "Bytes of batches sent to trainers", ["stream"])
 SERVER_DETACHED_BYTES = Counter("scopemill_server_detached_bytes", "Bytes read for single trainers outside the window", ["stream"])
 SERVER_WINDOW_BATCHES = Gauge("scopemill_server_window_batches", "Batches held in the window", ["stream"])
+SERVER_WINDOW_CAPACITY = Gauge("scopemill_server_window_capacity", "Batches that the window has memory for", ["stream"])
 SERVER_CONSUMERS = Gauge("scopemill_server_consumers", "Trainers joined to the stream", ["stream"])
+SERVER_LAG = Gauge("scopemill_server_lag_batches", "Batches by which a trainer is behind the foremost one of its stream", ["stream", "sae"])
+SERVER_WAIT_SECONDS = Counter(
+    "scopemill_server_wait_seconds",
+    "Trainer-seconds by what the next batch waits for: credit (the trainer is busy), read (the bucket), window (a slower trainer)",
+    ["stream", "reason"],
+)
 SERVER_DETACHED = Counter("scopemill_server_detached", "Times a trainer fell out of the window and read on by itself", ["stream"])
 SERVER_LOST = Counter("scopemill_server_lost", "Trainers given up after they went silent", ["stream"])
 
 TRAINER_STEP = Gauge("scopemill_trainer_step", "Steps done", ["sae"])
+TRAINER_STEPS = Gauge("scopemill_trainer_steps", "Steps in all", ["sae"])
+TRAINER_TOKENS = Counter("scopemill_trainer_tokens", "Rows trained on by this process", ["sae"])
+TRAINER_SECONDS = Counter(
+    "scopemill_trainer_seconds", "Seconds by phase: wait (for data), copy (to the device), step, checkpoint", ["sae", "phase"]
+)
 TRAINER_LOSS = Gauge("scopemill_trainer_loss", "Training loss of the last logged step", ["sae"])
 TRAINER_L0 = Gauge("scopemill_trainer_l0", "Active latents per token", ["sae"])
 TRAINER_FVU = Gauge("scopemill_trainer_fvu", "Fraction of variance unexplained on the training batches", ["sae"])
 TRAINER_DEAD = Gauge("scopemill_trainer_dead_latents", "Latents that have not fired for the stated number of tokens", ["sae"])
-TRAINER_STEP_SECONDS = Histogram("scopemill_trainer_step_seconds", "Seconds per step", ["sae"], buckets=[0.003, 0.01, 0.03, 0.1, 0.3, 1, 3])
-TRAINER_WAIT_SECONDS = Counter("scopemill_trainer_wait_seconds", "Seconds spent waiting for data", ["sae"])
-TRAINER_CHECKPOINT = Gauge("scopemill_trainer_checkpoint_timestamp_seconds", "When the last checkpoint was committed", ["sae"])
+TRAINER_LATENTS = Gauge("scopemill_trainer_latents", "Latents of the SAE", ["sae"])
+TRAINER_CHECKPOINT = Gauge(
+    "scopemill_trainer_checkpoint_timestamp_seconds", "When the last checkpoint was committed; before that, when training began", ["sae"]
+)
 
 EVALUATIONS = Counter("scopemill_evaluations", "Checkpoints evaluated")
 EVALUATED_FVU = Gauge("scopemill_evaluated_fvu", "FVU of the newest evaluated checkpoint", ["sae"])
@@ -42,8 +65,19 @@ SWEEP_SAES = Gauge("scopemill_sweep_saes", "SAEs of the sweep by state", ["state
 
 def expose(host: str = "127.0.0.1") -> str:
     """Expose this process' metrics; returns ``host:port``."""
+    disable_created_metrics()  # a second series for each counter, which nobody asks for
     server, _ = start_http_server(0, addr=host)
     return f"{host}:{server.server_port}"
+
+
+@contextmanager
+def timed(seconds: Counter) -> Iterator[None]:
+    """Add the seconds that a block takes to a counter."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds.inc(time.perf_counter() - start)
 
 
 def write_targets(path: Path, sweep: str, targets: dict[str, list[str]]) -> None:

@@ -1,11 +1,18 @@
 """The smallest sweep that has every part: 2 hooks x 2 sparsities on the carried model, seconds of work."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+from rich.console import Console
+
 from scopemill.deploy.demo.run import MODEL
 from scopemill.deploy.demo.standard_library import documents
+from scopemill.deploy.plan import SweepPlan, plan_sweep
+from scopemill.deploy.progress import Reporter
+from scopemill.deploy.sweep import load_sweep
 
 STEPS = 24
 
@@ -40,3 +47,13 @@ def sweep(bucket: str, text: Path, **sections: dict[str, Any]) -> dict[str, Any]
     for section, fields in sections.items():
         data[section] = {**data.get(section, {}), **fields}
     return data
+
+
+def planned(folder: Path, data: dict) -> SweepPlan:
+    file = folder / "sweep.yaml"
+    file.write_text(yaml.safe_dump(data))
+    return plan_sweep(load_sweep(str(file)))
+
+
+def quiet() -> Reporter:
+    return Reporter(Console(file=io.StringIO()))

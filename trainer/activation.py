@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import nn
 
-from scopemill.trainer.codes import Codes
+from scopemill.trainer.codes import Codes, Entries, Pre
 from scopemill.trainer.config import SaeConfig
 
 if TYPE_CHECKING:
@@ -46,15 +46,22 @@ class Activation(nn.Module, ABC):
         return True
 
     @abstractmethod
-    def codes(self, pre: torch.Tensor, config: SaeConfig) -> Codes:
-        """Pre-activations [B, F] to latents, differentiable as the architecture defines it."""
+    def codes(self, pre: Pre, config: SaeConfig) -> Codes:
+        """Pre-activations to latents, differentiable as the architecture defines it."""
 
-    def penalty(self, codes: Codes, pre: torch.Tensor, norms: torch.Tensor, config: SaeConfig) -> torch.Tensor:
+    def select(self, everything: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
+        """Of all pre-activations [B, F] the entries that loss and gradients depend on, with their values [n].
+
+        None where there are more than ``at_most``, or where nothing can be left out.
+        """
+        return None
+
+    def penalty(self, codes: Codes, pre: Pre, norms: torch.Tensor, config: SaeConfig) -> torch.Tensor:
         """The sparsity penalty, a mean over the rows, without its coefficient. ``norms`` [F] are those of the decoder."""
         return codes.values.new_zeros(())
 
     def auxiliary(
-        self, sae: "Sae", pre: torch.Tensor, y: torch.Tensor, error: torch.Tensor, dead: torch.Tensor, config: SaeConfig
+        self, sae: "Sae", pre: Pre, y: torch.Tensor, error: torch.Tensor, dead: torch.Tensor, config: SaeConfig
     ) -> torch.Tensor | float:
         """What else the architecture trains by, with its own coefficient. ``error`` [B, d_out] is y less what was rebuilt, and no
         gradient goes through it; ``dead`` [F] says which latents have not fired for long."""

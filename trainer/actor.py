@@ -4,7 +4,8 @@ import importlib.metadata
 import json
 import logging
 import threading
-import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,22 +69,26 @@ class Trainer:
     def metrics_address(self) -> str:
         return self._metrics_address
 
-    def run(self, server: str) -> int:
-        """Train from the server at an address; returns the steps done: all of them, or those before ``stop``."""
+    def run(self, server: str | Callable[[], str], keys: str | None = None) -> int:
+        """Train from the server that is, or is found, there; returns the steps done: all of them, or those before ``stop``."""
         assignment, config = self._assignment, self._assignment.config
         client: StreamClient | None = None
         self._loop = loop = self._begin(lambda: client.waited if client else 0.0)
+        self._announce(loop)
         if loop.done:
             self._finish(loop)
             return loop.step_number
-        client = StreamClient(server, assignment.stream, assignment.name, loop.step_number, config.steps, self._stop.is_set)
+        client = StreamClient(server, assignment.stream, assignment.name, loop.step_number, config.steps, self._stop.is_set, keys)
         try:
             for _, arrays in client:
-                start = time.perf_counter()
-                loop.step(*self._batch(arrays, client.dtype))
-                self._observe(loop, time.perf_counter() - start, client.waited)
+                with self._timed("copy"):
+                    batch = self._batch(arrays, client.dtype)
+                with self._timed("step"):
+                    loop.step(*batch)
+                self._observe(loop, client.waited)
                 if loop.step_number % config.checkpoint_every == 0 or loop.done:
-                    self._checkpoint(loop)
+                    with self._timed("checkpoint"):
+                        self._checkpoint(loop)
                 if self._stop.is_set():
                     break
         except Stopped:
@@ -123,10 +128,7 @@ class Trainer:
         steps = checkpoint.steps_of(self._bucket, self._layout)
         if not steps:
             return Loop(self._initial().to(self._device), config, History(), waited)
-        sae, record, moments, tokens_since_fired = checkpoint.load_state(self._bucket, self._layout, steps[-1], config)
-        loop = Loop(sae.to(self._device), config, History.load(self._bucket, self._layout.history, record.step), waited)
-        loop.restore(record.step, moments, tokens_since_fired)
-        return loop
+        return checkpoint.load_loop(self._bucket, self._layout, steps[-1], config, self._device, waited)
 
     def _initial(self) -> Sae:
         assignment, config = self._assignment, self._assignment.config
@@ -146,7 +148,7 @@ class Trainer:
             step, step, step * config.batch_size, self._assignment.wiring.to_json(), config.model_dump(mode="json")
         )  # fmt: skip
         loop.history.save(self._bucket, self._layout.history)
-        checkpoint.save(self._bucket, self._layout, record, loop.sae, loop.optimizer.second_moments, loop.tokens_since_fired)
+        checkpoint.save(self._bucket, self._layout, record, loop)
         metrics.TRAINER_CHECKPOINT.labels(self._assignment.name).set_to_current_time()
 
     def _finish(self, loop: Loop) -> None:
@@ -160,11 +162,25 @@ class Trainer:
                 self._bucket, self._layout.root, FinishedSae(sae, inputs, outputs, self._assignment.model, self._assignment.metadata)
             )
 
-    def _observe(self, loop: Loop, seconds: float, waited: float) -> None:
+    def _timed(self, phase: str) -> AbstractContextManager[None]:
+        return metrics.timed(metrics.TRAINER_SECONDS.labels(self._assignment.name, phase))
+
+    def _announce(self, loop: Loop) -> None:
+        """What the metrics can tell before the first step. Counters begin at 0, so that no rate misses the first increase."""
         name = self._assignment.name
         metrics.TRAINER_STEP.labels(name).set(loop.step_number)
-        metrics.TRAINER_STEP_SECONDS.labels(name).observe(seconds)
-        metrics.TRAINER_WAIT_SECONDS.labels(name).inc(waited - self._waited)
+        metrics.TRAINER_STEPS.labels(name).set(self._assignment.config.steps)
+        metrics.TRAINER_LATENTS.labels(name).set(loop.sae.width)
+        metrics.TRAINER_CHECKPOINT.labels(name).set_to_current_time()
+        metrics.TRAINER_TOKENS.labels(name)
+        for phase in ("wait", "copy", "step", "checkpoint"):
+            metrics.TRAINER_SECONDS.labels(name, phase)
+
+    def _observe(self, loop: Loop, waited: float) -> None:
+        name = self._assignment.name
+        metrics.TRAINER_STEP.labels(name).set(loop.step_number)
+        metrics.TRAINER_TOKENS.labels(name).inc(self._assignment.config.batch_size)
+        metrics.TRAINER_SECONDS.labels(name, "wait").inc(waited - self._waited)
         self._waited = waited
         if loop.history.rows and loop.history.rows[-1].step == loop.step_number:
             row = loop.history.rows[-1]

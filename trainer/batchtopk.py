@@ -4,10 +4,11 @@ At inference there is no batch: a latent fires above the mean, over training bat
 forgets: it is of about the last thousand batches. A finished SAE is a JumpReLU with this threshold.
 """
 
+import numpy as np
 import torch
 
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes
+from scopemill.trainer.codes import Codes, Entries, Pre, SparsePre, scan
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.jumprelu import JumpReLU
 from scopemill.trainer.topk import TopK
@@ -27,11 +28,30 @@ class BatchTopK(TopK):
     def forward(self, pre: torch.Tensor) -> torch.Tensor:
         return pre.relu() * (pre > self.threshold)
 
-    def codes(self, pre: torch.Tensor, config: SaeConfig) -> Codes:
-        kept = pre.detach().flatten().topk(len(pre) * self.k, sorted=False).values
-        smallest = kept.amin().clamp_(min=0)
-        self._smallest.append(kept[kept > 0].amin() if (kept > 0).any() else smallest)
-        return Codes.of(pre * ((pre >= smallest) & (pre > 0)))
+    def codes(self, pre: Pre, config: SaeConfig) -> Codes:
+        if isinstance(pre, SparsePre):
+            self._kept(pre.values.detach())
+            return pre.codes(pre.values)
+        smallest = pre.values.detach().flatten().topk(pre.rows * self.k, sorted=False).values.amin()
+        kept = (pre.values >= smallest) & (pre.values > 0)
+        self._kept(pre.values.detach()[kept])
+        return pre.codes(pre.values * kept)
+
+    def select(self, everything: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
+        """All that lies well above the usual threshold; if that is enough, the largest of it are those of the batch."""
+        wanted = len(everything) * self.k
+        candidates = None if wanted > at_most else scan(everything, (0.8 * self.threshold).expand(self.width), at_most)
+        if candidates is None or candidates[1].numel() < wanted:
+            return None
+        entries, values = candidates
+        keep = values >= values.kthvalue(len(values) - wanted + 1).values
+        before = np.concatenate([[0], np.cumsum(keep.numpy())])
+        return Entries(before[entries.starts], entries.latents[keep.numpy()], self.width), values[keep]
+
+    def _kept(self, values: torch.Tensor) -> None:
+        """Take note of the smallest of the values kept, all of which are positive."""
+        if len(values):
+            self._smallest.append(values.amin())
 
     @torch.no_grad()
     def after_update(self) -> None:

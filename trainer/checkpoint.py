@@ -1,10 +1,11 @@
 """Checkpoints: all that a trainer needs to go on as if it had never stopped.
 
-The weights are safetensors, the optimiser's second moments and the dead counters too; ``checkpoint.json`` is written
+The weights are safetensors, the optimiser's state and the dead counters too; ``checkpoint.json`` is written
 last and makes the checkpoint. Its ``cursor`` is the number of the next batch of the stream: the whole of the data's state.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,10 @@ from scopemill.proto.errors import Conflict, SaeFormatError
 from scopemill.proto.layout import SaeLayout
 from scopemill.trainer.architectures import initial_sae
 from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.history import History
+from scopemill.trainer.loop import Loop
 from scopemill.trainer.sae import Sae, check_tensors
 from scopemill.trainer.wiring import Wiring
-
-_DEAD = "tokens_since_fired"
-_MOMENT = "second_moment."
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,12 @@ def steps_of(bucket: Bucket, layout: SaeLayout) -> list[int]:
     return [step for step in steps if bucket.exists(layout.checkpoint(step).record)]
 
 
-def save(
-    bucket: Bucket,
-    layout: SaeLayout,
-    record: CheckpointRecord,
-    sae: Sae,
-    second_moments: dict[str, torch.Tensor],
-    tokens_since_fired: torch.Tensor,
-) -> None:
-    """Commit a checkpoint, then drop the optimiser's state of the one before: only the newest is ever resumed."""
+def save(bucket: Bucket, layout: SaeLayout, record: CheckpointRecord, loop: Loop) -> None:
+    """Commit a checkpoint, then drop the state of the one before: only the newest is ever resumed."""
     place = layout.checkpoint(record.step)
     older = [step for step in steps_of(bucket, layout) if step < record.step]
-    bucket.write(place.weights, safetensors.torch.save(_cpu(sae.state_dict())))
-    state = {_MOMENT + name: v for name, v in second_moments.items()} | {_DEAD: tokens_since_fired}
-    bucket.write(place.optimizer, safetensors.torch.save(_cpu(state)))
+    bucket.write(place.weights, safetensors.torch.save(_cpu(loop.sae.state_dict())))
+    bucket.write(place.optimizer, safetensors.torch.save(_cpu(loop.state())))
     bucket.create(place.record, json.dumps(vars(record), indent=1).encode())
     for step in older:
         bucket.remove(layout.checkpoint(step).optimizer)
@@ -85,10 +77,8 @@ def load_sae(bucket: Bucket, layout: SaeLayout, step: int) -> tuple[Sae, Checkpo
     return sae, record
 
 
-def load_state(
-    bucket: Bucket, layout: SaeLayout, step: int, config: SaeConfig
-) -> tuple[Sae, CheckpointRecord, dict[str, torch.Tensor], torch.Tensor]:
-    """All of a checkpoint; Conflict if it was trained with another configuration."""
+def load_loop(bucket: Bucket, layout: SaeLayout, step: int, config: SaeConfig, device: torch.device, waited: Callable[[], float]) -> Loop:
+    """A loop that goes on after a checkpoint; Conflict if that was trained with another configuration."""
     sae, record = load_sae(bucket, layout, step)
     wanted = config.model_dump(mode="json")
     if record.config != wanted:
@@ -96,12 +86,12 @@ def load_state(
         raise Conflict(
             f"{bucket.place(layout.root)} was trained with {key} = {record.config.get(key)!r}, and this run asks for {wanted.get(key)!r}"
         )
+    loop = Loop(sae.to(device), config, History.load(bucket, layout.history, step), waited)
     path = layout.checkpoint(step).optimizer
     state = _read(bucket, path)
-    shapes = {_MOMENT + name: p.shape for name, p in sae.named_parameters()} | {_DEAD: [sae.width]}
-    check_tensors(bucket.place(path), state, shapes)
-    tokens_since_fired = state.pop(_DEAD)
-    return sae, record, {name.removeprefix(_MOMENT): v for name, v in state.items()}, tokens_since_fired
+    check_tensors(bucket.place(path), state, {name: tensor.shape for name, tensor in loop.state().items()})
+    loop.restore(step, state)
+    return loop
 
 
 def _read(bucket: Bucket, path: str) -> dict[str, torch.Tensor]:

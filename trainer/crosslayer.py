@@ -6,11 +6,13 @@ layer and all that follow (Anthropic, Circuit Tracing, March 2025); and per-laye
 A latent's norm is that of its decoder rows to all layers together. Latents of all layers stand side by side in [B, L * F].
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes
+from scopemill.trainer.codes import Codes, EncodeAt, Entries
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.sae import Sae, unit_rows
 from scopemill.trainer.wiring import Shape
@@ -51,6 +53,23 @@ class CrossLayerTranscoder(Sae):
         parts = x.split(self.shape.inputs, dim=-1)
         pre = [nn.functional.linear(part, weights) for part, weights in zip(parts, self.W_enc, strict=True)]
         return (torch.cat(pre, dim=-1) + self.b_enc).float()
+
+    def encoder_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        out.copy_(self.encoder(x))
+
+    def encoder_at(self, x: torch.Tensor) -> Callable[[Entries, torch.Tensor], torch.Tensor]:
+        per_layer, parts = self.width // len(self.W_enc), x.split(self.shape.inputs, dim=1)
+
+        def at(entries: Entries, values: torch.Tensor) -> torch.Tensor:
+            places, found = [], []
+            for layer, (part, weights) in enumerate(zip(parts, self.W_enc, strict=True)):
+                start, stop = layer * per_layer, (layer + 1) * per_layer
+                own, where = entries.part(start, stop)
+                places.append(where)
+                found.append(EncodeAt.apply(values[where], self.b_enc[start:stop], None, weights, part, own.renumbered(start, stop)))
+            return torch.cat(found)[torch.cat(places).argsort()]
+
+        return at
 
     def mix(self, codes: Codes) -> torch.Tensor:
         per_layer, columns = self.width // len(self.W_dec), range(self.shape.d_out)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes
+from scopemill.trainer.codes import Codes, Entries, Pre, scan
 from scopemill.trainer.config import SaeConfig
 
 
@@ -28,15 +28,22 @@ class Gated(Activation):
     def forward(self, pre: torch.Tensor) -> torch.Tensor:
         return (pre + self.b_gate > 0) * (pre * self.r_mag.exp() + self.b_mag).relu()
 
-    def codes(self, pre: torch.Tensor, config: SaeConfig) -> Codes:
-        return Codes.of(self(pre))
+    def codes(self, pre: Pre, config: SaeConfig) -> Codes:
+        magnitude = (pre.values * pre.spread(self.r_mag.exp()) + pre.spread(self.b_mag)).relu()
+        return pre.codes((pre.values + pre.spread(self.b_gate) > 0) * magnitude)
 
-    def penalty(self, codes: Codes, pre: torch.Tensor, norms: torch.Tensor, config: SaeConfig) -> torch.Tensor:
-        return (pre + self.b_gate).relu().sum() / len(pre)
+    def select(self, everything: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
+        return scan(everything, -self.b_gate, at_most)
+
+    def penalty(self, codes: Codes, pre: Pre, norms: torch.Tensor, config: SaeConfig) -> torch.Tensor:
+        return self._gate(pre).sum() / pre.rows
 
     def auxiliary(self, sae, pre, y, error, dead, config) -> torch.Tensor:
-        rebuilt = (pre + self.b_gate).relu() @ sae.W_dec.detach() + sae.b_dec.detach()
-        return (y - rebuilt).square().sum() / len(y)
+        rebuilt = pre.codes(self._gate(pre)).decode(sae.W_dec.detach()) + sae.b_dec.detach()
+        return (y - rebuilt).square().sum() / pre.rows
+
+    def _gate(self, pre: Pre) -> torch.Tensor:
+        return (pre.values + pre.spread(self.b_gate)).relu()
 
     @torch.no_grad()
     def finished(self, scale: float, bias: torch.Tensor) -> tuple[torch.Tensor, "Gated"]:

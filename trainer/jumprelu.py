@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes
+from scopemill.trainer.codes import Codes, DenseCodes, Entries, Pre, SparseCodes, SparsePre, scan
 from scopemill.trainer.config import SaeConfig
 
 
@@ -41,6 +41,25 @@ class _JumpReLU(torch.autograd.Function):
         return d_f * active, d_threshold, None
 
 
+class _JumpReLUAt(torch.autograd.Function):
+    """The same at entries: (z [n], theta [F]) to (f [n], p [F]). The entries hold all that is active or in the band."""
+
+    @staticmethod
+    def forward(ctx, z, threshold, bandwidth, entries):
+        at = threshold[entries.index]
+        active = z > at
+        ctx.save_for_backward(z, at, active)
+        ctx.bandwidth, ctx.entries = bandwidth, entries
+        return z * active, entries.share(active)
+
+    @staticmethod
+    def backward(ctx, d_f, d_p):
+        z, at, active = ctx.saved_tensors
+        band = (z - at).abs_() < ctx.bandwidth / 2
+        pseudo = torch.where(band, d_f * at + d_p[ctx.entries.index] / ctx.entries.rows, 0.0)
+        return d_f * active, ctx.entries.add_up(pseudo) / -ctx.bandwidth, None, None
+
+
 class JumpReLU(Activation):
     name = "jumprelu"
 
@@ -61,12 +80,19 @@ class JumpReLU(Activation):
     def forward(self, pre: torch.Tensor) -> torch.Tensor:
         return pre * (pre > self.threshold)
 
-    def codes(self, pre: torch.Tensor, config: SaeConfig) -> Codes:
-        return Codes(*_JumpReLU.apply(pre, self.threshold, config.bandwidth))
+    def codes(self, pre: Pre, config: SaeConfig) -> Codes:
+        if isinstance(pre, SparsePre):
+            return SparseCodes(*_JumpReLUAt.apply(pre.values, self.threshold, config.bandwidth, pre.entries), pre.entries)
+        return DenseCodes(*_JumpReLU.apply(pre.values, self.threshold, config.bandwidth))
 
-    def penalty(self, codes: Codes, pre: torch.Tensor, norms: torch.Tensor, config: SaeConfig) -> torch.Tensor:
+    def select(self, everything: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
+        if config.pre_activation_coefficient:  # every latent that does not fire counts there
+            return None
+        return scan(everything, self.threshold - config.bandwidth / 2, at_most)
+
+    def penalty(self, codes: Codes, pre: Pre, norms: torch.Tensor, config: SaeConfig) -> torch.Tensor:
         if config.penalty == "tanh":
-            return (config.tanh_scale * codes.times(norms)).tanh().sum() / len(pre)
+            return (config.tanh_scale * codes.times(norms)).tanh().sum() / pre.rows
         l0 = codes.l0
         penalty = l0 if config.penalty == "l0" else (2 / config.sparsity) * (l0 - config.sparsity) ** 2
         return penalty + codes.frequency.square().sum() / config.frequency_limit if config.frequency_limit else penalty
@@ -75,7 +101,7 @@ class JumpReLU(Activation):
         """The pre-activation loss: by how much latents stay below their thresholds, times their norms."""
         if not config.pre_activation_coefficient:
             return 0.0
-        return config.pre_activation_coefficient * ((self.threshold - pre).relu() @ sae.norms()).mean()
+        return config.pre_activation_coefficient * ((self.threshold - pre.values).relu() @ sae.norms()).mean()
 
     @torch.no_grad()
     def begin(self, pre: torch.Tensor, config: SaeConfig) -> None:

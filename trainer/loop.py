@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from scopemill.trainer import kernels
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.history import History, Row
 from scopemill.trainer.optimizer import Optimizer
@@ -13,6 +14,9 @@ from scopemill.trainer.resampling import due, resample
 from scopemill.trainer.sae import Losses, Sae
 from scopemill.trainer.schedule import learning_rate, sparsity_factor
 
+# Of the places [row, latent] of a batch: with fewer entries than the first share the sparse way is the faster one, with more than
+# the second the dense one; between the two what was stays.
+SPARSE_BELOW, DENSE_ABOVE = 0.03, 0.05
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -24,14 +28,26 @@ class Loop:
         self.optimizer = Optimizer(sae, config)
         self.tokens_since_fired = torch.zeros(sae.width, dtype=torch.int64, device=sae.b_dec.device)
         self.step_number = 0  # steps done
+        self.sparse = False  # whether the next step tries the sparse way first
+        self._can_be_sparse = kernels.AVAILABLE and sae.b_dec.device.type == "cpu"
         self._waited = waited  # seconds spent waiting for data so far
         self._interval = _Interval(sae.shape.d_out, waited())
 
-    def restore(self, step: int, second_moments: dict[str, torch.Tensor], tokens_since_fired: torch.Tensor) -> None:
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint needs beside the SAE and the number of steps, so that a resumed run gives the same bits."""
+        return {
+            **{f"second_moment.{name}": v for name, v in self.optimizer.second_moments.items()},
+            **{f"updated.{name}": updates for name, updates in self.optimizer.updated.items()},
+            "tokens_since_fired": self.tokens_since_fired,
+            "sparse": torch.tensor(self.sparse),
+        }
+
+    def restore(self, step: int, state: dict[str, torch.Tensor]) -> None:
+        """Go on after ``step`` steps, with the ``state`` of then."""
         self.step_number = self.optimizer.updates = step
-        for name, v in second_moments.items():
-            self.optimizer.second_moments[name].copy_(v)
-        self.tokens_since_fired.copy_(tokens_since_fired)
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+        self.sparse = bool(state["sparse"])
 
     @property
     def done(self) -> bool:
@@ -51,8 +67,10 @@ class Loop:
         fired = torch.zeros_like(self.tokens_since_fired, dtype=torch.bool)
         parts = list(zip(x.chunk(config.accumulate), y.chunk(config.accumulate), strict=True))
         for x_part, y_part in parts:
+            at_most = int(DENSE_ABOVE * len(x_part) * self.sae.width) if self.sparse else 0
             with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                losses = self.sae.losses(x_part, y_part, config, self.dead)
+                losses = self.sae.losses(x_part, y_part, config, self.dead, at_most)
+            self.sparse = self._can_be_sparse and losses.codes.density < (DENSE_ABOVE if at_most else SPARSE_BELOW)
             total = losses.total(coefficient)
             (total / len(parts)).backward()
             fired |= losses.codes.frequency.detach() > 0

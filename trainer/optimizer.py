@@ -1,7 +1,10 @@
 """Adam with beta1 = 0, which needs no first moment, and the unit-norm constraint on the decoder."""
 
+import numpy as np
 import torch
 
+from scopemill.trainer import kernels
+from scopemill.trainer.codes import Term
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.sae import Sae
 
@@ -12,35 +15,72 @@ class Optimizer:
     Where the architecture asks for a unit decoder, the gradient's part along each decoder row is removed before Adam
     sees it, and rows are brought back to unit norm after the update (Gemma Scope). ``clip_gradient`` bounds the norm of
     what is left of the whole gradient.
+
+    On the CPU one pass over each row does all of it. A row of weights without a gradient keeps them, as beta1 = 0, and of its
+    second moment only the decay is due: ``updated`` says since when, so rows whose latent did not fire are not even read.
     """
 
     def __init__(self, sae: Sae, config: SaeConfig):
         self._sae, self._config = sae, config
-        self._unit_decoder = sae.keeps_unit_decoder(config)
-        self.second_moments = {name: torch.zeros_like(p) for name, p in sae.named_parameters()}
+        self._unit = {"W_dec"} if sae.keeps_unit_decoder(config) else set()
+        parameters = dict(sae.named_parameters())
+        self.second_moments = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        self._by_rows = kernels.AVAILABLE and sae.b_dec.device.type == "cpu" and config.clip_gradient is None
+        matrices = [name for name, p in parameters.items() if p.ndim == 2] if self._by_rows else []
+        self.updated = {name: torch.zeros(len(parameters[name]), dtype=torch.int64) for name in matrices}
         self.updates = 0
 
     @torch.no_grad()
     def update(self, learning_rate: float) -> None:
         """Apply and clear the gradients. A parameter without one had no part in the loss: its gradient is zero."""
         config, parameters = self._config, dict(self._sae.named_parameters())
-        if self._unit_decoder:
-            remove_parallel(self._sae.W_dec.grad, self._sae.W_dec)
+        terms = {name: parameter.__dict__.pop("terms", []) for name, parameter in parameters.items()}
+        self.updates += 1
+        for name, parameter in parameters.items():
+            alone = name in self.updated and len(terms[name]) == 1 and parameter.grad is None
+            if terms[name] and not alone:
+                parameter.grad = _added_up(terms.pop(name), parameter)
+        for name in self._unit - self.updated.keys():
+            remove_parallel(parameters[name].grad, parameters[name])
         if config.clip_gradient is not None:
             torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip_gradient)
-        self.updates += 1
-        correction = (1 - config.adam_beta2**self.updates) ** 0.5
         for name, parameter in parameters.items():
-            gradient, v = parameter.grad, self.second_moments[name]
-            v.mul_(config.adam_beta2)
-            if gradient is None:
-                continue
-            v.addcmul_(gradient, gradient, value=1 - config.adam_beta2)
-            parameter.addcdiv_(gradient, (v.sqrt() / correction).add_(config.adam_epsilon), value=-learning_rate)
+            if name in self.updated:
+                self._update_rows(name, parameter, terms.get(name, []), learning_rate)
+            else:
+                self._update(name, parameter, learning_rate)
             parameter.grad = None
-        if self._unit_decoder:
-            self._sae.W_dec /= self._sae.W_dec.norm(dim=1, keepdim=True)
         self._sae.activation.after_update()
+
+    def _update(self, name: str, parameter: torch.Tensor, learning_rate: float) -> None:
+        config, gradient, v = self._config, parameter.grad, self.second_moments[name]
+        v.mul_(config.adam_beta2)
+        if gradient is not None:
+            v.addcmul_(gradient, gradient, value=1 - config.adam_beta2)
+            parameter.addcdiv_(gradient, (v.sqrt() / self._correction).add_(config.adam_epsilon), value=-learning_rate)
+        if name in self._unit:
+            parameter /= parameter.norm(dim=1, keepdim=True)
+
+    def _update_rows(self, name: str, parameter: torch.Tensor, terms: list[Term], learning_rate: float) -> None:
+        config = self._config
+        state = parameter.detach().numpy(), self.second_moments[name].numpy(), self.updated[name].numpy(), self.updates
+        rates = [np.float32(x) for x in (learning_rate, config.adam_beta2, config.adam_epsilon, self._correction)]
+        if parameter.grad is not None:
+            kernels.update_dense(parameter.grad.contiguous().numpy(), *state, *rates, name in self._unit)
+        elif terms:
+            kernels.update_rows(*terms[0].columns, terms[0].factors, terms[0].matrix, *state, *rates, name in self._unit)
+
+    @property
+    def _correction(self) -> float:
+        return (1 - self._config.adam_beta2**self.updates) ** 0.5
+
+
+def _added_up(terms: list[Term], parameter: torch.Tensor) -> torch.Tensor:
+    """The gradient [F, d] that terms stand for, and what was there before."""
+    total = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
+    for term in terms:
+        kernels.gradient(*term.columns, term.factors, term.matrix, total.numpy())
+    return total
 
 
 def remove_parallel(gradient: torch.Tensor, rows: torch.Tensor) -> None:

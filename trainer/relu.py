@@ -6,7 +6,7 @@ Norms are part of the penalty, so the decoder needs no constraint.
 import torch
 
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes
+from scopemill.trainer.codes import Codes, Entries, Pre, scan
 from scopemill.trainer.config import SaeConfig
 
 
@@ -20,8 +20,11 @@ class ReLU(Activation):
     def forward(self, pre: torch.Tensor) -> torch.Tensor:
         return pre.relu()
 
-    def codes(self, pre: torch.Tensor, config: SaeConfig) -> Codes:
-        return Codes.of(pre.relu())
+    def codes(self, pre: Pre, config: SaeConfig) -> Codes:
+        return pre.codes(pre.values.relu())
 
-    def penalty(self, codes: Codes, pre: torch.Tensor, norms: torch.Tensor, config: SaeConfig) -> torch.Tensor:
-        return codes.times(norms).sum() / len(pre)
+    def select(self, everything: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
+        return scan(everything, everything.new_zeros(self.width), at_most)
+
+    def penalty(self, codes: Codes, pre: Pre, norms: torch.Tensor, config: SaeConfig) -> torch.Tensor:
+        return codes.times(norms).sum() / pre.rows

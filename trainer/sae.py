@@ -3,7 +3,7 @@
 Legend of shapes: B rows, d_in and d_out widths of what is read and rebuilt (of several hooks: side by side), F latents.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from scopemill.proto.errors import SaeFormatError
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes
+from scopemill.trainer.codes import Codes, DenseCodes, DensePre, EncodeAt, Entries, Pre, SparsePre
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.skip import Skip
 from scopemill.trainer.wiring import Shape
@@ -48,6 +48,7 @@ class Sae(nn.Module):
         super().__init__()
         self.shape, self.width, self.centred, self.layer_norm = shape, width, centred, layer_norm
         self.activation, self.skip = activation, skip
+        self._everything: torch.Tensor | None = None  # pre-activations [B, F] of the last sparse step
         self._make_weights()
         self.b_dec = nn.Parameter(torch.zeros(shape.d_out))
 
@@ -87,7 +88,7 @@ class Sae(nn.Module):
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents [..., F] to what they rebuild, [..., d_out], without the skip's part; of a layer norm before it is undone."""
-        return self.mix(Codes(latents, latents.new_empty(self.width))) + self.b_dec
+        return self.mix(DenseCodes(latents, latents.new_empty(self.width))) + self.b_dec
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.reconstruct(x)[1]
@@ -112,6 +113,20 @@ class Sae(nn.Module):
         """Pre-activations [..., F]."""
         return nn.functional.linear(x - self.b_dec if self.centred else x, self.W_enc, self.b_enc).float()
 
+    def encoder_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """The same for x [B, d_in] into memory [B, F] that was used before: fresh memory takes longer to touch than to fill."""
+        if torch.is_autocast_enabled(x.device.type):
+            out.copy_(self.encoder(x))
+        elif self.b_enc is None:
+            torch.mm(x - self.b_dec if self.centred else x, self.W_enc.T, out=out)
+        else:
+            torch.addmm(self.b_enc, x - self.b_dec if self.centred else x, self.W_enc.T, out=out)
+
+    def encoder_at(self, x: torch.Tensor) -> Callable[[Entries, torch.Tensor], torch.Tensor]:
+        """Makes pre-activations of x [B, d_in] that are known at some entries [n] differentiable there."""
+        seen = (x - self.b_dec).detach() if self.centred else x
+        return lambda entries, values: EncodeAt.apply(values, self.b_enc, self.b_dec if self.centred else None, self.W_enc, seen, entries)
+
     def mix(self, codes: Codes) -> torch.Tensor:
         """The decoder without its bias, [..., d_out]."""
         return codes.decode(self.W_dec).float()
@@ -131,12 +146,13 @@ class Sae(nn.Module):
         with torch.no_grad():
             self.activation.begin(self.encoder(self._normalized(x)[0]), config)
 
-    def losses(self, x: torch.Tensor, y: torch.Tensor, config: SaeConfig, dead: torch.Tensor) -> Losses:
+    def losses(self, x: torch.Tensor, y: torch.Tensor, config: SaeConfig, dead: torch.Tensor, at_most: int = 0) -> Losses:
         """Of a batch of scaled activations x [B, d_in] that shall become y [B, d_out], differentiable as the architecture
-        defines it. ``dead`` [F] says which latents have not fired for long."""
+        defines it. ``dead`` [F] says which latents have not fired for long. The sparse way is taken where ``at_most`` entries
+        are enough; it leaves the weights' gradients to them as terms."""
         if self.layer_norm:
             x = y = self._normalized(x)[0]
-        pre = self.encoder(x)
+        pre = self._pre_activations(x, config, at_most)
         codes = self.activation.codes(pre, config)
         constant = self.b_dec + self.skip(x).float() if self.skip else self.b_dec
         errors = [y - (part + constant) for part in self.rebuilds(codes)]
@@ -150,6 +166,17 @@ class Sae(nn.Module):
             variance=(y - y.mean(0)).square().sum() / len(y) if self.activation.normalized_error else 1.0,
             codes=codes,
         )
+
+    def _pre_activations(self, x: torch.Tensor, config: SaeConfig, at_most: int) -> Pre:
+        if at_most:
+            if self._everything is None or len(self._everything) != len(x):
+                self._everything = x.new_empty(len(x), self.width)
+            with torch.no_grad():
+                self.encoder_into(x, self._everything)
+                selected = self.activation.select(self._everything, config, at_most)
+            if selected is not None:
+                return SparsePre(self._everything, *selected, self.encoder_at(x))
+        return DensePre(self.encoder(x))
 
     @torch.no_grad()
     def finished(self, input_scales: Sequence[float], output_scales: Sequence[float]) -> "Sae":

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from scopemill.trainer import kernels
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes
+from scopemill.trainer.codes import Codes, Entries, Pre, SparsePre
 from scopemill.trainer.config import SaeConfig
 
 
@@ -39,18 +40,20 @@ class TopK(Activation):
         values, index = pre.topk(self.k, dim=-1, sorted=False)
         return torch.zeros_like(pre).scatter(-1, index, values.relu())
 
-    def codes(self, pre: torch.Tensor, config: SaeConfig) -> Codes:
-        return Codes.of(self(pre))
+    def codes(self, pre: Pre, config: SaeConfig) -> Codes:
+        return pre.codes(pre.values.relu() if isinstance(pre, SparsePre) else self(pre.values))
+
+    def select(self, everything: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
+        if len(everything) * self.k > at_most:
+            return None
+        latents = torch.empty(len(everything), self.k, dtype=torch.int32)
+        values = torch.empty(len(everything), self.k)
+        kernels.largest(everything.numpy(), self.k, latents.numpy(), values.numpy())
+        return Entries.of_equal_rows(latents, values > 0, self.width), values[values > 0]
 
     def auxiliary(self, sae, pre, y, error, dead, config) -> torch.Tensor | float:
         if not config.auxk_coefficient or not dead.any():
             return 0.0
-        latents = auxk_latents(pre, dead, config.auxk_latents or sae.shape.d_out // 2)
+        latents = pre.largest(dead, min(config.auxk_latents or sae.shape.d_out // 2, int(dead.sum())))
         scale = (error - error.mean(0)).square().sum()
-        return config.auxk_coefficient * ((sae.mix(Codes.of(latents)) - error).square().sum() / scale).nan_to_num(0.0)
-
-
-def auxk_latents(pre: torch.Tensor, dead: torch.Tensor, k: int) -> torch.Tensor:
-    """Of each row of pre-activations [B, F] the k largest of dead latents, where they are positive; else zero."""
-    values, index = pre.where(dead, -torch.inf).topk(min(k, int(dead.sum())), dim=1, sorted=False)
-    return torch.zeros_like(pre).scatter(1, index, values.relu())
+        return config.auxk_coefficient * ((sae.mix(latents) - error).square().sum() / scale).nan_to_num(0.0)

@@ -129,7 +129,7 @@ class Trainee(threading.Thread):
 
     def __init__(self, server, name, stream=None, cursor=0, stop=EPOCH, pause=0.0, steps=None):
         super().__init__(name=f"trainee-{name}", daemon=True)
-        self.address = server if isinstance(server, str) else server.address
+        self.address = server.address if isinstance(server, ActivationServer) else server
         self.stream, self.consumer, self.cursor, self.stop_at, self.pause = stream or spec(), name, cursor, stop, pause
         self.got: list[tuple[int, str]] = []
         self.error: Exception | None = None
@@ -239,6 +239,28 @@ def test_a_slow_client_slows_the_others(serve, wanted):
     fast.has_no_more_than(2 + CAPACITY)
     slow.allow_all()
     assert slow.finish() == fast.finish() == all_of(wanted)
+
+
+def test_the_metrics_tell_who_lags_and_what_trainers_wait_for(serve, wanted):
+    server = serve(lag="block")
+    for name in ("slow", "fast"):
+        server.expect(spec(), name, 0, EPOCH)
+
+    def lag(sae: str) -> float | None:
+        return REGISTRY.get_sample_value("scopemill_server_lag_batches", {"stream": spec().label, "sae": sae})
+
+    def waited(reason: str) -> float:
+        return REGISTRY.get_sample_value("scopemill_server_wait_seconds_total", {"stream": spec().label, "reason": reason}) or 0.0
+
+    slow, fast = Trainee(server, "slow", steps=2), Trainee(server, "fast")
+    soon(lambda: (lag("slow"), lag("fast")) == (CAPACITY, 0), "the slow one stands at the window's low end, the fast one at its high end")
+    assert metric("window_capacity") == CAPACITY
+    before = {reason: waited(reason) for reason in ("credit", "read", "window")}
+    soon(lambda: waited("credit") - before["credit"] > 1 and waited("window") - before["window"] > 1, "one is busy, one waits for it")
+    assert waited("read") == before["read"]
+    slow.allow_all()
+    assert slow.finish() == fast.finish() == all_of(wanted)
+    soon(lambda: lag("slow") is None and lag("fast") is None, "who has left has no series any more")
 
 
 def test_a_stalled_client_is_left_behind_and_still_gets_every_batch(serve, wanted, gained):
@@ -806,6 +828,18 @@ def test_a_server_that_stops_in_the_middle_is_gone(serve, wanted, monkeypatch):
     assert trainee.got == all_of(wanted, 0, len(trainee.got))
     cursor = len(trainee.got)
     assert Trainee(serve(), "a", cursor=cursor).finish() == all_of(wanted, cursor)
+
+
+def test_a_server_that_comes_back_at_another_address_is_found_and_the_stream_goes_on_at_its_cursor(serve, wanted, monkeypatch):
+    monkeypatch.setattr(client_module, "ASK_AGAIN_SECONDS", 0.3)
+    servers = [serve()]
+    trainee = Trainee(lambda: servers[-1].address, "a", steps=EPOCH // 2)
+    trainee.has(EPOCH // 2 + 1)
+    servers[0].stop()
+    servers.append(serve())
+    assert servers[0].address != servers[1].address
+    trainee.allow_all()
+    assert trainee.finish() == all_of(wanted)
 
 
 def test_a_client_that_waits_can_be_stopped(serve):

@@ -235,6 +235,16 @@ class WindowMachine(RuleBasedStateMachine):
             assert place.detached == self.window.consumers[name].detached
 
     @invariant()
+    def lags_and_waits_are_told_as_they_are(self):
+        foremost = max((p.told for p in self.places.values()), default=0)
+        assert self.window.lags() == {name: foremost - p.told for name, p in self.places.items() if p.told < p.stop}
+        waiting = [p for p in self.places.values() if p.here and p.sent < p.stop]
+        held_back = [p for p in waiting if p.hungry and not p.detached and p.sent >= self.low() + self.capacity]
+        wanted = {"credit": sum(not p.hungry for p in waiting), "window": len(held_back)}
+        wanted["read"] = len(waiting) - sum(wanted.values())
+        assert self.window.waits() == Counter(wanted)
+
+    @invariant()
     def what_is_wanted_is_on_its_way(self):
         """Who waits, waits for a read, or for memory that a slower one or a read of the past holds."""
         if self.reads_at_the_next_event:

@@ -33,7 +33,7 @@ def test_help_does_not_wait_for_heavy_imports_and_lists_the_commands(tmp_path):
     start = time.monotonic()
     shown = run(tmp_path, "--help")
     assert shown.returncode == 0 and time.monotonic() - start < 10
-    for command in ("plan", "sweep", "harvest", "evaluate", "status", "pull", "demo"):
+    for command in ("plan", "sweep", "harvest", "evaluate", "status", "clean", "keys", "pull", "monitor", "demo"):
         assert command in shown.stdout
 
 
@@ -73,6 +73,7 @@ def test_ctrl_c_ends_within_seconds_keeps_what_is_done_and_says_how_to_continue(
         _, told = process.communicate(timeout=100)
     assert time.monotonic() - start < 45
     assert process.returncode == 130
+    assert (folder / "targets.json").read_text() == "[]", "nothing that has ended is scraped any more"
     assert re.fullmatch(r"error stopped; everything committed is kept. To continue: scopemill sweep sweep.yaml\n", told)
     status = run(folder, "status", "sweep.yaml")
     assert "shards 3 of 3" in status.stdout and status.stdout.count("begun") == 2

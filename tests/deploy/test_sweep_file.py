@@ -32,7 +32,7 @@ def refusal(file: Path, *overrides: str) -> str:
     [
         ("trian.widths=[1]", "trian: there is no such field"),
         ("train.learning_rat=1", "train.learning_rat: there is no such field"),
-        ("train.preset=fast", "train: preset 'fast' is not known: there are gemma-scope, quick"),
+        ("train.template=fast", "train: template 'fast' is not known: there are anthropic-2025, batchtopk"),
         ("train.batch_size=0", "train.batch_size: should be greater than or equal to 1, not 0"),
         ("train.batch_size=many", "train.batch_size: should be a valid integer, not 'many'"),
         ("train.widths=[256, 256]", "train: widths names a value twice"),
@@ -93,8 +93,8 @@ def test_a_model_may_be_a_name_or_a_mapping(file):
     assert load_sweep(str(file), ["model={name: a/b, revision: main}"]).model.revision == "main"
 
 
-def test_presets_fill_what_is_not_given(file):
-    train = load_sweep(str(file), ["train={preset: gemma-scope, widths: [16384], sparsities: [6e-4], bandwidth: 0.002}"]).train
+def test_templates_fill_what_is_not_given(file):
+    train = load_sweep(str(file), ["train={template: gemma-scope, widths: [16384], sparsities: [6e-4], bandwidth: 0.002}"]).train
     assert (train.learning_rate, train.batch_size, train.bandwidth) == (7e-5, 4096, 0.002)
 
 

@@ -10,33 +10,22 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 import pytest
 import tiny_sweep
-import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
+from tiny_sweep import planned, quiet
 
 from scopemill.deploy.driver import SweepDriver
 from scopemill.deploy.finished import finished_entries
-from scopemill.deploy.plan import SweepPlan, plan_sweep
+from scopemill.deploy.plan import SweepPlan
 from scopemill.deploy.progress import Reporter
 from scopemill.deploy.publish import publish, pull
 from scopemill.deploy.status import read_status, watch
-from scopemill.deploy.sweep import load_sweep
 from scopemill.evaluator.results import SCHEMA, Result
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import read_commit
 from scopemill.proto.errors import Conflict, ScopemillError
 from scopemill.proto.layout import SweepLayout
 from scopemill.trainer import load_sae
-
-
-def planned(folder: Path, data: dict) -> SweepPlan:
-    file = folder / "sweep.yaml"
-    file.write_text(yaml.safe_dump(data))
-    return plan_sweep(load_sweep(str(file)))
-
-
-def quiet() -> Reporter:
-    return Reporter(Console(file=io.StringIO()))
 
 
 class Scraper:
@@ -163,7 +152,7 @@ def test_a_sweep_on_s3_ends_with_the_same_bits_as_one_on_a_folder(finished, text
     copied = pull(plan.config.bucket, str(tmp_path / "pulled"), "*blocks.3.*")
     assert len(copied) == 2
     sae = load_sae(str(tmp_path / "pulled" / copied[0].removeprefix("saes/")))
-    assert sae.d == 192 and sae.width == 256
+    assert sae.shape.d_in == 192 and sae.width == 256
 
 
 def test_a_sweep_whose_training_was_stopped_ends_with_the_same_bits(finished, text, tmp_path):

@@ -5,7 +5,6 @@ are JumpReLUs by now, with the threshold that they learnt. What SAELens has no w
 transcoders, skip SAEs, TopK transcoders) is kept in the same kind of folder under our own word.
 """
 
-import importlib.metadata
 import json
 from typing import Any
 

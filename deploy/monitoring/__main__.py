@@ -1,0 +1,29 @@
+"""Write the folder `generated` from the code beside it: ``python -m scopemill.deploy.monitoring``."""
+
+import json
+from pathlib import Path
+
+from scopemill.deploy.monitoring.alerts import rule_file
+from scopemill.deploy.monitoring.dashboards import DASHBOARDS
+from scopemill.deploy.monitoring.grafana import provisioned_dashboards, provisioned_sources
+from scopemill.deploy.monitoring.prometheus import as_yaml, config
+
+FOLDER = Path(__file__).parent / "generated"
+TARGETS = "/tmp/scopemill/targets/*.json"  # where drivers put their files on Linux, unless told otherwise
+
+
+def render() -> dict[str, str]:
+    """Every file of the folder, by its path in it."""
+    dashboards = {f"grafana/dashboards/{d.name}.json": json.dumps(d.render(), indent=1, ensure_ascii=False) + "\n" for d in DASHBOARDS}
+    return dashboards | {
+        "grafana/provisioning/dashboards/scopemill.yaml": as_yaml(provisioned_dashboards()),
+        "grafana/provisioning/datasources/scopemill.yaml": as_yaml(provisioned_sources()),
+        "prometheus/prometheus.yml": as_yaml(config(TARGETS)),
+        "prometheus/alerts.yml": as_yaml(rule_file()),
+    }
+
+
+if __name__ == "__main__":
+    for name, text in render().items():
+        (FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
+        (FOLDER / name).write_text(text)

@@ -1,0 +1,128 @@
+"""Every architecture on the demo's language model: the plots and the table of docs/training-guide.md.
+
+``python tests/bench/frontiers.py`` harvests once, trains four sparsities of each architecture for a million tokens, evaluates
+them, and writes docs/images/frontiers.png; the bucket, ./guide-bucket, is kept, so a second run only draws.
+"""
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from rich.console import Console
+from rich.table import Table
+
+from scopemill.deploy.cluster import local_cluster
+from scopemill.deploy.demo.run import MODEL
+from scopemill.deploy.demo.standard_library import write_corpus
+from scopemill.deploy.driver import SweepDriver
+from scopemill.deploy.plan import plan_sweep
+from scopemill.deploy.progress import Reporter
+from scopemill.deploy.status import read_status
+from scopemill.deploy.sweep import parse_sweep
+from scopemill.evaluator.results import Result
+
+BUCKET = Path("guide-bucket")
+IMAGE = Path("docs/images/frontiers.png")
+KS = (16, 32, 64, 96)
+
+
+@dataclass(frozen=True)
+class Kind:
+    sparsities: tuple[float, ...]
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+REVIVED = {"auxk_coefficient": 1 / 32, "dead_after_tokens": 100_000}
+KINDS = {
+    "standard": Kind((3e-2, 6e-2, 0.12, 0.2)),
+    "gated": Kind((2e-2, 4e-2, 8e-2, 0.15)),
+    "jumprelu": Kind((5e-4, 1e-3, 2e-3, 4e-3)),
+    "topk": Kind(KS, REVIVED),
+    "batchtopk": Kind(KS, REVIVED),
+    "matryoshka": Kind(KS, REVIVED),
+    "skip": Kind((5e-4, 1e-3, 2e-3, 4e-3)),
+    "crosscoder": Kind((1e-3, 2e-3, 4e-3, 8e-3)),
+    "transcoder": Kind((5e-4, 1e-3, 2e-3, 4e-3)),
+    "skip_transcoder": Kind(KS, {"activation": "topk"} | REVIVED),
+    "per_layer_transcoder": Kind((1e-3, 2e-3, 4e-3, 8e-3)),
+    "clt": Kind((1e-3, 2e-3, 4e-3, 8e-3)),
+}
+PAIRED = ("transcoder", "skip_transcoder", "per_layer_transcoder", "clt")
+
+
+def results_of(architecture: str, kind: Kind) -> list[Result]:
+    """Harvest, train and evaluate what is not done yet; the last checkpoints' rows at layer 4, or over layers 2 and 4."""
+    paired = architecture in PAIRED
+    layers = [2, 4] if architecture in ("crosscoder", "clt", "per_layer_transcoder") else [4]
+    sites = ["mlp_in", "mlp_out"] if paired else ["resid_post"]
+    data = {
+        "name": f"guide-{architecture.replace('_', '-')}", "bucket": str(BUCKET), "model": str(MODEL),
+        "corpus": {"source": str(BUCKET / "corpus" / "train.jsonl"), "format": "jsonl"},
+        "harvest": {
+            "dataset": f"guide-{len(layers)}-{sites[0]}", "layers": layers, "sites": sites, "tokens": 589_824, "rows_per_shard": 65_536,
+            "context_length": 128, "sequences_per_forward": 64, "calibration_rows": 16_384, "actors": 1, "cpus": 2,
+        },
+        "server": {"shards_side_by_side": 4, "window_mib": 256},
+        "train": {
+            "template": "quick", "architecture": architecture, "widths": [1024], "sparsities": list(kind.sparsities), "tokens": 1_000_000,
+            "checkpoint_every": 10_000, "cpus": 0.5,
+        } | kind.fields,
+        "evaluation": {
+            "corpus": {"source": str(BUCKET / "corpus" / "held_out.jsonl"), "format": "jsonl"}, "sequences": 64,
+            "sequences_per_forward": 64, "cpus": 2, "checkpoints": "last",
+        },
+    }  # fmt: skip
+    plan = plan_sweep(parse_sweep(data, "frontiers.py"))
+    driver = SweepDriver(plan, Reporter(Console(file=io.StringIO())))
+    if driver.has_work(("harvest", "train", "evaluate")):
+        with local_cluster(num_cpus=4):
+            driver.harvest()
+            driver.train()
+            driver.evaluate()
+    return [e.result for sae in read_status(plan).saes for e in sae.evaluations]
+
+
+def draw(results: dict[str, list[Result]]) -> None:
+    figure, panels = plt.subplots(2, 2, figsize=(10, 7.4), layout="constrained")
+    groups = [[a for a in results if a not in PAIRED], [a for a in results if a in PAIRED]]
+    for row, (architectures, title) in zip(panels, zip(groups, ("residual stream", "MLP, input to output"), strict=True), strict=True):
+        for ax, (quality, label) in zip(row, (("fvu", "FVU"), ("delta_loss", "delta loss (nats per token)")), strict=True):
+            for colour, architecture in zip(plt.cm.tab10.colors, architectures, strict=False):
+                points = sorted((r.l0, getattr(r, quality)) for r in results[architecture])
+                ax.plot(*zip(*points, strict=True), "o-", color=colour, label=architecture, lw=1.2, ms=4)
+            ax.set(
+                xscale="log", yscale="log", xlabel="L0 (active latents per token)", ylabel=label, title=f"{title}: {label.split(' (')[0]}"
+            )
+            ax.grid(alpha=0.25, which="both", lw=0.5)
+        row[1].legend(fontsize=8, frameon=False)
+    IMAGE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(IMAGE, dpi=110)
+
+
+def main() -> None:
+    write_corpus(BUCKET / "corpus")
+    results = {}
+    for architecture, kind in KINDS.items():
+        results[architecture] = results_of(architecture, kind)
+        points = [f"L0 {r.l0:.0f} FVU {r.fvu:.3f} delta loss {r.delta_loss:.3f}" for r in results[architecture]]
+        print(f"{architecture}: {'; '.join(points)}", flush=True)
+    table = Table("architecture", "sparsity", "L0", "FVU", "delta loss", "recovered (zero)", "dead")
+    for architecture, rows in results.items():
+        for r in sorted(rows, key=lambda r: r.l0):
+            numbers = (
+                f"{r.sparsity:g}",
+                f"{r.l0:.1f}",
+                f"{r.fvu:.3f}",
+                f"{r.delta_loss:.3f}",
+                f"{r.recovered_zero:.3f}",
+                f"{r.dead_fraction:.1%}",
+            )
+            table.add_row(architecture, *numbers)
+    Console(width=120).print(table)
+    draw(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Loaded by every Python process of a chaos run, Ray's workers too: at an appointed call it kills its own process.
+
+The folder ``SCOPEMILL_CHAOS`` holds ``order.json`` (what to do at which call), ``struck`` once that was done, and ``journal``:
+a line for every batch that a trainer was handed.
+"""
+
+import functools
+import json
+import os
+import re
+import signal
+import sys
+import time
+import zlib
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+FOLDER = Path(os.environ["SCOPEMILL_CHAOS"]) if "SCOPEMILL_CHAOS" in os.environ else None
+WATCHED = {
+    "scopemill.proto.bucket": ("Bucket", ("write", "create")),
+    "scopemill.harvester.shard": ("ShardBuffers", ("put",)),
+    "scopemill.trainer.loop": ("Loop", ("step",)),
+    "scopemill.activation_server.server": ("ActivationServer", ("_send_batch",)),
+    "scopemill.activation_server.client": ("StreamClient", ()),
+}
+calls: dict[str, int] = {}
+
+
+def strike(call: str, when: str, arguments: tuple) -> None:
+    """Carry out the order if this is the call that it names; only one process of a run ever does."""
+    try:
+        order = json.loads((FOLDER / "order.json").read_text())
+    except FileNotFoundError:
+        return
+    if (call, when) != (order["call"], order["when"]) or not re.search(
+        order["where"], " ".join(a for a in arguments if isinstance(a, str))
+    ):
+        return
+    calls[call] = calls.get(call, 0) + 1
+    if calls[call] != order["nth"]:
+        return
+    try:
+        os.close(os.open(FOLDER / "struck", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    match order["whom"]:
+        case "self":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "raylet":
+            os.kill(os.getppid(), signal.SIGKILL)
+        case "driver":  # whoever waits for the mark kills it; meanwhile nothing goes on here
+            time.sleep(60)
+
+
+def watched(cls: type, name: str) -> None:
+    method = getattr(cls, name)
+
+    @functools.wraps(method)
+    def call(self, *arguments):
+        strike(f"{cls.__name__}.{name}", "before", arguments)
+        result = method(self, *arguments)
+        strike(f"{cls.__name__}.{name}", "after", arguments)
+        return result
+
+    setattr(cls, name, call)
+
+
+def struck_before(function):
+    def call(*arguments):
+        strike("os.replace", "before", arguments)
+        return function(*arguments)
+
+    return call
+
+
+def journalled(client: type) -> None:
+    batches = client.__iter__
+
+    def noted(self):
+        with open(FOLDER / "journal", "a", buffering=1) as journal:
+            for k, arrays in batches(self):
+                journal.write(f"{os.getpid()} {self._consumer} {k} {zlib.crc32(arrays[0].tobytes())}\n")
+                yield k, arrays
+
+    client.__iter__ = noted
+
+
+class Watch:
+    """Imports the watched modules as usual, and then lays hands on them."""
+
+    @staticmethod
+    def find_spec(name, path, target=None):
+        if name not in WATCHED:
+            return None
+        spec = PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            kind, methods = WATCHED[name]
+            cls = getattr(module, kind)
+            for method in methods:
+                watched(cls, method)
+            if kind == "StreamClient":
+                journalled(cls)
+            if kind == "Bucket":  # a local object is whole on disk, and not yet in its place
+                module.os.replace = struck_before(os.replace)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+if FOLDER is not None:
+    sys.meta_path.insert(0, Watch)

@@ -1,0 +1,269 @@
+"""The restart matrix: kill each process of a tiny sweep at its worst moments, run the same again, and compare every bit.
+
+``python tests/chaos/run.py`` prints the matrix and fails unless every row ends as the undisturbed run did; ``--short``
+takes the three rows that a user meets first. Nothing is searched for and killed: `inside/sitecustomize.py` makes the
+process in question kill itself at an appointed call, and the driver is a child of this process.
+"""
+
+import argparse
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PHASES = ("harvest", "train", "evaluate")
+COMMAND = [sys.executable, "-m", "scopemill.deploy", "sweep"]
+PATIENCE = 180.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """Whom to kill (``whom`` at or after a call), and in which phase."""
+
+    name: str
+    phase: str
+    call: str
+    when: str
+    where: str = ""
+    nth: int = 1
+    whom: str = "self"
+    short: bool = False
+
+
+ROWS = [
+    Row("harvester, in the middle of a bucket", "harvest", "ShardBuffers.put", "after", nth=2),
+    Row("harvester, in the middle of one object", "harvest", "os.replace", "before", r"shards/00001.zarr/blocks.3\S*/c/"),
+    Row("harvester, between two chunk objects", "harvest", "Bucket.write", "before", r"shards/00001.zarr/blocks.3\S*/c/"),
+    Row("harvester, between data and commit", "harvest", "Bucket.create", "before", "commits/00001", short=True),
+    Row("server, its window full", "train", "ActivationServer._send_batch", "before", nth=40, short=True),
+    Row("trainer, between two steps", "train", "Loop.step", "after", nth=10),
+    Row("trainer, in the middle of a checkpoint", "train", "Bucket.write", "before", "00000016/optimizer", short=True),
+    Row("trainer, in the middle of one object", "train", "os.replace", "before", "00000024/weights"),
+    Row("trainer, just after a checkpoint", "train", "Bucket.create", "after", "00000016/checkpoint.json"),
+    Row("trainer, while it exports", "train", "Bucket.write", "before", "/cfg.json"),
+    Row("evaluator, before it commits", "evaluate", "Bucket.write", "before", "00000016/metrics.json"),
+    Row("driver, while it trains", "train", "Loop.step", "after", nth=10, whom="driver"),
+    Row("the whole Ray cluster, while it trains", "train", "Loop.step", "after", nth=10, whom="raylet"),
+]
+
+
+@dataclass
+class Outcome:
+    row: str
+    repeated: int  # times that the same had to be started again by hand: Ray did the rest
+    orphans: int  # that `clean` found and removed
+    seconds_lost: float
+    wrong: list[str] = field(default_factory=list)  # what is not as in the undisturbed run
+
+
+class Bench:
+    """A folder with the reference run, and one place after the other where a row takes place."""
+
+    def __init__(self, folder: Path):
+        import tiny_sweep
+
+        self.folder, self.orders = folder, Path(os.environ["SCOPEMILL_CHAOS"])
+        self._sweep, self._text = tiny_sweep.sweep, tiny_sweep.write_text(folder)
+        self.seconds: dict[str, float] = {}
+        self.command_seconds = 0.0
+        self.reference = self.place("reference")
+
+    def place(self, name: str, upto: str = "harvest", **sections: dict) -> Path:
+        """A sweep file with a bucket of its own, in which the phases before ``upto`` are the reference's."""
+        import yaml
+
+        place = self.folder / name
+        place.mkdir()
+        server = {"window_mib": 1, "join_seconds": 10.0}
+        data = self._sweep(str(place / "bucket"), self._text, server=server, **sections)
+        (place / "sweep.yaml").write_text(yaml.safe_dump(data | {"file_sd": str(place / "targets.json")}))
+        for phase, folder in (("train", "activations"), ("evaluate", "saes")):
+            if PHASES.index(upto) >= PHASES.index(phase):
+                unmeasured = shutil.ignore_patterns("metrics.json")
+                shutil.copytree(self.reference / "bucket" / folder, place / "bucket" / folder, ignore=unmeasured)
+        for leftover in ("struck", "journal", "order.json"):
+            (self.orders / leftover).unlink(missing_ok=True)
+        return place
+
+    def order(self, row: Row) -> None:
+        (self.orders / "order.json").write_text(json.dumps(asdict(row)))
+
+    def struck(self) -> bool:
+        return (self.orders / "struck").exists()
+
+    def journal(self) -> list[tuple[str, str, int, str]]:
+        lines = (self.orders / "journal").read_text().splitlines() if (self.orders / "journal").exists() else []
+        return [(pid, sae, int(k), digest) for pid, sae, k, digest in map(str.split, lines)]
+
+
+def planned(place: Path):
+    from scopemill.deploy.plan import plan_sweep
+    from scopemill.deploy.sweep import load_sweep
+
+    return plan_sweep(load_sweep(str(place / "sweep.yaml")))
+
+
+def drive(place: Path, phase: str) -> None:
+    """A phase, as the command does it, in the cluster that is there."""
+    from rich.console import Console
+
+    from scopemill.deploy.driver import SweepDriver
+    from scopemill.deploy.progress import Reporter
+
+    getattr(SweepDriver(planned(place), Reporter(Console(file=io.StringIO()))), phase)()
+
+
+def command(place: Path, struck: Callable[[], bool] | None = None) -> int:
+    """The whole command in a process of its own; killed as soon as ``struck``. Returns its exit status."""
+    with open(place / "output.txt", "a") as output:
+        process = subprocess.Popen([*COMMAND, str(place / "sweep.yaml")], stdout=output, stderr=output, cwd=place)
+        deadline = time.monotonic() + PATIENCE
+        while process.poll() is None and time.monotonic() < deadline:
+            if struck and struck():
+                break
+            time.sleep(0.05)
+        if process.poll() is None:
+            process.kill()
+        return process.wait()
+
+
+def run_row(bench: Bench, number: int, row: Row) -> Outcome:
+    from scopemill.proto.errors import ScopemillError
+
+    place = bench.place(f"row-{number}", row.phase)
+    bench.order(row)
+    began, repeated = time.monotonic(), 0
+    if row.whom == "self":
+        try:
+            drive(place, row.phase)
+        except ScopemillError:
+            repeated = 1
+            drive(place, row.phase)
+        lost = time.monotonic() - began - bench.seconds[row.phase]
+    else:
+        command(place, bench.struck if row.whom == "driver" else None)
+        repeated = 1
+        status = command(place)
+        lost = time.monotonic() - began - bench.command_seconds
+        if status:
+            return Outcome(row.name, repeated, 0, lost, [f"the same command again ended with {status}"])
+    wrong = [] if bench.struck() else ["nothing was killed"]
+    if row.phase == "train":
+        wrong += journal_problems(planned(place), bench.journal(), bench.batches)
+    from scopemill.deploy.clean import clean
+
+    orphans = clean(planned(place), dry_run=False)
+    wrong += [f"still an orphan: {path}" for path in clean(planned(place), dry_run=True)]
+    wrong += differences(bench.reference / "bucket", place / "bucket", measured=row.phase == "evaluate")
+    return Outcome(row.name, repeated, len(orphans), max(0.0, lost), wrong)
+
+
+def run_otherwise(bench: Bench) -> Outcome:
+    """Nobody is killed, but the work is shared out in another way: what each actor did must not show."""
+    place = bench.place("otherwise", harvest={"actors": 3, "cpus": 0.5, "sequences_per_forward": 32}, train={"at_once": 1})
+    for phase in PHASES:
+        began = time.monotonic()
+        drive(place, phase)
+        bench.seconds[phase] = min(bench.seconds[phase], time.monotonic() - began)  # the reference run found all processes cold
+    wrong = journal_problems(planned(place), bench.journal(), bench.batches)
+    wrong += differences(bench.reference / "bucket", place / "bucket", measured=True)
+    return Outcome("nobody; three harvesters, a server for each trainer", 0, 0, 0.0, wrong)
+
+
+def differences(reference: Path, bucket: Path, measured: bool) -> list[str]:
+    """Objects that are not there, too many, or not the same bytes. Histories hold seconds, and so differ."""
+
+    def objects(root: Path) -> dict[str, Path]:
+        files = (path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] in ("activations", "saes"))
+        skipped = {"history.parquet", "provenance.json"} | (set() if measured else {"metrics.json"})
+        return {path.relative_to(root).as_posix(): path for path in files if path.name not in skipped}
+
+    wanted, got = objects(reference), objects(bucket)
+    if not any("saes/" in path for path in got):  # only the harvest took place here
+        wanted = {path: file for path, file in wanted.items() if not path.startswith("saes/")}
+    listed = [f"missing: {path}" for path in wanted.keys() - got.keys()] + [f"too many: {path}" for path in got.keys() - wanted.keys()]
+    same = wanted.keys() & got.keys()
+    return sorted(listed + [f"other bytes: {path}" for path in same if wanted[path].read_bytes() != got[path].read_bytes()])
+
+
+def journal_problems(plan, journal: list[tuple[str, str, int, str]], batches: dict[tuple[str, int], str]) -> list[str]:
+    """Every life of a trainer begins at a checkpoint's cursor and takes the batches from there in order: each once, all of them."""
+    lives: dict[tuple[str, str], list[int]] = defaultdict(list)
+    wrong = []
+    for pid, sae, k, digest in journal:
+        lives[sae, pid].append(k)
+        if batches[sae, k] != digest:
+            wrong.append(f"{sae}: batch {k} had other bytes")
+    for sae in plan.saes:
+        cursors = {0, *range(0, sae.config.steps, sae.config.checkpoint_every)}
+        own = [ks for (name, _), ks in lives.items() if name == sae.name]
+        for ks in own:
+            if ks[0] not in cursors or ks != list(range(ks[0], ks[0] + len(ks))):
+                wrong.append(f"{sae.name}: a trainer took the batches {ks}")
+        # Of each life what counts is what came before the next one's beginning: together that is every batch, once.
+        counted = [k for life, following in zip(own, [*own[1:], [sae.config.steps]], strict=True) for k in life if k < following[0]]
+        if counted != list(range(sae.config.steps)):
+            wrong.append(f"{sae.name}: the batches that count are {counted}")
+    return wrong
+
+
+def matrix(short: bool) -> list[Outcome]:
+    from scopemill.deploy.cluster import local_cluster
+
+    rows = [row for row in ROWS if row.short or not short]
+    with tempfile.TemporaryDirectory(prefix="scopemill-chaos-") as folder:
+        os.environ["SCOPEMILL_CHAOS"] = str(Path(folder, "orders"))
+        Path(folder, "orders").mkdir()
+        bench = Bench(Path(folder))
+        with local_cluster(num_cpus=4):
+            for phase in PHASES:
+                began = time.monotonic()
+                drive(bench.reference, phase)
+                bench.seconds[phase] = time.monotonic() - began
+            bench.batches = {(sae, k): digest for _, sae, k, digest in bench.journal()}
+            outcomes = [] if short else [shown(run_otherwise(bench))]
+            outcomes += [shown(run_row(bench, i, row)) for i, row in enumerate(rows) if row.whom == "self"]
+        if not short:
+            began = time.monotonic()
+            command(bench.place("undisturbed", "train"))
+            bench.command_seconds = time.monotonic() - began
+        return outcomes + [shown(run_row(bench, 100 + i, row)) for i, row in enumerate(rows) if row.whom != "self"]
+
+
+def shown(outcome: Outcome) -> Outcome:
+    by = "started again" if outcome.repeated else "by itself"
+    print(
+        f"| {outcome.row} | {by} | {outcome.orphans} | {outcome.seconds_lost:.0f} s | {'; '.join(outcome.wrong) or 'same bits'} |",
+        flush=True,
+    )
+    return outcome
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="only the three rows that `make test` takes")
+    short = parser.parse_args().short
+    inherited = [str(HERE / "inside"), str(HERE.parents[1] / ".import"), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in inherited if path)
+    sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / ".import")]
+    print("| killed | went on | orphans cleaned | lost | ended with |\n|---|---|---|---|---|", flush=True)
+    began = time.monotonic()
+    # Ray tells of every worker that died, which here is the point.
+    with tempfile.TemporaryFile("w") as told, redirect_stderr(told):
+        outcomes = matrix(short)
+    print(f"\n{len(outcomes)} rows in {time.monotonic() - began:.0f} s")
+    return 1 if any(outcome.wrong for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
