@@ -23,7 +23,8 @@ class ServerActor:
         self._metrics_address = metrics.expose()
 
     def address(self) -> str:
-        return self._server.address
+        """Where trainers connect: one that listens on every interface is reached at its node's address."""
+        return self._server.address.replace("//0.0.0.0:", f"//{ray.util.get_node_ip_address()}:")
 
     def metrics_address(self) -> str:
         return self._metrics_address

@@ -1,5 +1,6 @@
 """The command line: ``scopemill sweep SWEEP.yaml`` and its parts."""
 
+import json
 import signal
 import sys
 from contextlib import nullcontext, suppress
@@ -18,6 +19,8 @@ app = typer.Typer(help="Mill a language model's activations into sparse autoenco
 console = Console(width=None if sys.stdout.isatty() else 140)  # a log is not a narrow terminal
 SweepFile = Annotated[str, typer.Argument(metavar="SWEEP.yaml", help="The sweep file: a path or any fsspec URL.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a field, such as train.tokens=1000000.")]
+Match = Annotated[str, typer.Option(help="Which: <model>/<hook>/width_<w>/<architecture>/<id>, with * and ?.")]
+Address = Annotated[str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, such as http://head:8265.")]
 EXIT_ERROR, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -64,18 +67,87 @@ def plan(
 
 
 @app.command()
-def status(file: SweepFile, set: Overrides = []):  # noqa: A002, B006
-    """What of a sweep is done, read from its bucket."""
-    from scopemill.deploy.status import read_status, status_table
+def submit(
+    file: SweepFile,
+    address: Address,
+    set: Overrides = [],  # noqa: A002, B006
+    env: Annotated[list[str], typer.Option(metavar="NAME", help="Pass on this variable of the environment; no credentials.")] = [],  # noqa: B006
+    installed: Annotated[bool, typer.Option(help="The cluster's image has Scopemill: send the sweep file alone.")] = False,
+    wait: Annotated[bool, typer.Option(help="Follow the log until the sweep ends.")] = True,
+):
+    """Run a sweep as a job of a Ray cluster; submitted again, it goes on where it was."""
+    from scopemill.deploy.jobs import Jobs, forwarded
+    from scopemill.deploy.sweep import load_sweep
 
-    console.print(status_table(read_status(_plan(file, set))))
+    config, jobs = load_sweep(file, set).located(), Jobs(address)
+    jobs.submit(config, forwarded(env), installed)
+    console.print(f"submitted; scopemill logs and stop take {file} --address {address}", highlight=False, soft_wrap=True)
+    if wait:
+        _follow(jobs, config.name)
+
+
+@app.command()
+def logs(
+    file: SweepFile,
+    address: Address,
+    follow: Annotated[bool, typer.Option(help="Stay until the sweep ends.")] = False,
+):
+    """What a submitted sweep has said."""
+    from scopemill.deploy.jobs import Jobs
+    from scopemill.deploy.sweep import load_sweep
+
+    name, jobs = load_sweep(file).name, Jobs(address)
+    if follow:
+        return _follow(jobs, name)
+    sys.stdout.write(jobs.logs(name))
+
+
+@app.command()
+def stop(file: SweepFile, address: Address):
+    """End a submitted sweep in peace: trainers checkpoint first. Submit it again to go on."""
+    from scopemill.deploy.jobs import Jobs
+    from scopemill.deploy.sweep import load_sweep
+
+    name = load_sweep(file).name
+    console.print("stopped; everything committed is kept" if Jobs(address).stop(name) else f"sweep {name} was not running")
+
+
+@app.command()
+def status(
+    file: SweepFile,
+    set: Overrides = [],  # noqa: A002, B006
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
+    watch: Annotated[bool, typer.Option(help="Stay, and show it anew until every SAE is finished.")] = False,
+):
+    """What of a sweep is done, read from its bucket."""
+    from scopemill.deploy import status as status_of
+
+    planned = _plan(file, set)
+    if watch:
+        with suppress(KeyboardInterrupt):
+            status_of.watch(planned, console)
+    elif as_json:
+        print(json.dumps(status_of.read_status(planned).to_json(), indent=1))
+    else:
+        console.print(status_of.status_table(status_of.read_status(planned)))
+
+
+@app.command()
+def ls(
+    bucket: Annotated[str, typer.Argument(help="The bucket: a folder or any fsspec URL.")],
+    match: Match = "*",
+):
+    """The finished SAEs of a bucket, with their quality."""
+    from scopemill.deploy.finished import finished_entries, finished_table
+
+    console.print(finished_table(finished_entries(bucket, match)))
 
 
 @app.command()
 def pull(
     bucket: Annotated[str, typer.Argument(help="The bucket: a folder or any fsspec URL.")],
     folder: Annotated[str, typer.Argument(help="Where the SAEs go.")],
-    match: Annotated[str, typer.Option(help="Which: <model>/<hook>/width_<w>/<architecture>/<id>, with * and ?.")] = "*",
+    match: Match = "*",
 ):
     """Copy finished SAEs out of a bucket, as folders that SAELens loads."""
     from scopemill.deploy.publish import pull as copy
@@ -150,6 +222,7 @@ def _drive(file: str, overrides: list[str], phases: tuple[str, ...]) -> None:
     reporter.say(f"sweep {plan.config.name}: {len(plan.saes)} SAEs at {len(plan.hooks)} hooks; metrics listed in {driver.targets.path}")
     try:
         with cluster() if driver.has_work(phases) else nullcontext():
+            _heed_signals()  # Ray has just put handlers of its own in their place
             for phase in phases:
                 getattr(driver, phase)()
     except KeyboardInterrupt as interrupt:
@@ -159,6 +232,13 @@ def _drive(file: str, overrides: list[str], phases: tuple[str, ...]) -> None:
         driver.targets.set("driver", [])  # nothing is amiss when it answers no more
     if "evaluate" in phases:
         _report(plan, reporter)
+
+
+def _follow(jobs, sweep: str) -> None:
+    try:
+        jobs.follow(sweep, sys.stdout.write)
+    except KeyboardInterrupt as interrupt:
+        raise Stopped(f"sweep {sweep} goes on without us; scopemill logs shows it, and scopemill stop ends it") from interrupt
 
 
 def _report(plan, reporter) -> None:
@@ -178,11 +258,15 @@ def _print_facts(facts: dict[str, str]) -> None:
     console.print(table, highlight=False, soft_wrap=True)
 
 
-def main() -> None:
-    """Run the command; an error of ours becomes its sentence on stderr and an exit code."""
-    # `ray job stop` and `kill` drain as Ctrl-C does; a shell's background jobs start with Ctrl-C's signal ignored.
+def _heed_signals() -> None:
+    """`ray job stop` and `kill` drain as Ctrl-C does; a shell's background jobs start with Ctrl-C's signal ignored."""
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, signal.default_int_handler)
+
+
+def main() -> None:
+    """Run the command; an error of ours becomes its sentence on stderr and an exit code."""
+    _heed_signals()
     try:
         app()
     except ScopemillError as error:

@@ -1,18 +1,17 @@
 """What a sweep leaves for people: its table, plots and report, and finished SAEs copied out of the bucket."""
 
 from datetime import UTC, datetime
-from fnmatch import fnmatch
 
 import yaml
 
 from scopemill.deploy.facts import facts
+from scopemill.deploy.finished import finished_folders
 from scopemill.deploy.plan import SweepPlan
 from scopemill.deploy.status import read_status
 from scopemill.evaluator import curves
 from scopemill.evaluator.report import render_report
 from scopemill.evaluator.results import write_table
 from scopemill.proto.bucket import Bucket
-from scopemill.proto.errors import InputError
 from scopemill.proto.layout import SaeLayout, SweepLayout
 from scopemill.trainer.history import History
 
@@ -49,11 +48,7 @@ def pull(source: str, destination: str, pattern: str = "*") -> list[str]:
     """
     bucket, target = Bucket(source), Bucket(destination)
     target.check_writable()
-    folders = [path.removesuffix("/cfg.json") for path in bucket.find("saes") if path.endswith("/cfg.json")]
-    chosen = [folder for folder in folders if fnmatch(folder.removeprefix("saes/"), pattern)]
-    if not chosen:
-        found = f"{len(folders)} finished SAEs, such as {folders[0].removeprefix('saes/')}" if folders else "no finished SAE"
-        raise InputError(f"nothing in {source} matches {pattern!r}: it holds {found}")
+    chosen = finished_folders(bucket, pattern)
     for folder in chosen:
         layout = SaeLayout(folder)
         for path in (layout.weights, layout.metrics, layout.provenance, layout.history, layout.config):  # cfg.json last: then it is whole

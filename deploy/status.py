@@ -1,7 +1,12 @@
 """What of a sweep is committed, read from the bucket alone: works from anywhere, running or not."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
 
+from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 from scopemill.deploy.plan import SweepPlan
@@ -9,22 +14,49 @@ from scopemill.evaluator.actor import Job, committed
 from scopemill.evaluator.results import Evaluation
 from scopemill.proto.dataset import committed_shards
 from scopemill.trainer import checkpoint
+from scopemill.trainer.history import History, Row
+
+WATCH_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class SaeStatus:
     name: str
+    path: str  # its folder in the bucket
     step: int  # of the newest checkpoint
     steps: int
     finished: bool
+    last: Row | None  # of the history, as of the newest checkpoint
     evaluations: list[Evaluation]  # of this sweep's settings, by step
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the speed of the newest checkpoint, as if it were being trained now; None before there is one."""
+        if self.finished:
+            return 0.0
+        return (self.steps - self.step) / self.last.steps_per_second if self.last and self.last.steps_per_second else None
+
+    def to_json(self) -> dict[str, Any]:
+        quality = asdict(self.evaluations[-1].result) if self.evaluations else None
+        loss = self.last.loss if self.last else None
+        kept = {name: getattr(self, name) for name in ("name", "path", "step", "steps", "finished", "seconds_left")}
+        return kept | {"loss": loss, "evaluations": len(self.evaluations), "newest_evaluation": quality}
 
 
 @dataclass(frozen=True)
 class SweepStatus:
+    name: str
     shards: int
     shards_wanted: int
     saes: list[SaeStatus]
+
+    @property
+    def finished(self) -> bool:
+        return all(sae.finished for sae in self.saes)
+
+    def to_json(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("name", "shards", "shards_wanted", "finished")}
+        return own | {"saes": [sae.to_json() for sae in self.saes]}
 
 
 def read_status(plan: SweepPlan) -> SweepStatus:
@@ -34,22 +66,37 @@ def read_status(plan: SweepPlan) -> SweepStatus:
     saes = []
     for sae in plan.saes:
         steps = checkpoint.steps_of(plan.bucket, sae.layout)
+        step = max(steps, default=0)
         jobs = [Job(sae.name, sae.layout.root, step) for step in steps]
         evaluations = [e for job in jobs if (e := committed(plan.bucket, job, plan.evaluation_settings))]
+        rows = History.load(plan.bucket, sae.layout.history, step).rows
         finished = plan.bucket.exists(sae.layout.config)
-        saes.append(SaeStatus(sae.name, max(steps, default=0), sae.config.steps, finished, evaluations))
-    return SweepStatus(done, wanted, saes)
+        last = rows[-1] if rows else None
+        saes.append(SaeStatus(sae.name, sae.layout.root, step, sae.config.steps, finished, last, evaluations))
+    return SweepStatus(plan.config.name, done, wanted, saes)
+
+
+def watch(plan: SweepPlan, console: Console) -> None:
+    """Show the status, and show it anew until every SAE is finished."""
+    status = read_status(plan)
+    with Live(status_table(status), console=console, auto_refresh=False) as live:
+        while not status.finished:
+            time.sleep(WATCH_SECONDS)
+            status = read_status(plan)
+            live.update(status_table(status), refresh=True)
 
 
 def status_table(status: SweepStatus) -> Table:
     table = Table(title=f"shards {status.shards} of {status.shards_wanted}", title_justify="left", box=None, pad_edge=False)
-    for column in ("SAE", "steps", "state", "L0", "FVU", "delta loss", "recovered (zero)", "dead"):
+    for column in ("SAE", "steps", "state", "left", "loss", "L0", "FVU", "delta loss", "recovered (zero)", "dead"):
         table.add_column(column, justify="left" if column in ("SAE", "state") else "right")
     for sae in status.saes:
         state = "finished" if sae.finished else "begun" if sae.step else "not begun"
+        left = "" if sae.finished or sae.seconds_left is None else str(timedelta(seconds=round(sae.seconds_left)))
+        loss = f"{sae.last.loss:.4g}" if sae.last else ""
         numbers = ["", "", "", "", ""]
         if sae.evaluations:
             r = sae.evaluations[-1].result
             numbers = [f"{r.l0:.1f}", f"{r.fvu:.3f}", f"{r.delta_loss:.3f}", f"{r.recovered_zero:.3f}", f"{r.dead_fraction:.1%}"]
-        table.add_row(sae.name, f"{sae.step:,} / {sae.steps:,}", state, *numbers)
+        table.add_row(sae.name, f"{sae.step:,} / {sae.steps:,}", state, left, loss, *numbers)
     return table

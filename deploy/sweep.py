@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from scopemill.activation_server.config import ServerConfig
 from scopemill.evaluator.config import EvaluationConfig
 from scopemill.harvester.config import CorpusConfig, HarvestConfig, ModelConfig
-from scopemill.proto.config import Config
+from scopemill.proto.config import HOLDS_CREDENTIAL, Config, Place
 from scopemill.proto.errors import InputError, SweepFileError
 from scopemill.proto.layout import checked_name
 from scopemill.trainer.config import TrainConfig
@@ -20,7 +20,7 @@ from scopemill.trainer.config import TrainConfig
 
 class SweepConfig(Config):
     name: str = Field(description="Names the sweep's folder in the bucket.")
-    bucket: str = Field(min_length=1, description="Where everything goes: a folder or any fsspec URL, such as s3://bucket/prefix.")
+    bucket: Place = Field(min_length=1, description="Where everything goes: a folder or any fsspec URL, such as s3://bucket/prefix.")
     model: ModelConfig = Field(description="The language model: a Hugging Face id or a local folder, or a mapping with more.")
     corpus: CorpusConfig = Field(description="The text to harvest.")
     harvest: HarvestConfig = Field(description="Which activations, and how many.")
@@ -103,6 +103,8 @@ def _sentences(source: str, details: list[Any]) -> list[str]:
 def _reason(detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
         return "there is no such field"
+    if detail["type"] == HOLDS_CREDENTIAL:
+        return detail["msg"]
     reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     given = detail["input"]
     if not isinstance(given, dict) and detail["type"] != "missing":

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from scopemill.proto.config import Config
+from scopemill.proto.config import Config, Place
 from scopemill.proto.dataset import Dtype
 from scopemill.proto.hooks import SITES
 
@@ -30,7 +30,7 @@ class ModelConfig(Config):
 class CorpusConfig(Config):
     """The text."""
 
-    source: str = Field(min_length=1, description="A file, folder or glob at any fsspec URL; for `hub` a data set's name.")
+    source: Place = Field(min_length=1, description="A file, folder or glob at any fsspec URL; for `hub` a data set's name.")
     format: Literal["lines", "files", "jsonl", "parquet", "hub"] = Field(
         description="lines: a document per line; files: one per file; jsonl, parquet: one per row; hub: streamed by name."
     )

@@ -15,11 +15,12 @@ from rich.console import Console
 from tiny_sweep import planned, quiet
 
 from scopemill.deploy.driver import SweepDriver
+from scopemill.deploy.finished import finished_entries
 from scopemill.deploy.plan import SweepPlan
 from scopemill.deploy.progress import Reporter
 from scopemill.deploy.publish import publish, pull
-from scopemill.deploy.status import read_status
-from scopemill.evaluator.results import SCHEMA
+from scopemill.deploy.status import read_status, watch
+from scopemill.evaluator.results import SCHEMA, Result
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import read_commit
 from scopemill.proto.errors import Conflict, ScopemillError
@@ -108,6 +109,20 @@ def test_every_process_was_listed_and_exposed_its_metrics(finished):
     assert scraper.seen["activation_server"]["scopemill_server_bytes_served_total"] > 0
     assert scraper.seen["trainer"]["scopemill_trainer_step"] > 0
     assert scraper.seen["evaluator"]["scopemill_evaluations_total"] > 0
+
+
+def test_programs_and_people_are_told_the_same_of_a_finished_sweep(finished):
+    plan, _ = finished
+    told = json.loads(json.dumps(read_status(plan).to_json()))
+    assert told["finished"] and told["shards"] == 3 and len(told["saes"]) == 4
+    listed = {f"saes/{entry.folder}": entry.quality for entry in finished_entries(plan.config.bucket)}
+    for sae in told["saes"]:
+        assert sae["seconds_left"] == 0 and sae["loss"] > 0 and sae["evaluations"] == 2
+        assert listed.pop(sae["path"]) == Result(**sae["newest_evaluation"])
+    assert not listed
+    shown = io.StringIO()
+    watch(plan, Console(file=shown, width=200))  # ends at once
+    assert shown.getvalue().count("24 / 24") == 4 and shown.getvalue().count("finished") == 4
 
 
 def test_a_second_run_finds_nothing_to_do(finished):

@@ -1,0 +1,160 @@
+"""A sweep submitted to a real cluster that asks for a token, stopped, and submitted again."""
+
+import io
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny_sweep
+import yaml
+from ray_head import ray_head
+from rich.console import Console
+
+from scopemill.deploy.driver import SweepDriver
+from scopemill.deploy.jobs import ROOMS, forwarded, pack
+from scopemill.deploy.plan import SweepPlan, plan_sweep
+from scopemill.deploy.progress import Reporter
+from scopemill.deploy.status import read_status
+from scopemill.deploy.sweep import load_sweep
+from scopemill.proto.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINT_EVERY = 100
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[tuple[str, dict[str, str]]]:
+    with ray_head() as running:
+        yield running
+
+
+def write_sweep(folder: Path) -> Path:
+    """One hook, two SAEs of two thousand steps: long enough to be stopped in their midst."""
+    data = tiny_sweep.sweep(
+        str(folder / "bucket"), tiny_sweep.write_text(folder), harvest={"layers": [3]}, evaluation={"checkpoints": "last"},
+        train={"tokens": 256 * 2000, "checkpoint_every": CHECKPOINT_EVERY},
+    )  # fmt: skip
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(data | {"file_sd": str(folder / "targets.json")}))
+    return folder / "sweep.yaml"
+
+
+def planned(folder: Path) -> SweepPlan:
+    return plan_sweep(load_sweep(str(write_sweep(folder))))
+
+
+def run(head: tuple[str, dict[str, str]], *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    address, known = head
+    command = [sys.executable, "-m", "scopemill.deploy", *arguments, "--address", address]
+    return subprocess.run(command, env=known | environment, capture_output=True, text=True, timeout=280)
+
+
+def steps(plan: SweepPlan) -> list[int]:
+    return [sae.step for sae in read_status(plan).saes]
+
+
+def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_plain_run(head, tmp_path, ray_cluster):
+    plan, file = planned(tmp_path), str(tmp_path / "sweep.yaml")
+    begun = run(head, "submit", file, "--no-wait")
+    assert begun.returncode == 0, begun.stderr
+    again = run(head, "submit", file)
+    assert again.returncode == 2 and "sweep tiny is running on http://127.0.0.1:" in again.stderr, again.stdout + again.stderr
+    deadline = time.monotonic() + 200
+    while not min(steps(plan)):
+        assert time.monotonic() < deadline, run(head, "logs", file).stdout
+        time.sleep(0.2)
+    stopped = run(head, "stop", file)
+    assert stopped.returncode == 0 and "everything committed is kept" in stopped.stdout, stopped.stderr
+    assert "stopped; everything committed is kept" in run(head, "logs", file).stdout
+    # Both wrote a checkpoint that was not due, so the word to stop reached them.
+    assert all(0 < step < 2000 and step % CHECKPOINT_EVERY for step in steps(plan))
+
+    finished = run(head, "submit", file)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert finished.stdout.count("2,000 / 2,000") == 2
+
+    plain = planned(tmp_path_of_its_own(tmp_path))
+    driver = SweepDriver(plain, Reporter(Console(file=io.StringIO())))
+    driver.harvest()
+    driver.train()
+    for submitted, trained in zip(plan.saes, plain.saes, strict=True):
+        assert plan.bucket.read(submitted.layout.weights) == plain.bucket.read(trained.layout.weights)
+
+
+def tmp_path_of_its_own(tmp_path: Path) -> Path:
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    return folder
+
+
+def test_who_does_not_know_the_token_is_refused(head, tmp_path):
+    told = run(head, "submit", str(write_sweep(tmp_path)), RAY_AUTH_TOKEN="0" * 64)
+    assert told.returncode == 2 and told.stderr.startswith(f"error the cluster at {head[0]} cannot be used: "), told.stderr
+
+
+def test_a_sweep_that_fails_ends_the_command_with_its_sentence(head, tmp_path):
+    file = write_sweep(tmp_path)
+    file.write_text(file.read_text().replace("name: tiny", "name: broken").replace("- 3", "- 33"))
+    told = run(head, "submit", str(file), "--installed")
+    assert told.returncode == 1 and "sweep broken on http" in told.stderr and "failed" in told.stderr
+    assert "harvest.layers: gemma-2-stdlib has no layer 33" in told.stdout
+
+
+def test_a_sweep_that_was_never_submitted_has_no_log_and_is_not_stopped(head, tmp_path):
+    file = write_sweep(tmp_path)
+    file.write_text(file.read_text().replace("name: tiny", "name: unheard"))
+    for command in ("logs", "stop"):
+        told = run(head, command, str(file))
+        assert told.returncode == 2 and "sweep unheard was not submitted to" in told.stderr
+
+
+def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path):
+    command = [sys.executable, "-m", "scopemill.deploy", "stop", str(write_sweep(tmp_path)), "--address", "http://127.0.0.1:9"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 2 and "the cluster at http://127.0.0.1:9 cannot be used: " in told.stderr
+
+
+def test_what_travels_is_all_of_the_package_and_it_runs_from_there(tmp_path):
+    pack(tmp_path, load_sweep(str(write_sweep(tmp_path))), installed=False)
+    packed = {str(path.relative_to(tmp_path / "scopemill")) for path in (tmp_path / "scopemill").rglob("*")}
+    assert package_files() <= packed
+    modules = ("scopemill.deploy.cli", "scopemill.proto.wire", "scopemill.trainer.templates")
+    places = ", ".join(f"{module}.__file__" for module in modules)
+    code = f"import {', '.join(modules)}, importlib.metadata as m; print(m.version('scopemill'), {places})"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": "."}, capture_output=True, text=True, check=True)
+    version, *places = shown.stdout.split()
+    assert version and all(Path(place).resolve().is_relative_to(tmp_path) for place in places)
+
+
+def test_the_wheel_holds_every_file_of_the_package(tmp_path):
+    """It is built through the link in `.import`, which setuptools follows; an image installs it."""
+    source = tmp_path / "source"
+    for path in package_files() | {"pyproject.toml", "README.md"}:
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, source / path)
+    (source / ".import").mkdir()
+    (source / ".import" / "scopemill").symlink_to("..")
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
+    subprocess.run(build, check=True, capture_output=True, timeout=120)
+    (wheel,) = tmp_path.glob("scopemill-*.whl")
+    held = {name.removeprefix("scopemill/") for name in zipfile.ZipFile(wheel).namelist()}
+    assert package_files() - held == {"proto/README.md", "deploy/Dockerfile"}
+
+
+def package_files() -> set[str]:
+    listed = subprocess.run(["git", "ls-files", *ROOMS], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    return {path for path in listed if (ROOT / path).exists()}
+
+
+def test_credentials_are_not_forwarded(monkeypatch):
+    monkeypatch.setenv("HF_HOME", "/models")
+    assert forwarded(["HF_HOME"]) == {"HF_HOME": "/models"}
+    for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "db_password"):
+        with pytest.raises(InputError, match=f"--env {name}: Ray shows a job's environment"):
+            forwarded([name])
+    with pytest.raises(InputError, match="--env NOT_THERE: it is not set here"):
+        forwarded(["NOT_THERE"])
