@@ -74,7 +74,9 @@ class SweepPlan:
 
     def stream(self, hooks: tuple[Hook, ...]) -> StreamSpec:
         server = self.config.server
-        return StreamSpec(self.config.dataset, tuple(hook.name for hook in hooks), self.config.train.batch_size, server.seed, server.shards_side_by_side)
+        return StreamSpec(
+            self.config.dataset, tuple(hook.name for hook in hooks), self.config.train.batch_size, server.seed, server.shards_side_by_side
+        )
 
     def facts(self) -> dict[str, str]:
         """The dry run's lines, each a name and what is to be said of it."""

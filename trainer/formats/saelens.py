@@ -51,8 +51,10 @@ FINISHED_ACTIVATIONS = ("relu", "gated", "jumprelu", "topk")
 CONFIG, WEIGHTS = (path.lstrip("/") for path in (SaeLayout("").config, SaeLayout("").weights))
 _HOOKS = ("hook_name", "hook_name_out", "model_name")  # of the metadata; the rest is carried as it is
 # What an older, flat cfg.json knows beside the SAE itself.
-_LEGACY_METADATA = (*_HOOKS, "hook_head_index", "context_size", "prepend_bos", "seqpos_slice", "dataset_path", "model_from_pretrained_kwargs",
-                    "exclude_special_tokens", "neuronpedia_id")  # fmt: skip
+_LEGACY_METADATA = (
+    *_HOOKS, "hook_head_index", "context_size", "prepend_bos", "seqpos_slice", "dataset_path", "model_from_pretrained_kwargs",
+    "exclude_special_tokens", "neuronpedia_id",
+)  # fmt: skip
 
 
 def saelens_files(place: str, finished: FinishedSae) -> dict[str, bytes]:

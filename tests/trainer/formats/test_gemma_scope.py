@@ -42,7 +42,7 @@ def refusal(action) -> str:
     ("path", "model", "inputs", "outputs", "l0"),
     [
         ("hf://google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71", "gemma-2-2b", "blocks.20.hook_resid_post", None, "71"),
-        ("hf://google/gemma-scope-9b-it-res@main/layer_9/width_131k/average_l0_22/", "gemma-2-9b-it", "blocks.9.hook_resid_post", None, "22"),
+        ("s3://b/gemma-scope-9b-it-res@main/layer_9/width_131k/average_l0_22/", "gemma-2-9b-it", "blocks.9.hook_resid_post", None, "22"),
         ("/x/gemma-scope-27b-pt-mlp/layer_0/width_1m/average_l0_9", "gemma-2-27b", "blocks.0.hook_mlp_out", None, "9"),
         ("s3://b/gemma-scope-2b-pt-att/layer_7/width_65k/average_l0_19", "gemma-2-2b", "blocks.7.attn.hook_z", None, "19"),
         ("/c/models--google--gemma-scope-2b-pt-transcoders/snapshots/0af/layer_2/width_16k/average_l0_6", "gemma-2-2b",
@@ -59,9 +59,9 @@ def test_a_path_of_gemma_scope_1_says_what_the_sae_is(path, model, inputs, outpu
 @pytest.mark.parametrize(
     ("path", "model", "inputs", "outputs", "l0"),
     [
-        ("hf://google/gemma-scope-2-1b-pt/resid_post_all/layer_0_width_262k_l0_big", "gemma-3-1b-pt", "blocks.0.hook_resid_post", None, "big"),
+        ("s3://b/gemma-scope-2-1b-pt/resid_post_all/layer_0_width_262k_l0_big", "gemma-3-1b-pt", "blocks.0.hook_resid_post", None, "big"),
         ("/x/gemma-scope-2-270m-pt/attn_out/layer_5_width_16k_l0_medium", "gemma-3-270m", "blocks.5.attn.hook_z", None, "medium"),
-        ("/x/gemma-scope-2-4b-it/mlp_out/layer_9_width_1m_l0_medium_seed_2", "gemma-3-4b-it", "blocks.9.hook_mlp_out", None, "medium_seed_2"),
+        ("/x/gemma-scope-2-4b-it/mlp_out/layer_9_width_1m_l0_big_seed_2", "gemma-3-4b-it", "blocks.9.hook_mlp_out", None, "big_seed_2"),
         ("/x/gemma-scope-2-4b-it/transcoder_all/layer_9_width_16k_l0_small_affine", "gemma-3-4b-it", "blocks.9.mlp.hook_in",
          "blocks.9.hook_mlp_out", "small"),
     ],
