@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from finished_saes import MLP_IN, MLP_OUT, RESID, F, finished_sae, same_bits
+from hub_server import running_hub
 from rich.console import Console
 
 from scopemill.deploy.conversion import convert, import_tree
@@ -132,18 +134,33 @@ def test_converting_there_and_back_gives_the_same_file(tree, tmp_path):
         assert sorted(one.files) == sorted(other.files) and all(np.array_equal(one[name], other[name]) for name in one.files)
 
 
-def test_the_commands_say_what_they_wrote_or_one_sentence(tree, tmp_path):
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([*COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run([*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, env=os.environ | environment)
 
-    told = run("import", "gemma-scope-2b-pt-res", "bucket", "--match", "layer_3/*_71")
+
+def test_a_tree_is_imported_from_the_hub(tree, tmp_path):
+    (tmp_path / "hub").mkdir()
+    tree.parent.joinpath("hub/google").symlink_to(tree.parent)
+    with running_hub(tmp_path / "hub") as address:
+        hub = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+        told = run(tmp_path, "import", "hf://google/gemma-scope-2b-pt-res@main", "bucket", "--match", "layer_4/*", **hub)
+        assert told.returncode == 0, told.stderr
+        refused = run(tmp_path, "import", "hf://google/gemma-scope-9b-pt-res", "bucket", **hub)
+    read = read_finished(f"{tmp_path}/bucket/saes/gemma-2-2b/blocks.4.hook_resid_post/width_30/jumprelu/l0-20")
+    assert same_bits(read.sae, jumprelu(4, seed=20).sae)
+    assert len(list((tmp_path / "bucket").rglob("cfg.json"))) == 2
+    assert refused.returncode == 2 and refused.stderr.startswith("error hf://google/gemma-scope-9b-pt-res cannot be listed")
+
+
+def test_the_commands_say_what_they_wrote_or_one_sentence(tree, tmp_path):
+    told = run(tmp_path, "import", "gemma-scope-2b-pt-res", "bucket", "--match", "layer_3/*_71")
     assert told.returncode == 0, told.stderr
     root = "bucket/saes/gemma-2-2b/blocks.3.hook_resid_post/width_30/jumprelu/l0-71"
     assert told.stdout.endswith(f"\n{root}\n")
-    told = run("pull", "bucket", "out", "--format", "gemma-scope")
+    told = run(tmp_path, "pull", "bucket", "out", "--format", "gemma-scope")
     assert told.stdout == "out/gemma-scope-2b-pt-res/layer_3/width_30/average_l0_71\n"
-    told = run("convert", root, "somewhere", "--to", "gemma-scope")
+    told = run(tmp_path, "convert", root, "somewhere", "--to", "gemma-scope")
     assert (told.returncode, told.stdout) == (2, "") and "somewhere is not a Gemma Scope path" in told.stderr
     assert not (tmp_path / "somewhere").exists()
-    told = run("convert", root, "somewhere", "--to", "numpy")
+    told = run(tmp_path, "convert", root, "somewhere", "--to", "numpy")
     assert told.returncode == 2 and "format 'numpy' is not written: there are saelens" in told.stderr

@@ -46,8 +46,9 @@ def write_finished(folder: str, word: str, finished: FinishedSae) -> None:
     if not format or not format.files:
         raise InputError(f"format {word!r} is not written: there are {', '.join(WRITTEN)}")
     finished.check(folder)
-    bucket = Bucket(folder)
-    for name, data in format.files(folder, finished).items():
+    bucket, files = Bucket(folder), format.files(folder, finished)
+    bucket.remove(list(files)[-1])  # what makes an older SAE there a finished one
+    for name, data in files.items():
         bucket.write(name, data)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from finished_saes import F, finished_sae
 
-from scopemill.proto.errors import InputError, SaeFormatError
+from scopemill.proto.bucket import Bucket
+from scopemill.proto.errors import InputError, SaeFormatError, StorageError
 from scopemill.trainer.formats import FORMATS, WRITTEN, read_finished, write_finished
 from scopemill.trainer.topk import TopK
 
@@ -42,6 +43,28 @@ def test_k_above_the_width_and_a_transcoder_without_a_target_are_not_written(tmp
 def test_a_format_that_is_not_written_is_refused(tmp_path, word):
     with pytest.raises(InputError, match=f"'{word}' is not written: there are saelens, gemma-scope"):
         write_finished(str(tmp_path), word, finished_sae("jumprelu"))
+
+
+def test_a_training_checkpoint_is_no_finished_sae(tmp_path):
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(SaeFormatError, match="not a finished SAE: it holds none of sae_weights.safetensors, params.npz"):
+        read_finished(str(tmp_path))
+
+
+def test_what_is_written_over_another_sae_is_never_a_mixture(tmp_path, monkeypatch):
+    write_finished(str(tmp_path), "saelens", finished_sae("jumprelu"))
+    write_one = Bucket.write
+
+    def write(self, path, *parts):
+        if path == "cfg.json":
+            raise StorageError("the disk is full")
+        write_one(self, path, *parts)
+
+    monkeypatch.setattr(Bucket, "write", write)
+    with pytest.raises(StorageError):
+        write_finished(str(tmp_path), "saelens", finished_sae("relu"))
+    with pytest.raises(SaeFormatError, match="cfg.json is not there"):
+        read_finished(str(tmp_path))
 
 
 @pytest.mark.parametrize("word", WRITTEN)
