@@ -70,7 +70,7 @@ def read_saelens(folder: str) -> FinishedSae:
     place, config = bucket.place(CONFIG), _read_config(bucket)
     tensors = read_safetensors(bucket, WEIGHTS)
     sae = _empty(place, config)
-    factors = tensors.pop("scaling_factor", None)  # a finetuned SAE's, one for each latent
+    factors = tensors.pop("scaling_factor", None) if config["architecture"] in WORDS else None  # a finetuned SAE's
     if sae.layer_norm:
         _scale_layer_norm(tensors, 1 / _sample_deviation(sae))
     sae = filled(bucket.place(WEIGHTS), sae, tensors, _names(sae))
@@ -206,7 +206,7 @@ def _read_config(bucket: Bucket) -> dict[str, Any]:
 def _from_legacy(config: dict[str, Any]) -> dict[str, Any]:
     """The fields of today's ``cfg.json`` out of a flat one, as SAELens wrote it before version 6."""
     renamed = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
-    flat: dict[str, Any] = {"architecture": "standard", "apply_b_dec_to_input": True}
+    flat: dict[str, Any] = {"architecture": "standard"}
     flat |= {renamed.get(field, field): value for field, value in config.items()}
     if flat.get("activation_fn") == "topk" and isinstance(flat.get("activation_fn_kwargs"), dict):
         flat |= {"architecture": "topk", "k": flat["activation_fn_kwargs"].get("k")}
@@ -231,7 +231,7 @@ def _empty(place: str, config: dict[str, Any]) -> Sae:
         with torch.device("meta"):
             activation = ACTIVATIONS[_activation_name(config)].from_config(width, config)
             skip = Skip(shape.d_in, shape.d_out) if "skip" in word else None
-            centred = bool(config.get("apply_b_dec_to_input")) and autoencoder
+            centred = bool(config.get("apply_b_dec_to_input", True)) and autoencoder
             return kind(shape, width, activation, centred, skip, config.get("normalize_activations") == "layer_norm")
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), "")[:200]  # torch adds a C++ stack

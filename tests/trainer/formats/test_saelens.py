@@ -129,6 +129,12 @@ def test_a_folder_of_before_version_6_is_read(folder):
     assert (read.model, read.inputs, read.metadata) == ("gpt2-small", ("blocks.8.hook_resid_pre",), {"context_size": 128})
 
 
+def test_the_decoders_bias_is_subtracted_where_cfg_json_does_not_say(folder):
+    write(folder)
+    rewrite_config(folder, apply_b_dec_to_input="absent")
+    assert load_sae(str(folder)).centred
+
+
 def test_norms_and_factors_that_count_at_decoding_are_folded(folder):
     write(folder, "topk")
     factors = np.linspace(0.5, 2, F, dtype=np.float32)
