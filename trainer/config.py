@@ -29,7 +29,8 @@ class Recipe(Config):
 
     architecture: ArchitectureName = Field("jumprelu", description="Which kind of SAE; docs/training-guide.md describes each.")
     activation: ActivationName | None = Field(
-        None, description="What stands between encoder and decoder where the architecture leaves it open; jumprelu, for matryoshka batchtopk."
+        None,
+        description="What stands between encoder and decoder where the architecture leaves it open; jumprelu, for matryoshka batchtopk.",
     )
     input_site: str = Field("mlp_in", description="Of transcoders: the site that is read.")
     target_site: str = Field("mlp_out", description="Of transcoders: the site of the same layer that is rebuilt.")
@@ -53,7 +54,10 @@ class Recipe(Config):
     )
     target_coefficient: float = Field(0.01, gt=0, description="lambda of the target_l0 penalty.")
     frequency_limit: float | None = Field(
-        None, gt=0, le=1, description="f0 of the frequency term sum p^2 / f0, which counts with L0 under l0 and target_l0; absent: no such term."
+        None,
+        gt=0,
+        le=1,
+        description="f0 of the frequency term sum p^2 / f0, which counts with L0 under l0 and target_l0; absent: no such term.",
     )
     tanh_scale: float = Field(4, gt=0, description="c of the tanh penalty.")
     pre_activation_coefficient: float = Field(0, ge=0, description="lambda_P of sum ReLU(theta - z) ||W_dec||, which revives dead latents.")
@@ -91,7 +95,9 @@ class Recipe(Config):
         if self.initial_decoder_bias == "mean" and self.normalization == "layer_norm":
             raise ValueError("initial_decoder_bias: the mean of rows under layer_norm is not known before training; take zero")
         if self.resample_every and (self.architecture in PAIRED + LAYERED or self.latents in ("gated", "topk", "batchtopk")):
-            raise ValueError(f"resample_every: a {self.architecture} with {self.latents} latents is not resampled; it is for ReLU and JumpReLU SAEs")
+            raise ValueError(
+                f"resample_every: a {self.architecture} with {self.latents} latents is not resampled; it is for ReLU and JumpReLU SAEs"
+            )
         if list(self.prefixes) != sorted(set(self.prefixes)) or self.prefixes[0] <= 0 or self.prefixes[-1] != 1:
             raise ValueError("prefixes: shares of the width that rise to 1, such as [0.25, 0.5, 1]")
         if self.architecture in PAIRED and self.input_site == self.target_site:
@@ -124,7 +130,9 @@ class SaeConfig(Recipe):
         if self.counts_latents:
             k = self.sparsity * self.width if self.sparsity < 1 else self.sparsity
             if k < 1 or k > self.width or (self.sparsity >= 1 and k != int(k)):
-                raise ValueError(f"sparsity ({self.sparsity:g}) is k here: a whole number from 1 to the width ({self.width}), or a share of it")
+                raise ValueError(
+                    f"sparsity ({self.sparsity:g}) is k here: a whole number from 1 to the width ({self.width}), or a share of it"
+                )
         elif self.latents == "jumprelu" and self.penalty == "target_l0" and not 0 < self.sparsity <= self.width:
             raise ValueError(f"sparsity ({self.sparsity:g}) is the wanted L0 here: above 0, at most the width ({self.width})")
         return self
@@ -149,7 +157,9 @@ class TrainConfig(Recipe):
     # Not strict about the sequence's type: what _fill_from_template returns is Python's, where a YAML list is a list.
     widths: tuple[int, ...] = Field(strict=False, min_length=1, description="Numbers of latents.")
     sparsities: tuple[float, ...] = Field(
-        strict=False, min_length=1, description="How sparse: lambdas; for topk kinds k (below 1 a share of the width); for target_l0 the L0s wanted."
+        strict=False,
+        min_length=1,
+        description="How sparse: lambdas; for topk kinds k (below 1 a share of the width); for target_l0 the L0s wanted.",
     )
     at_once: int = Field(16, ge=1, description="Trainers that run at the same time.")
     cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per trainer; also its threads, at least one.")

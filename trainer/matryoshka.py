@@ -26,5 +26,5 @@ class Matryoshka(Sae):
         return sae
 
     def rebuilds(self, codes: Codes) -> list[torch.Tensor]:
-        parts = [codes.part(start, stop).decode(self.W_dec[start:stop]).float() for start, stop in pairwise((0, *self.ends))]
+        parts = [codes.part(start, stop).decode(self.W_dec[start:stop]).to(self.b_dec.dtype) for start, stop in pairwise((0, *self.ends))]
         return list(accumulate(parts))

@@ -110,11 +110,11 @@ class Sae(nn.Module):
 
     def encoder(self, x: torch.Tensor) -> torch.Tensor:
         """Pre-activations [..., F]."""
-        return nn.functional.linear(x - self.b_dec if self.centred else x, self.W_enc, self.b_enc).float()
+        return nn.functional.linear(x - self.b_dec if self.centred else x, self.W_enc, self.b_enc).to(self.b_dec.dtype)
 
     def mix(self, codes: Codes) -> torch.Tensor:
         """The decoder without its bias, [..., d_out]."""
-        return codes.decode(self.W_dec).float()
+        return codes.decode(self.W_dec).to(self.b_dec.dtype)
 
     def rebuilds(self, codes: Codes) -> list[torch.Tensor]:
         """What the latents rebuild [B, d_out] without bias and skip, the whole of them last."""
@@ -138,7 +138,7 @@ class Sae(nn.Module):
             x = y = self._normalized(x)[0]
         pre = self.encoder(x)
         codes = self.activation.codes(pre, config)
-        constant = self.b_dec + self.skip(x).float() if self.skip else self.b_dec
+        constant = self.b_dec + self.skip(x).to(self.b_dec.dtype) if self.skip else self.b_dec
         errors = [y - (part + constant) for part in self.rebuilds(codes)]
         *nested, reconstruction = [error.square().sum() / len(x) for error in errors]
         norms = self.norms()
