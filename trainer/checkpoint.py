@@ -79,7 +79,7 @@ def load_sae(bucket: Bucket, layout: SaeLayout, step: int) -> tuple[Sae, Checkpo
         shape = Wiring.from_json(record.wiring).shape
         sae = initial_sae(record.sae_config, shape, torch.zeros(shape.d_out))
     except (LookupError, TypeError, ValueError) as error:
-        raise SaeFormatError(f"{bucket.place(place.record)} does not describe an SAE: {error!r}") from error
+        raise SaeFormatError(f"{bucket.place(place.record)} does not describe an SAE: {' '.join(repr(error).split())}") from error
     check_tensors(bucket.place(place.weights), weights, {name: p.shape for name, p in sae.state_dict().items()})
     sae.load_state_dict(weights)
     return sae, record
@@ -89,13 +89,13 @@ def load_state(
     bucket: Bucket, layout: SaeLayout, step: int, config: SaeConfig
 ) -> tuple[Sae, CheckpointRecord, dict[str, torch.Tensor], torch.Tensor]:
     """All of a checkpoint; Conflict if it was trained with another configuration."""
-    sae, record = load_sae(bucket, layout, step)
-    wanted = config.model_dump(mode="json")
+    record, wanted = read_record(bucket, layout, step), config.model_dump(mode="json")
     if record.config != wanted:
         key = next(k for k in wanted | record.config if record.config.get(k) != wanted.get(k))
         raise Conflict(
             f"{bucket.place(layout.root)} was trained with {key} = {record.config.get(key)!r}, and this run asks for {wanted.get(key)!r}"
         )
+    sae, _ = load_sae(bucket, layout, step)
     path = layout.checkpoint(step).optimizer
     state = _read(bucket, path)
     shapes = {_MOMENT + name: p.shape for name, p in sae.named_parameters()} | {_DEAD: [sae.width]}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sae_reference import quick
 from synthetic import make_dataset
 
 from scopemill.activation_server import client
@@ -22,9 +23,9 @@ from scopemill.proto.layout import SaeLayout
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer import actor, checkpoint, load_sae
 from scopemill.trainer.actor import Assignment, Trainer
-from scopemill.trainer.config import PRESETS, SaeConfig
 from scopemill.trainer.history import History
 from scopemill.trainer.loop import Loop
+from scopemill.trainer.wiring import Port, Wiring
 
 HOOK = "blocks.0.hook_resid_post"
 STREAM = StreamSpec("synthetic", (HOOK,), batch_size=16, seed=3, shards_side_by_side=3)
@@ -47,19 +48,20 @@ def server(bucket):
 
 
 def assign(folder: str = "a", **changes) -> Assignment:
-    config = SaeConfig(
-        **PRESETS["quick"]
-        | dict(width=24, sparsity=0.05, batch_size=16, tokens=16 * STEPS, checkpoint_every=16, log_every=4, lr_warmup_steps=10,
+    config = quick(
+        **dict(width=24, sparsity=0.05, batch_size=16, tokens=16 * STEPS, checkpoint_every=16, log_every=4, lr_warmup_steps=10,
                sparsity_warmup_steps=20, initial_threshold=0.3, bandwidth=0.3, dead_after_tokens=64)
         | changes
     )  # fmt: skip
     return Assignment(
         name=f"sae-{folder}",
         root=f"saes/synthetic/{HOOK}/width_24/{config.architecture}/{folder}",
-        hook=HookStats(name=HOOK, d=8, scale=2.5, mean=pack_vector(np.linspace(-1, 1, 8)), norm_limit=None),
+        inputs=(HookStats(name=HOOK, d=8, scale=2.5, mean=pack_vector(np.linspace(-1, 1, 8)), norm_limit=None),),
+        targets=(),
         stream=STREAM,
         config=config,
-        metadata={"model_name": "synthetic", "hook_name": HOOK, "context_size": 8},
+        model="synthetic",
+        metadata={"context_size": 8},
         provenance={"sweep": "test"},
     )
 
@@ -103,7 +105,7 @@ def rows(bucket: Bucket, assignment: Assignment) -> list[dict]:
     return [{k: v for k, v in vars(row).items() if k not in ("steps_per_second", "waiting_share")} for row in history.rows]
 
 
-@pytest.mark.parametrize("architecture", ["jumprelu", "standard"])
+@pytest.mark.parametrize("architecture", ["jumprelu", "standard", "gated", "skip"])
 def test_a_run_trains_to_the_last_step_exports_and_keeps_its_history(bucket, server, architecture):
     assignment = assign(architecture=architecture)
     trainer = make(Trainer, bucket, assignment)
@@ -112,11 +114,11 @@ def test_a_run_trains_to_the_last_step_exports_and_keeps_its_history(bucket, ser
     layout = SaeLayout(assignment.root)
     assert checkpoint.steps_of(bucket, layout) == [16, 32, 40]
     record = checkpoint.read_record(bucket, layout, 40)
-    assert (record.cursor, record.tokens, record.hook, record.scale) == (40, 640, HOOK, 2.5)
+    assert (record.cursor, record.tokens) == (40, 640) and Wiring.from_json(record.wiring) == Wiring((Port(HOOK, 8, 2.5),))
     assert record.config == assignment.config.model_dump(mode="json")
 
     trained, _ = checkpoint.load_sae(bucket, layout, 40)
-    exported, folded = load_sae(f"{bucket.url}/{assignment.root}"), trained.folded(2.5)
+    exported, folded = load_sae(f"{bucket.url}/{assignment.root}"), trained.finished([2.5], [2.5])
     assert all(torch.equal(p, q) for p, q in zip(exported.parameters(), folded.parameters(), strict=True))
     assert json.loads(bucket.read(layout.config))["metadata"]["hook_name"] == HOOK
     assert json.loads(bucket.read(layout.provenance))["sweep"] == "test"
@@ -203,7 +205,7 @@ def test_a_run_that_waits_for_data_stops_and_checkpoints_too(bucket):
     stream = StreamSpec("wide", (HOOK,), batch_size=512, seed=0, shards_side_by_side=4)
     server.expect(stream, "one that never comes", 0, 10)
     hook = HookStats(name=HOOK, d=256, scale=1.0, mean=pack_vector(np.zeros(256)), norm_limit=None)
-    assignment = replace(assign(batch_size=512, tokens=512 * 10), stream=stream, hook=hook)
+    assignment = replace(assign(batch_size=512, tokens=512 * 10), stream=stream, inputs=(hook,))
     trainer = make(Trainer, bucket, assignment)
     try:
         with ThreadPoolExecutor(1) as pool:
@@ -261,7 +263,7 @@ def test_float32_rows_reach_the_sae_unchanged(bucket):
         def _begin(self, waited):
             loop = super()._begin(waited)
             step = loop.step
-            loop.step = lambda x: (seen.append(x.clone()), step(x))
+            loop.step = lambda x, y: (seen.append(x.clone()), step(x, y))
             return loop
 
     try:
