@@ -83,7 +83,7 @@ class Sae(nn.Module):
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Activations [..., d_in] to latents [..., F]."""
-        return self.activation(self.encoder(self._normalized(x)[0]))
+        return self.activation(self.encoder(self.normalized(x)[0]))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents [..., F] to what they rebuild, [..., d_out], without the skip's part; of a layer norm before it is undone."""
@@ -94,12 +94,13 @@ class Sae(nn.Module):
 
     def reconstruct(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents [..., F] and the whole of what is rebuilt [..., d_out]."""
-        x, mean, deviation = self._normalized(x)
+        x, mean, deviation = self.normalized(x)
         latents = self.activation(self.encoder(x))
         rebuilt = self.decode(latents) + (self.skip(x) if self.skip else 0)
         return latents, rebuilt * deviation + mean if self.layer_norm else rebuilt
 
-    def _normalized(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    def normalized(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """What is encoded; of a layer norm with the mean and the deviation [..., 1] that give x back."""
         if not self.layer_norm:
             return x, None, None
         mean = x.mean(-1, keepdim=True)
@@ -129,13 +130,13 @@ class Sae(nn.Module):
     def begin(self, x: torch.Tensor, config: SaeConfig) -> None:
         """Before the first step, with its batch [B, d_in]."""
         with torch.no_grad():
-            self.activation.begin(self.encoder(self._normalized(x)[0]), config)
+            self.activation.begin(self.encoder(self.normalized(x)[0]), config)
 
     def losses(self, x: torch.Tensor, y: torch.Tensor, config: SaeConfig, dead: torch.Tensor) -> Losses:
         """Of a batch of scaled activations x [B, d_in] that shall become y [B, d_out], differentiable as the architecture
         defines it. ``dead`` [F] says which latents have not fired for long."""
         if self.layer_norm:
-            x = y = self._normalized(x)[0]
+            x = y = self.normalized(x)[0]
         pre = self.encoder(x)
         codes = self.activation.codes(pre, config)
         constant = self.b_dec + self.skip(x).to(self.b_dec.dtype) if self.skip else self.b_dec
