@@ -18,8 +18,10 @@ def started_from(config: SaeConfig, wiring: Wiring) -> Sae:
     # What folding did is undone by folding with the inverse scales; a centred SAE then gets its pre-encoder bias back.
     scaled = finished.finished([1 / u for u in wiring.input_units(config)], [1 / u for u in wiring.output_units(config)])
     if finished.layer_norm != sae.layer_norm:
-        with_or_without = "with" if finished.layer_norm else "without"
-        raise InputError(f"train.initial_sae: {config.initial_sae} was trained {with_or_without} normalization: layer_norm; train it so again")
+        used = "" if finished.layer_norm else "not "
+        raise InputError(
+            f"train.initial_sae: {config.initial_sae} was {used}trained with normalization: layer_norm; train.normalization differs"
+        )
     if config.architecture == "skip" and scaled.skip:
         scaled.skip = scaled.skip.of_rank(config.skip_rank)
     mine, its = ({n: tuple(p.shape) for n, p in each.state_dict().items()} for each in (sae, scaled))

@@ -45,7 +45,11 @@ def make_state(config: SaeConfig, seed: int, shape: Shape = WIRING.shape) -> tup
     sae = initial_sae(config, shape, torch.zeros(shape.d_out))
     with torch.no_grad():
         for p in sae.state_dict().values():
-            p.copy_(torch.randint(0, 2**40, p.shape, generator=generator) if p.dtype == torch.int64 else torch.randn(p.shape, generator=generator))
+            p.copy_(
+                torch.randint(0, 2**40, p.shape, generator=generator)
+                if p.dtype == torch.int64
+                else torch.randn(p.shape, generator=generator)
+            )
     moments = {name: torch.rand(p.shape, generator=generator) for name, p in sae.named_parameters()}
     return sae, moments, torch.randint(0, 2**40, (sae.width,), generator=generator)
 

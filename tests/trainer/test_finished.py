@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from sae_reference import B, CASES, ONE, Case, Reference, quick
+from sae_reference import CASES, ONE, B, Case, Reference, quick
 
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import InputError
@@ -43,7 +43,9 @@ def finish(sae: Sae, wiring: Wiring, config: SaeConfig) -> Sae:
     return sae.finished(wiring.input_units(config), wiring.output_units(config)).requires_grad_(False)
 
 
-@pytest.mark.parametrize(("name", "normalization"), [(n, kind) for n in CASES for kind in NORMALIZATIONS if kind != "layer_norm" or CASES[n].shape == ONE])
+@pytest.mark.parametrize(
+    ("name", "normalization"), [(n, kind) for n in CASES for kind in NORMALIZATIONS if kind != "layer_norm" or CASES[n].shape == ONE]
+)
 def test_finished_on_raw_activations_is_training_on_scaled_ones(name, normalization):
     case = CASES[name]
     config, wiring = case.config.model_copy(update={"normalization": normalization}), wired(case.shape)
@@ -186,11 +188,14 @@ def test_a_start_may_see_other_units_than_the_one_it_starts_from(tmp_path, norma
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(width=21), "W_dec"), (dict(architecture="standard"), "activation.threshold"), (dict(architecture="gated"), "activation.b_gate"),
-        (dict(architecture="skip"), "skip.W_down"), (dict(normalization="layer_norm", initial_decoder_bias="zero"), "layer_norm"),
+        (dict(width=21), "W_dec"),
+        (dict(architecture="standard"), "activation.threshold"),
+        (dict(architecture="gated"), "activation.b_gate"),
+        (dict(architecture="skip"), "skip.W_down"),
+        (dict(normalization="layer_norm", initial_decoder_bias="zero"), "layer_norm"),
         (dict(architecture="batchtopk", sparsity=4.0), "activation.batches"),
     ],
-)  # fmt: skip
+)
 def test_a_start_from_another_kind_or_shape_is_refused_in_one_sentence(tmp_path, changes, words):
     case = CASES["jumprelu l0"]
     finished_in(tmp_path, case, trained(case), wired(ONE), case.config)

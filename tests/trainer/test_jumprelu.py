@@ -76,7 +76,9 @@ def test_repeating_a_batch_changes_neither_loss_nor_gradients():
     sae, (rows, _) = CASE.sae(), CASE.rows
     once, thrice = total_of(sae, rows), total_of(sae, rows.repeat(3, 1))
     assert thrice.item() == pytest.approx(once.item(), rel=1e-12)
-    for (name, _), one, other in zip(sae.named_parameters(), *(torch.autograd.grad(t, list(sae.parameters())) for t in (once, thrice)), strict=True):
+    for (name, _), one, other in zip(
+        sae.named_parameters(), *(torch.autograd.grad(t, list(sae.parameters())) for t in (once, thrice)), strict=True
+    ):
         np.testing.assert_allclose(other.numpy(), one.numpy(), rtol=1e-9, atol=1e-13, err_msg=name)
 
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from sae_reference import B, CASES, Case, Reference, quick
+from sae_reference import CASES, B, Case, Reference, quick
 from sparse_world import SparseWorld
 
 from scopemill.proto.bucket import Bucket
@@ -47,9 +47,7 @@ def known(history: History) -> list[dict]:
 WORLD = SparseWorld(d=32, directions=64, active=2.0)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "sparsity", "l0"), [("jumprelu", 0.02, (1.5, 3)), ("topk", 3, (1.5, 3))]
-)
+@pytest.mark.parametrize(("architecture", "sparsity", "l0"), [("jumprelu", 0.02, (1.5, 3)), ("topk", 3, (1.5, 3))])
 def test_training_recovers_a_sparse_dictionary(architecture, sparsity, l0):
     config = make_config(
         architecture=architecture, sparsity=sparsity, tokens=256 * 400, batch_size=256, learning_rate=2e-2, lr_warmup_steps=20,
@@ -72,8 +70,13 @@ def batch_of(case: Case, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_run_resumed_from_a_checkpoint_ends_bit_for_bit_like_one_that_was_not_interrupted(case: Case, bucket: Bucket):
-    steps, dead = 24, {"dead_after_tokens": 5 * B, "resample_every": 8 if case.architecture in ("standard", "jumprelu") else None, "resample_until": 1.0}
-    config = case.config.model_copy(update=dict(tokens=steps * B, batch_size=B, lr_warmup_steps=5, sparsity_warmup_steps=9, log_every=3) | dead)
+    steps, dead = (
+        24,
+        {"dead_after_tokens": 5 * B, "resample_every": 8 if case.architecture in ("standard", "jumprelu") else None, "resample_until": 1.0},
+    )
+    config = case.config.model_copy(
+        update=dict(tokens=steps * B, batch_size=B, lr_warmup_steps=5, sparsity_warmup_steps=9, log_every=3) | dead
+    )
     wiring = Wiring(
         tuple(Port(f"blocks.{i}.hook_resid_pre", d, 1.0) for i, d in enumerate(case.shape.inputs)),
         () if case.shape.autoencoder else tuple(Port(f"blocks.{i}.hook_resid_post", d, 1.0) for i, d in enumerate(case.shape.outputs)),
@@ -208,7 +211,9 @@ def test_the_learning_rate_and_the_sparsity_of_a_step_are_those_of_its_number_fr
     np.testing.assert_allclose(moved.numpy(), 0.1 * config.learning_rate, rtol=1e-4)  # Adam's first update is the rate itself
 
 
-PER_ROW = [name for name in CASES if not CASES[name].k and CASES[name].config.penalty != "target_l0" and not CASES[name].config.frequency_limit]
+PER_ROW = [
+    name for name in CASES if not CASES[name].k and CASES[name].config.penalty != "target_l0" and not CASES[name].config.frequency_limit
+]
 
 
 def one_update(case: Case, **changes) -> Loop:
@@ -225,7 +230,9 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(name, parts):
     whole, cut = one_update(CASES[name]), one_update(CASES[name], accumulate=parts)
     for parameter, v in whole.optimizer.second_moments.items():
         size = v.max().item()
-        np.testing.assert_allclose(cut.optimizer.second_moments[parameter].numpy(), v.numpy(), rtol=1e-3, atol=1e-5 * size, err_msg=parameter)
+        np.testing.assert_allclose(
+            cut.optimizer.second_moments[parameter].numpy(), v.numpy(), rtol=1e-3, atol=1e-5 * size, err_msg=parameter
+        )
         assert size > 0
     assert torch.equal(whole.tokens_since_fired, cut.tokens_since_fired)
     one, other = known(whole.history)[0], known(cut.history)[0]
@@ -233,7 +240,9 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(name, parts):
 
 
 def test_a_latent_that_fires_in_one_part_of_a_batch_alone_is_not_dead():
-    config = make_config(width=3, batch_size=4, tokens=8, accumulate=4, learning_rate=STILL, initial_threshold=0.1, initial_decoder_bias="zero")
+    config = make_config(
+        width=3, batch_size=4, tokens=8, accumulate=4, learning_rate=STILL, initial_threshold=0.1, initial_decoder_bias="zero"
+    )
     loop = make_loop(config, 3)
     with torch.no_grad():
         loop.sae.W_enc.copy_(torch.eye(3))

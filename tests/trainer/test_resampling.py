@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from sae_reference import B, CASES, Case
+from sae_reference import CASES, B, Case
 
 from scopemill.trainer.history import History
 from scopemill.trainer.loop import Loop

@@ -93,7 +93,9 @@ def test_a_schedule_without_warm_ups_is_flat():
 @pytest.mark.parametrize(("steps", "fraction", "longer"), [(100, 0.5, 500), (800, 0.5, 800), (0, 1.0, 1000), (0, 0.0, 0)])
 def test_of_the_two_sparsity_warm_ups_the_longer_one_counts(steps, fraction, longer):
     config = gemma_scope(tokens=4096 * 1000, sparsity_warmup_steps=steps, sparsity_warmup_fraction=fraction)
-    assert [sparsity_factor(config, step) for step in range(1000)] == pytest.approx([min(1, step / longer) if longer else 1 for step in range(1000)])
+    assert [sparsity_factor(config, step) for step in range(1000)] == pytest.approx(
+        [min(1, step / longer) if longer else 1 for step in range(1000)]
+    )
 
 
 def test_the_quick_template_warms_up_holds_and_decays():
