@@ -42,7 +42,6 @@ KINDS: list[tuple[str, Shape, dict]] = [
     ("crosscoder", STACK, JUMP),
     ("crosscoder", STACK, COUNTED | {"activation": "batchtopk"}),
     ("clt", CROSS, JUMP),
-    ("per_layer_transcoder", CROSS, JUMP),
 ]
 
 

@@ -1,8 +1,8 @@
 """Mistakes that were found in public code and guides: each is written out here, and must be told from what we do.
 
-Those that are not the trainer's have their tests where they belong: the sites of attention and MLP and widths that the
-model itself is asked for in harvester/test_language_model.py, scale and mean from a sample of the whole corpus in harvester/test_harvest.py, one read for all
-trainers in activation_server/test_server.py, FVU and constant biases with a language model in evaluator/test_fidelity.py.
+Those that are not the trainer's have their tests where they belong: sites, and widths that the model itself is asked for, in
+harvester/test_language_model.py, scale and mean from a sample of the whole corpus in harvester/test_harvest.py, one read for
+all trainers in activation_server/test_server.py, FVU and constant biases with a language model in evaluator/test_fidelity.py.
 """
 
 import numpy as np

@@ -254,25 +254,82 @@ def test_two_trainers_of_one_stream_do_not_disturb_each_other(bucket, server):
     assert weights(bucket, first) == weights(bucket, alone) != weights(bucket, late)
 
 
+class Looks(Trainer):
+    """Keeps what its SAE sees."""
+
+    def _begin(self, waited):
+        loop, self.seen = super()._begin(waited), []
+        step = loop.step
+        loop.step = lambda x, y: (self.seen.append((x.clone(), None if y is None else y.clone())), step(x, y))
+        return loop
+
+
 def test_float32_rows_reach_the_sae_unchanged(bucket):
     make_dataset(bucket, "exact", dtype="float32", rows=16, shards=1)
     server = ActivationServer(bucket, ServerConfig(window_mib=1))
-    seen = []
-
-    class Looks(Trainer):
-        def _begin(self, waited):
-            loop = super()._begin(waited)
-            step = loop.step
-            loop.step = lambda x, y: (seen.append(x.clone()), step(x, y))
-            return loop
-
+    trainer = make(Looks, bucket, replace(assign(tokens=16), stream=replace(STREAM, dataset="exact")))
     try:
-        run(Looks, bucket, replace(assign(tokens=16), stream=replace(STREAM, dataset="exact")), server)
+        trainer.run(server.address)
     finally:
         server.stop()
-    assert seen[0].shape == (16, 8) and seen[0][:, 0].tolist() == list(range(16))
+    ((x, y),) = trainer.seen
+    assert y is None and x.shape == (16, 8) and x[:, 0].tolist() == list(range(16))
     generator = torch.Generator().manual_seed(0)
-    assert torch.equal(seen[0][:, 1:], torch.randn(16, 8, generator=generator)[:, 1:])
+    assert torch.equal(x[:, 1:], torch.randn(16, 8, generator=generator)[:, 1:])
+
+
+IN, OUT = "blocks.0.mlp.hook_in", "blocks.0.hook_mlp_out"
+LATER = "blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out"
+SCALES = {IN: 3.0, OUT: 0.25, LATER[0]: 11.0, LATER[1]: 2.0}
+WIDTHS = {IN: 8, OUT: 5, LATER[0]: 6, LATER[1]: 4}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "inputs", "targets"),
+    [
+        ("transcoder", (IN,), (OUT,)),
+        ("skip_transcoder", (IN,), (OUT,)),
+        ("crosscoder", (IN, LATER[0]), ()),
+        ("clt", (IN, LATER[0]), (OUT, LATER[1])),
+        ("per_layer_transcoder", (IN, LATER[0]), (OUT, LATER[1])),
+    ],
+)
+@pytest.mark.parametrize("normalization", ["scale", "sqrt_d", "none"])
+def test_hooks_stand_side_by_side_each_in_its_own_units(bucket, architecture, inputs, targets, normalization):
+    """What is stored is raw / scale. The finished SAE takes and gives raw activations, and rebuilds the targets' means at the start."""
+    make_dataset(bucket, "several", hooks=WIDTHS, dtype="float32", rows=16, shards=1)
+    config = assign(
+        tokens=16, architecture=architecture, normalization=normalization, learning_rate=1e-30, initial_decoder_bias="mean",
+        lr_decay_fraction=0.0, activation="topk", sparsity=4,
+    ).config  # fmt: skip
+    stats = {h: HookStats(name=h, d=d, scale=SCALES[h], mean=pack_vector(np.arange(d) + 1.0), norm_limit=None) for h, d in WIDTHS.items()}
+    assignment = replace(
+        assign(), inputs=tuple(stats[h] for h in inputs), targets=tuple(stats[h] for h in targets), config=config,
+        stream=replace(STREAM, dataset="several", hooks=inputs + targets, shards_side_by_side=1),
+    )  # fmt: skip
+    server, trainer = ActivationServer(bucket, ServerConfig(window_mib=1)), make(Looks, bucket, assignment)
+    try:
+        trainer.run(server.address)
+    finally:
+        server.stop()
+    stored, generator = {}, torch.Generator().manual_seed(0)
+    for hook, d in WIDTHS.items():
+        stored[hook] = torch.randn(16, d, generator=generator)
+        stored[hook][:, 0] = torch.arange(16)
+    factor = {"scale": lambda h: 1.0, "sqrt_d": lambda h: WIDTHS[h] ** 0.5, "none": lambda h: SCALES[h]}[normalization]
+    ((x, y),) = trainer.seen
+    for found, hooks in ((x, inputs), (y, targets)):
+        if hooks:
+            order = found[:, 0].argsort()
+            np.testing.assert_allclose(found[order], torch.cat([stored[h] * factor(h) for h in hooks], dim=1), rtol=1e-6)
+    finished = load_sae(f"{bucket.url}/{assignment.root}")
+    means = np.concatenate([np.arange(WIDTHS[h]) + 1.0 for h in targets or inputs])
+    np.testing.assert_allclose(finished.b_dec, means, rtol=1e-5)
+    trained = checkpoint.load_sae(bucket, SaeLayout(assignment.root), 1)[0].requires_grad_(False)
+    raw = torch.cat([stored[h] * SCALES[h] for h in inputs], dim=1)
+    seen = torch.cat([stored[h] * factor(h) for h in inputs], dim=1)
+    back = torch.cat([torch.full((WIDTHS[h],), SCALES[h] / factor(h)) for h in targets or inputs])
+    np.testing.assert_allclose(finished(raw), trained(seen) * back, rtol=1e-4, atol=1e-4)
 
 
 def test_another_configuration_at_the_same_place_is_a_conflict_and_harms_nothing(bucket, server):
