@@ -42,7 +42,7 @@ class Codes(ABC):
 
     def misses(self, weights: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What is rebuilt less ``target`` [B, d], as the sum of its squares, and itself without a gradient."""
-        error = self.decode(weights).float() - target
+        error = self.decode(weights).to(target.dtype) - target
         return error.square().sum(), error.detach()
 
     @abstractmethod

@@ -6,36 +6,52 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from sae_reference import CASES, Case, quick
 
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import Conflict, MissingObject, SaeFormatError
 from scopemill.proto.layout import SaeLayout
 from scopemill.trainer import checkpoint
-from scopemill.trainer.architectures import ARCHITECTURES
+from scopemill.trainer.architectures import ARCHITECTURES, initial_sae
 from scopemill.trainer.checkpoint import CheckpointRecord
-from scopemill.trainer.config import PRESETS, SaeConfig
+from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.sae import Sae
+from scopemill.trainer.wiring import Port, Shape, Wiring
 
 D, F = 6, 10
 LAYOUT = SaeLayout("saes/m/blocks.0.hook_resid_post/width_10/jumprelu/0")
 
 
+def wired(shape: Shape) -> Wiring:
+    """Hooks of these widths, each with a scale of its own."""
+    layers = [Port(f"blocks.{i}.mlp.hook_in", d, 12.5 + i) for i, d in enumerate(shape.inputs)]
+    targets = tuple(Port(f"blocks.{i}.hook_mlp_out", d, 0.5 + i) for i, d in enumerate(shape.outputs))
+    return Wiring(tuple(layers), () if shape.autoencoder else targets)
+
+
+WIRING = wired(Shape.square(D))
+
+
 def make_config(**changes) -> SaeConfig:
-    return SaeConfig(**PRESETS["quick"] | dict(width=F, sparsity=0.5) | changes)
+    return quick(**dict(width=F, sparsity=0.5) | changes)
 
 
-def make_record(step: int, config: SaeConfig) -> CheckpointRecord:
-    return CheckpointRecord(step, step, step * config.batch_size, "blocks.0.hook_resid_post", 12.5, config.model_dump(mode="json"))
+def make_record(step: int, config: SaeConfig, wiring: Wiring = WIRING) -> CheckpointRecord:
+    return CheckpointRecord(step, step, step * config.batch_size, wiring.to_json(), config.model_dump(mode="json"))
 
 
-def make_state(config: SaeConfig, seed: int) -> tuple[Sae, dict[str, torch.Tensor], torch.Tensor]:
+def make_state(config: SaeConfig, seed: int, shape: Shape = WIRING.shape) -> tuple[Sae, dict[str, torch.Tensor], torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    sae = ARCHITECTURES[config.architecture](D, config.width, centred=True)
+    sae = initial_sae(config, shape, torch.zeros(shape.d_out))
     with torch.no_grad():
-        for p in sae.parameters():
-            p.normal_(generator=generator)
+        for p in sae.state_dict().values():
+            p.copy_(
+                torch.randint(0, 2**40, p.shape, generator=generator)
+                if p.dtype == torch.int64
+                else torch.randn(p.shape, generator=generator)
+            )
     moments = {name: torch.rand(p.shape, generator=generator) for name, p in sae.named_parameters()}
-    return sae, moments, torch.randint(0, 2**40, (config.width,), generator=generator)
+    return sae, moments, torch.randint(0, 2**40, (sae.width,), generator=generator)
 
 
 def save(bucket: Bucket, step: int, config: SaeConfig, seed: int = 0) -> None:
@@ -68,18 +84,26 @@ class FailingBucket(Bucket):
         return super().create(path, data)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_everything_comes_back_bit_for_bit(bucket, architecture):
-    config = make_config(architecture=architecture, sparsity=1 / 3)
-    save(bucket, 500, config, seed=4)
-    sae, moments, tokens_since_fired = make_state(config, seed=4)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_everything_comes_back_bit_for_bit(bucket, case: Case):
+    config, wiring = case.config, wired(case.shape)
+    sae, moments, tokens_since_fired = make_state(config, 4, case.shape)
+    checkpoint.save(bucket, LAYOUT, make_record(500, config, wiring), sae, moments, tokens_since_fired)
     loaded, record, loaded_moments, loaded_tokens = checkpoint.load_state(bucket, LAYOUT, 500, config)
-    assert record == make_record(500, config) and (record.cursor, record.tokens, record.scale) == (500, 500 * 1024, 12.5)
-    assert type(loaded) is ARCHITECTURES[architecture] and loaded.centred
-    for (name, p), q in zip(loaded.named_parameters(), sae.parameters(), strict=True):
-        assert torch.equal(p, q), name
+    assert (record.step, record.cursor, record.tokens) == (500, 500, 500 * 1024)
+    assert Wiring.from_json(record.wiring) == wiring and record.sae_config == config
+    assert type(loaded) is ARCHITECTURES[config.architecture] and loaded.activation.name == config.latents
+    assert (loaded.shape, loaded.width, loaded.centred, loaded.layer_norm) == (sae.shape, sae.width, sae.centred, sae.layer_norm)
+    found, expected = loaded.state_dict(), sae.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value) and found[name].dtype == value.dtype, name
     assert loaded_moments.keys() == moments.keys() and all(torch.equal(loaded_moments[name], moments[name]) for name in moments)
     assert torch.equal(loaded_tokens, tokens_since_fired) and loaded_tokens.dtype == torch.int64
+
+
+def test_batchtopks_threshold_is_kept_though_no_gradient_trains_it():
+    assert {"activation.threshold", "activation.batches"} <= make_state(CASES["batchtopk"].config, 0)[0].state_dict().keys()
 
 
 def test_the_record_is_written_last(bucket):
@@ -176,7 +200,7 @@ def no_decoder(weights: dict) -> None:
 
 
 def no_threshold(weights: dict) -> None:
-    del weights["threshold"]
+    del weights["activation.threshold"]
 
 
 def flat_decoder(weights: dict) -> None:
@@ -208,7 +232,7 @@ def test_a_file_that_is_damaged_is_a_format_error_that_names_it(bucket, name, da
     assert path in str(caught.value)
 
 
-@pytest.mark.parametrize("missing", ["tokens_since_fired", "second_moment.b_enc", "second_moment.threshold"])
+@pytest.mark.parametrize("missing", ["tokens_since_fired", "second_moment.b_enc", "second_moment.activation.threshold"])
 def test_an_optimisers_state_that_is_not_whole_is_a_format_error(bucket, missing):
     save(bucket, 500, make_config())
     path = LAYOUT.checkpoint(500).optimizer
@@ -227,7 +251,9 @@ def test_an_optimisers_state_that_is_not_whole_is_a_format_error(bucket, missing
         "[]",
         "{}",
         '{"step": 1}',
-        '{"step": 500, "cursor": 500, "tokens": 1, "hook": "h", "scale": 1.0, "config": {"architecture": "topk"}}',
+        '{"step": 500, "cursor": 500, "tokens": 1, "wiring": {"inputs": [], "targets": []}, "config": {"architecture": "topk"}}',
+        '{"step": 500, "cursor": 500, "tokens": 1, "wiring": {"inputs": 3}, "config": {}}',
+        '{"step": 500, "cursor": 500, "tokens": 1, "wiring": [], "config": []}',
     ],
 )
 def test_a_record_that_is_none_is_a_format_error_that_names_it(bucket, text):
@@ -236,7 +262,7 @@ def test_a_record_that_is_none_is_a_format_error_that_names_it(bucket, text):
     bucket.write(path, text.encode())
     with pytest.raises(SaeFormatError) as caught:
         checkpoint.load_sae(bucket, LAYOUT, 500)
-    assert path in str(caught.value) or "its checkpoint.json" in str(caught.value)
+    assert path in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_is_plain_json_and_safetensors(bucket):
@@ -244,4 +270,4 @@ def test_a_checkpoint_is_plain_json_and_safetensors(bucket):
     folder = Path(bucket.url) / LAYOUT.checkpoint(500).root
     assert sorted(p.name for p in folder.iterdir()) == ["checkpoint.json", "optimizer.safetensors", "weights.safetensors"]
     assert json.loads((folder / "checkpoint.json").read_text())["config"]["width"] == F
-    assert set(safetensors.torch.load_file(folder / "weights.safetensors")) == {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
+    assert set(safetensors.torch.load_file(folder / "weights.safetensors")) == {"W_enc", "b_enc", "W_dec", "b_dec", "activation.threshold"}
