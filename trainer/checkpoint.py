@@ -77,7 +77,14 @@ def load_sae(bucket: Bucket, layout: SaeLayout, step: int) -> tuple[Sae, Checkpo
     return sae, record
 
 
-def load_loop(bucket: Bucket, layout: SaeLayout, step: int, config: SaeConfig, device: torch.device, waited: Callable[[], float]) -> Loop:
+def load_loop(
+    bucket: Bucket,
+    layout: SaeLayout,
+    step: int,
+    config: SaeConfig,
+    device: torch.device | str = "cpu",
+    waited: Callable[[], float] = lambda: 0.0,
+) -> Loop:
     """A loop that goes on after a checkpoint; Conflict if that was trained with another configuration."""
     record, wanted = read_record(bucket, layout, step), config.model_dump(mode="json")
     if record.config != wanted:

@@ -8,6 +8,7 @@ gives the same bits whatever the number of threads: a thread owns whole rows or 
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 try:
     import numba
@@ -26,6 +27,11 @@ class Columns(NamedTuple):
     starts: np.ndarray  # [F + 1]
     rows: np.ndarray  # [n]
     order: np.ndarray  # [n]: where each lies among the entries by rows
+
+
+def serve(example: torch.Tensor) -> bool:
+    """Whether the loops here can work on tensors like this one."""
+    return AVAILABLE and example.device.type == "cpu" and example.dtype == torch.float32
 
 
 if AVAILABLE:

@@ -29,7 +29,7 @@ class Loop:
         self.tokens_since_fired = torch.zeros(sae.width, dtype=torch.int64, device=sae.b_dec.device)
         self.step_number = 0  # steps done
         self.sparse = False  # whether the next step tries the sparse way first
-        self._can_be_sparse = kernels.AVAILABLE and sae.b_dec.device.type == "cpu"
+        self._can_be_sparse = kernels.serve(sae.b_dec)
         self._waited = waited  # seconds spent waiting for data so far
         self._interval = _Interval(sae.shape.d_out, waited())
 

@@ -29,7 +29,9 @@ from scopemill.trainer.architectures import initial_sae
 from scopemill.trainer.checkpoint import CheckpointRecord
 from scopemill.trainer.crosscoder import Crosscoder
 from scopemill.trainer.formats import FinishedSae, write_saelens
+from scopemill.trainer.history import History
 from scopemill.trainer.jumprelu import JumpReLU
+from scopemill.trainer.loop import Loop
 from scopemill.trainer.relu import ReLU
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.transcoder import Transcoder
@@ -447,7 +449,7 @@ def evaluator(bucket, model, card, lm, tokens, monkeypatch) -> Evaluator:
     sae = initial_sae(CONFIG, WIRING.shape, torch.zeros(D))
     for step in (10, 20):
         record = CheckpointRecord(step, step, step * 1024, WIRING.to_json(), CONFIG.model_dump(mode="json"))
-        checkpoint.save(bucket, LAYOUT, record, sae, {}, torch.zeros(F, dtype=torch.int64))
+        checkpoint.save(bucket, LAYOUT, record, Loop(sae, CONFIG, History()))
     write_saelens(bucket, LAYOUT.root, FinishedSae(sae.finished([20.0], [20.0]), WIRING.hooks, WIRING.hooks, "m"))
     monkeypatch.setattr(actor, "LanguageModel", lambda model: lm)
     return Evaluator(bucket.url, "d", model, card, EVALUATION, CONTEXT)

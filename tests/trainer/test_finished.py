@@ -5,11 +5,10 @@ import pytest
 import torch
 from sae_reference import CASES, ONE, B, Case, Reference, quick
 
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import InputError
 from scopemill.trainer.architectures import initial_sae
 from scopemill.trainer.config import SaeConfig
-from scopemill.trainer.formats import FinishedSae, write_saelens
+from scopemill.trainer.formats import FinishedSae, write_finished
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.start import started_from
 from scopemill.trainer.wiring import Port, Shape, Wiring
@@ -142,7 +141,7 @@ def test_a_finished_batchtopk_has_about_the_l0_that_was_trained():
 def finished_in(folder, case: Case, sae: Sae, wiring: Wiring, config: SaeConfig) -> SaeConfig:
     """Write the finished SAE; the configuration that starts from it."""
     inputs, outputs = (tuple(p.hook for p in ports) for ports in (wiring.inputs, wiring.outputs))
-    write_saelens(Bucket(str(folder)), "", FinishedSae(finish(sae, wiring, config), inputs, outputs, "m"))
+    write_finished(str(folder), "saelens", FinishedSae(finish(sae, wiring, config), inputs, outputs, "m"))
     return config.model_copy(update={"initial_sae": str(folder)})
 
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 from sae_reference import CASES, B, Reference
 
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import InputError
 from scopemill.proto.hooks import Hook
 from scopemill.trainer import load_sae
 from scopemill.trainer.config import SaeConfig
-from scopemill.trainer.formats import FinishedSae, write_saelens
+from scopemill.trainer.formats import FinishedSae, write_finished
 from scopemill.trainer.history import History
 from scopemill.trainer.loop import Loop
 from scopemill.trainer.optimizer import Optimizer
@@ -142,7 +141,7 @@ def test_a_batchtopk_that_loads_as_a_plain_relu(tmp_path):
         sae.losses(x, x, case.config, case.dead(sae.width))
     sae.activation.after_update()
     hooks = ("blocks.0.hook_resid_post",)
-    write_saelens(Bucket(str(tmp_path)), "", FinishedSae(sae.requires_grad_(False).finished([2.0], [2.0]), hooks, hooks, "m"))
+    write_finished(str(tmp_path), "saelens", FinishedSae(sae.requires_grad_(False).finished([2.0], [2.0]), hooks, hooks, "m"))
     loaded = load_sae(str(tmp_path))
     wrong = Sae(loaded.shape, loaded.width, ReLU(loaded.width)).requires_grad_(False)
     wrong.load_state_dict({name: p for name, p in loaded.state_dict().items() if not name.startswith("activation")})

@@ -91,13 +91,11 @@ def test_a_run_resumed_from_a_checkpoint_ends_bit_for_bit_like_one_that_was_not_
         first.step(*batch_of(case, k))
     record = checkpoint.CheckpointRecord(12, 12, 12 * B, wiring.to_json(), config.model_dump(mode="json"))
     first.history.save(bucket, LAYOUT.history)
-    checkpoint.save(bucket, LAYOUT, record, first.sae, first.optimizer.second_moments, first.tokens_since_fired)
+    checkpoint.save(bucket, LAYOUT, record, first)
     for k in range(12, 15):  # work that the crash loses
         first.step(*batch_of(case, k))
 
-    sae, record, moments, tokens_since_fired = checkpoint.load_state(bucket, LAYOUT, 12, config)
-    second = Loop(sae, config, History.load(bucket, LAYOUT.history, record.step))
-    second.restore(record.step, moments, tokens_since_fired)
+    second = checkpoint.load_loop(bucket, LAYOUT, 12, config)
     while not second.done:
         second.step(*batch_of(case, second.step_number))
 
