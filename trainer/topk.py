@@ -47,7 +47,8 @@ class TopK(Activation):
             return 0.0
         latents = auxk_latents(pre, dead, config.auxk_latents or sae.shape.d_out // 2)
         scale = (error - error.mean(0)).square().sum()
-        return config.auxk_coefficient * ((sae.mix(Codes.of(latents)) - error).square().sum() / scale).nan_to_num(0.0)
+        scale = scale.where(scale > 0, torch.inf)  # nothing is left over: neither a loss nor a gradient
+        return config.auxk_coefficient * (sae.mix(Codes.of(latents)) - error).square().sum() / scale
 
 
 def auxk_latents(pre: torch.Tensor, dead: torch.Tensor, k: int) -> torch.Tensor:
