@@ -8,7 +8,7 @@ all trainers in activation_server/test_server.py, FVU and constant biases with a
 import numpy as np
 import pytest
 import torch
-from sae_reference import B, CASES, Reference
+from sae_reference import CASES, B, Reference
 
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import InputError

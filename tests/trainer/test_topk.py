@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from sae_reference import B, CASES
+from sae_reference import CASES, B
 
 from scopemill.trainer.architectures import initial_sae
 from scopemill.trainer.history import History
