@@ -76,7 +76,7 @@ class Loop:
             total = losses.total(coefficient)
             (total / len(parts)).backward()
             fired |= losses.codes.frequency.detach() > 0
-            self._interval.add(y_part, losses, total)
+            self._interval.add(losses, total)
         self.optimizer.update(learning_rate(config, self.step_number))
         self.tokens_since_fired += len(x)
         self.tokens_since_fired[fired] = 0
@@ -118,8 +118,8 @@ class _Interval:
         self.total = np.zeros(d)
         self._start, self._waited = time.monotonic(), waited
 
-    def add(self, y: torch.Tensor, losses: Losses, total: torch.Tensor) -> None:
-        n = len(y)
+    def add(self, losses: Losses, total: torch.Tensor) -> None:
+        y, n = losses.target, len(losses.target)
         self.rows += n
         self.fired += losses.codes.l0.item() * n
         self.loss += total.item() * n

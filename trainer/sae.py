@@ -29,6 +29,7 @@ class Losses:
     sparsity: torch.Tensor  # the penalty, without its coefficient
     auxiliary: torch.Tensor | float  # what else the architecture trains by
     variance: torch.Tensor | float  # what errors are divided by: 1, or E ||y - mean y||^2
+    target: torch.Tensor  # y as it was to be rebuilt: normalised, if rows are
     codes: Codes
 
     def total(self, coefficient: float) -> torch.Tensor:
@@ -165,6 +166,7 @@ class Sae(nn.Module):
             sparsity=self.activation.penalty(codes, pre, norms, config),
             auxiliary=self.activation.auxiliary(self, pre, y, -misses[-1][1], dead, config),
             variance=(y - y.mean(0)).square().sum() / len(y) if self.activation.normalized_error else 1.0,
+            target=y,
             codes=codes,
         )
 

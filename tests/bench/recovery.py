@@ -27,18 +27,17 @@ ONE, PAIR, STACK = Shape.square(D), Shape((D,), (D,), False), Shape((D // 2, D /
 CROSS = Shape((D // 2, D // 2), (D // 2, D // 2), False)
 KINDS: list[tuple[str, Shape, dict]] = [
     ("standard", ONE, {"sparsity": 0.1}),
-    ("gated", ONE, {"sparsity": 0.1}),
+    ("gated", ONE, {"sparsity": 0.4}),
     ("jumprelu", ONE, JUMP),
     ("jumprelu", ONE, JUMP | {"penalty": "tanh", "sparsity": 0.02}),
     ("jumprelu", ONE, JUMP | {"penalty": "target_l0", "sparsity": 5.0}),
     ("topk", ONE, COUNTED),
     ("batchtopk", ONE, COUNTED),
     ("matryoshka", ONE, COUNTED),
-    ("matryoshka", ONE, JUMP | {"activation": "jumprelu"}),
+    ("matryoshka", ONE, JUMP | {"activation": "jumprelu", "sparsity": 0.05}),
     ("skip", ONE, JUMP),
     ("transcoder", PAIR, JUMP),
     ("transcoder", PAIR, COUNTED | {"activation": "topk"}),
-    ("skip_transcoder", PAIR, JUMP),
     ("crosscoder", STACK, JUMP),
     ("crosscoder", STACK, COUNTED | {"activation": "batchtopk"}),
     ("clt", CROSS, JUMP),
@@ -46,7 +45,8 @@ KINDS: list[tuple[str, Shape, dict]] = [
 
 
 def train(architecture: str, shape: Shape, options: dict, world: SparseWorld) -> Loop:
-    """Transcoders are to rebuild what they read, so that for all kinds the same directions are the truth."""
+    """Transcoders are to rebuild what they read, so that for all kinds the same directions are the truth. (A skip transcoder's
+    matrix does that by itself, and a per-layer transcoder's latents see half of a direction: neither is here.)"""
     same = dict(
         architecture=architecture, width=WIDTH, tokens=ROWS * STEPS, batch_size=ROWS, learning_rate=1e-2, lr_warmup_steps=20,
         sparsity_warmup_steps=STEPS // 4, initial_decoder_bias="zero", dead_after_tokens=20 * ROWS, log_every=100,

@@ -230,6 +230,7 @@ def test_every_architecture_and_activation_that_can_be_named_exists():
             "target_site: a transcoder rebuilds another site than it reads, not mlp_out",
         ),
         (dict(batch_size=1000, tokens=10_000, accumulate=3), "batch_size (1000) cannot be cut into accumulate = 3 equal parts"),
+        (dict(architecture="topk", sparsities=[4], batch_size=8, accumulate=8), "batch_size (8): topk divides errors by the variance"),
         (dict(architecture="topk", sparsities=[0.0]), "sparsity (0) is k here: a whole number from 1 to the width (1024)"),
         (dict(architecture="topk", sparsities=[2.5]), "sparsity (2.5) is k here"),
         (dict(architecture="batchtopk", sparsities=[1025]), "sparsity (1025) is k here"),

@@ -264,7 +264,6 @@ def test_bfloat16_products_stay_near_float32_and_weights_in_float32(name):
 
 
 @pytest.mark.parametrize("name", ["jumprelu layer norm", "topk layer norm"])
-@pytest.mark.xfail(strict=True, reason="the error is that of normalised rows, the variance that of raw ones")
 def test_the_historys_fvu_under_layer_norm_is_that_of_normalised_rows(name):
     case = CASES[name]
     loop = Loop(case.sae(torch.float32), case.config.model_copy(update=dict(tokens=B, batch_size=B)), History())
