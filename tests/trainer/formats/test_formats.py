@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from finished_saes import F, finished_sae
+from finished_saes import F, finished_sae, rows, same_bits
 
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import InputError, SaeFormatError, StorageError
-from scopemill.trainer.formats import FORMATS, WRITTEN, read_finished, write_finished
+from scopemill.trainer.architectures import ARCHITECTURES, initial_sae
+from scopemill.trainer.config import LAYERED, PAIRED, SaeConfig
+from scopemill.trainer.formats import FORMATS, WRITTEN, FinishedSae, read_finished, write_finished
+from scopemill.trainer.templates import load_template
 from scopemill.trainer.topk import TopK
+from scopemill.trainer.wiring import Shape
 
 PLACES = {
     "saelens": "sae",
@@ -37,6 +41,20 @@ def test_k_above_the_width_and_a_transcoder_without_a_target_are_not_written(tmp
     with pytest.raises(SaeFormatError, match="without the hook that it rebuilds"):
         write_finished(str(tmp_path), "saelens", replace(finished_sae("transcoder_relu"), outputs=()))
     assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_training_ends_with_can_be_written_and_is_read_as_the_same_function(tmp_path, architecture):
+    config = SaeConfig(**load_template("quick").fields | {"architecture": architecture, "width": 16, "sparsity": 4})
+    shape = Shape.square(8) if architecture not in PAIRED + LAYERED else Shape((8, 8), (8, 8), architecture == "crosscoder")
+    if "transcoder" in architecture and architecture not in LAYERED:
+        shape = Shape((8,), (8,), False)
+    hooks = [f"blocks.{layer}.hook_resid_post" for layer in range(len(shape.inputs))]
+    trained = initial_sae(config, shape, torch.ones(shape.d_out)).requires_grad_(False)
+    sae = trained.finished([2.0] * len(shape.inputs), [3.0] * len(shape.outputs) if not shape.autoencoder else [2.0] * len(shape.inputs))
+    write_finished(str(tmp_path), "saelens", FinishedSae(sae, tuple(hooks), tuple(hooks), "m"))
+    read = read_finished(str(tmp_path)).sae
+    assert same_bits(read, sae) and torch.equal(read(rows(sae)), sae(rows(sae)))
 
 
 @pytest.mark.parametrize("word", [*(set(FORMATS) - set(WRITTEN)), "numpy"])
