@@ -121,7 +121,7 @@ class Reference:
         self.p = {name: p.detach().double().numpy() for name, p in sae.named_parameters()}
         self.x, self.y = (rows.numpy() for rows in case.rows)
         if self.config.normalization == "layer_norm":
-            mean, deviation = self.x.mean(axis=1, keepdims=True), self.x.std(axis=1, keepdims=True)
+            mean, deviation = self.x.mean(axis=1, keepdims=True), self.x.std(axis=1, ddof=1, keepdims=True)
             self.x = self.y = (self.x - mean) / (deviation + 1e-5)
         self.on = self._firing(self.p)
         self.f = self.latents(self.p)

@@ -102,12 +102,14 @@ class Sae(nn.Module):
         return latents, rebuilt * deviation + mean if self.layer_norm else rebuilt
 
     def normalized(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """What is encoded; of a layer norm with the mean and the deviation [..., 1] that give x back."""
+        """What is encoded; of a layer norm with the mean and the deviation [..., 1] that give x back.
+
+        As SAELens defines it: the sample's deviation, with d - 1, and an epsilon on the way in only.
+        """
         if not self.layer_norm:
             return x, None, None
-        mean = x.mean(-1, keepdim=True)
-        deviation = (x - mean).square().mean(-1, keepdim=True).sqrt() + LAYER_NORM_EPSILON
-        return (x - mean) / deviation, mean, deviation
+        mean, deviation = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+        return (x - mean) / (deviation + LAYER_NORM_EPSILON), mean, deviation
 
     # Parts that architectures differ in.
 

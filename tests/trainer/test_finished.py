@@ -72,7 +72,8 @@ def test_what_a_finished_sae_rebuilds_is_the_published_formula_on_raw_activation
     raw = case.rows[0] * units(wiring.inputs, config)
     expected = reference.rebuilt(reference.p, reference.latents(reference.p))
     if sae.layer_norm:
-        expected = expected * (case.rows[0].numpy().std(axis=1, keepdims=True) + 1e-5) + case.rows[0].numpy().mean(axis=1, keepdims=True)
+        deviation = case.rows[0].numpy().std(axis=1, ddof=1, keepdims=True)
+        expected = expected * deviation + case.rows[0].numpy().mean(axis=1, keepdims=True)
     np.testing.assert_allclose(finish(sae, wiring, config)(raw), expected * units(wiring.outputs, config).numpy(), rtol=1e-5, atol=1e-5)
 
 

@@ -54,7 +54,7 @@ def test_a_drawn_latent_points_at_a_row_and_fires_on_it(name):
     case = CASES[name]
     sae, _, x = drawn(case, DEAD)
     if sae.layer_norm:
-        x = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True, correction=0)
+        x = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
     directions = (x - sae.b_dec).detach()
     directions /= directions.norm(dim=1, keepdim=True)
     cosines = sae.W_dec[DEAD].detach() @ directions.T

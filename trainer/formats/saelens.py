@@ -19,7 +19,7 @@ from scopemill.trainer.architectures import ACTIVATIONS
 from scopemill.trainer.crosscoder import Crosscoder
 from scopemill.trainer.crosslayer import CrossLayerTranscoder, PerLayerTranscoder
 from scopemill.trainer.formats.finished import FinishedSae
-from scopemill.trainer.formats.tensors import Tensors, check_count, filled, laid_out, read_config, read_safetensors
+from scopemill.trainer.formats.tensors import check_count, filled, laid_out, read_config, read_safetensors
 from scopemill.trainer.matryoshka import Matryoshka
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.skip import Skip
@@ -60,8 +60,6 @@ _LEGACY_METADATA = (
 def saelens_files(place: str, finished: FinishedSae) -> dict[str, bytes]:
     """The folder's files. ``cfg.json`` comes last: the folder is finished because it is there."""
     tensors = laid_out(finished.sae, _names(finished.sae))
-    if finished.sae.layer_norm:
-        _scale_layer_norm(tensors, _sample_deviation(finished.sae))
     return {WEIGHTS: safetensors.torch.save(tensors), CONFIG: json.dumps(_to_config(finished), indent=1).encode()}
 
 
@@ -71,8 +69,6 @@ def read_saelens(folder: str) -> FinishedSae:
     tensors = read_safetensors(bucket, WEIGHTS)
     sae = _empty(place, config)
     factors = tensors.pop("scaling_factor", None) if config["architecture"] in WORDS else None  # a finetuned SAE's
-    if sae.layer_norm:
-        _scale_layer_norm(tensors, 1 / _sample_deviation(sae))
     sae = filled(bucket.place(WEIGHTS), sae, tensors, _names(sae))
     if factors is not None:
         fold_factors(bucket.place(WEIGHTS), sae, factors)
@@ -99,18 +95,6 @@ def _fold_norms(sae: Sae) -> None:
     sae.W_enc.mul_(norms[:, None])
     sae.b_enc.mul_(norms)
     sae.W_dec.div_(norms.clamp(min=1e-8)[:, None])
-
-
-def _sample_deviation(sae: Sae) -> float:
-    """SAELens' layer norm divides by the sample's deviation, with d - 1, ours by the population's: their ratio."""
-    return (sae.shape.d_in / max(1, sae.shape.d_in - 1)) ** 0.5
-
-
-def _scale_layer_norm(tensors: Tensors, factor: float) -> None:
-    """The same SAE where what it sees, and what it has to rebuild, is smaller by a factor."""
-    for name, by in (("W_enc", factor), ("W_dec", 1 / factor), ("b_dec", 1 / factor)):
-        if name in tensors:
-            tensors[name] = tensors[name] * by
 
 
 def _names(sae: Sae) -> dict[str, str]:
