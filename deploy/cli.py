@@ -27,8 +27,12 @@ EXIT_ERROR, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
 @app.command()
-def sweep(file: SweepFile, set: Overrides = []):  # noqa: A002, B006
+def sweep(file: SweepFile, set: Overrides = [], dry_run: Annotated[bool, typer.Option(help="Say what would be done.")] = False):  # noqa: A002, B006
     """Harvest, train, evaluate and report; what is committed is not done again."""
+    if dry_run:
+        from scopemill.deploy.facts import facts
+
+        return _print_facts(facts(_plan(file, set)))
     _drive(file, set, ("harvest", "train", "evaluate"))
 
 

@@ -44,6 +44,13 @@ def test_a_wrong_field_is_one_sentence_on_stderr_and_exit_code_2(folder):
     assert told.stderr == "error sweep.yaml: train.bandwith: there is no such field\n"
 
 
+def test_a_dry_run_starts_nothing(folder):
+    shown = run(folder, "sweep", "sweep.yaml", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert "2 SAEs (1 on each stream), 2 of them still to do" in shown.stdout
+    assert not list((folder / "bucket").rglob("*"))
+
+
 def test_a_plan_starts_nothing_and_says_what_each_stage_costs(folder):
     shown = run(folder, "plan", "sweep.yaml", "--hardware", "l4", "--price", "1")
     assert shown.returncode == 0, shown.stderr
