@@ -24,7 +24,7 @@ from scopemill.deploy.sweep import load_sweep
 from scopemill.proto.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-CHECKPOINT_EVERY = 100
+STEPS, CHECKPOINT_EVERY = 1000, 100
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def write_sweep(folder: Path) -> Path:
-    """One hook, two SAEs of two thousand steps: long enough to be stopped in their midst."""
+    """One hook, two SAEs of a thousand steps, a CPU and so a node for each: long enough to be stopped in their midst."""
     data = tiny_sweep.sweep(
         str(folder / "bucket"), tiny_sweep.write_text(folder), harvest={"layers": [3]}, evaluation={"checkpoints": "last"},
-        train={"tokens": 256 * 2000, "checkpoint_every": CHECKPOINT_EVERY},
+        train={"tokens": 256 * STEPS, "checkpoint_every": CHECKPOINT_EVERY, "cpus": 1},
     )  # fmt: skip
     (folder / "sweep.yaml").write_text(yaml.safe_dump(data | {"file_sd": str(folder / "targets.json")}))
     return folder / "sweep.yaml"
@@ -50,13 +50,14 @@ def planned(folder: Path) -> SweepPlan:
 def run(head: tuple[str, dict[str, str]], *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     address, known = head
     command = [sys.executable, "-m", "scopemill.deploy", *arguments, "--address", address]
-    return subprocess.run(command, env=known | environment, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, env=known | environment, capture_output=True, text=True, timeout=400)
 
 
 def steps(plan: SweepPlan) -> list[int]:
     return [sae.step for sae in read_status(plan).saes]
 
 
+@pytest.mark.timeout(900)  # two Ray clusters and three sweeps, on a machine that may be busy
 def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_plain_run(head, tmp_path, ray_cluster):
     plan, file = planned(tmp_path), str(tmp_path / "sweep.yaml")
     begun = run(head, "submit", file, "--no-wait")
@@ -71,11 +72,12 @@ def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_pl
     assert stopped.returncode == 0 and "everything committed is kept" in stopped.stdout, stopped.stderr
     assert "stopped; everything committed is kept" in run(head, "logs", file).stdout
     # Both wrote a checkpoint that was not due, so the word to stop reached them.
-    assert all(0 < step < 2000 and step % CHECKPOINT_EVERY for step in steps(plan))
+    assert all(0 < step < STEPS and step % CHECKPOINT_EVERY for step in steps(plan))
 
     finished = run(head, "submit", file)
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert finished.stdout.count("2,000 / 2,000") == 2
+    assert finished.stdout.count("1,000 / 1,000") == 2
+    assert "training 2 SAEs at once" in finished.stdout  # on both nodes, as each has room for one
 
     plain = planned(tmp_path_of_its_own(tmp_path))
     driver = SweepDriver(plain, Reporter(Console(file=io.StringIO())))
