@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,14 +63,12 @@ def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_pl
     plan, file = planned(tmp_path), str(tmp_path / "sweep.yaml")
     begun = run(head, "submit", file, "--no-wait")
     assert begun.returncode == 0, begun.stderr
-    again = run(head, "submit", file)
-    assert again.returncode == 2 and "sweep tiny is running on http://127.0.0.1:" in again.stderr, again.stdout + again.stderr
     deadline = time.monotonic() + 200
     while not min(steps(plan)):
         assert time.monotonic() < deadline, run(head, "logs", file).stdout
-        time.sleep(0.2)
-    stopped = run(head, "stop", file)
-    assert stopped.returncode == 0 and "everything committed is kept" in stopped.stdout, stopped.stderr
+        time.sleep(0.1)
+    ray_job_stop(head, "tiny-1")  # our own command would come when these few steps are done
+    assert run(head, "stop", file).returncode == 0  # has waited for the end, if it was not there
     assert "stopped; everything committed is kept" in run(head, "logs", file).stdout
     # Both wrote a checkpoint that was not due, so the word to stop reached them.
     assert all(0 < step < STEPS and step % CHECKPOINT_EVERY for step in steps(plan))
@@ -79,7 +78,8 @@ def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_pl
     assert finished.stdout.count("1,000 / 1,000") == 2
     assert "training 2 SAEs at once" in finished.stdout  # on both nodes, as each has room for one
 
-    plain = planned(tmp_path_of_its_own(tmp_path))
+    (tmp_path / "plain").mkdir()
+    plain = planned(tmp_path / "plain")
     driver = SweepDriver(plain, Reporter(Console(file=io.StringIO())))
     driver.harvest()
     driver.train()
@@ -87,10 +87,21 @@ def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_pl
         assert plan.bucket.read(submitted.layout.weights) == plain.bucket.read(trained.layout.weights)
 
 
-def tmp_path_of_its_own(tmp_path: Path) -> Path:
-    folder = tmp_path / "plain"
-    folder.mkdir()
-    return folder
+def ray_job_stop(head: tuple[str, dict[str, str]], job: str) -> None:
+    address, known = head
+    headers = {"Authorization": f"Bearer {known['RAY_AUTH_TOKEN']}"}
+    urllib.request.urlopen(urllib.request.Request(f"{address}/api/jobs/{job}/stop", b"", headers), timeout=30).close()
+
+
+def test_a_running_sweep_is_not_submitted_twice_and_stops_when_told(head, tmp_path):
+    file = write_sweep(tmp_path)
+    file.write_text(file.read_text().replace("name: tiny", "name: long"))
+    assert run(head, "submit", str(file), "--no-wait", "--installed", "--set", "train.tokens=100000000").returncode == 0
+    again = run(head, "submit", str(file))
+    assert again.returncode == 2 and "sweep long is running on http://127.0.0.1:" in again.stderr, again.stdout + again.stderr
+    stopped = run(head, "stop", str(file))
+    assert stopped.returncode == 0 and stopped.stdout == "stopped; everything committed is kept\n", stopped.stderr
+    assert run(head, "stop", str(file)).stdout == "sweep long was not running\n"
 
 
 def test_who_does_not_know_the_token_is_refused(head, tmp_path):
