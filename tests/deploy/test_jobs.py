@@ -25,7 +25,7 @@ from scopemill.deploy.sweep import load_sweep
 from scopemill.proto.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-STEPS, CHECKPOINT_EVERY = 1000, 100
+STEPS, CHECKPOINT_EVERY = 500, 50
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def write_sweep(folder: Path) -> Path:
-    """One hook, two SAEs of a thousand steps, a CPU and so a node for each: long enough to be stopped in their midst."""
+    """One hook, two SAEs of five hundred steps, a CPU and so a node for each: long enough to be stopped in their midst."""
     data = tiny_sweep.sweep(
         str(folder / "bucket"), tiny_sweep.write_text(folder), harvest={"layers": [3]}, evaluation={"checkpoints": "last"},
         train={"tokens": 256 * STEPS, "checkpoint_every": CHECKPOINT_EVERY, "cpus": 1},
@@ -75,7 +75,7 @@ def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_pl
 
     finished = run(head, "submit", file)
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert finished.stdout.count("1,000 / 1,000") == 2
+    assert finished.stdout.count("500 / 500") == 2
     assert "training 2 SAEs at once" in finished.stdout  # on both nodes, as each has room for one
 
     (tmp_path / "plain").mkdir()
