@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 # A target that exists only once the environment is whole; rebuilt when what it was made from changes.
 READY := $(VENV)/.ready
+# What other packages need does not go together with what we need, so theirs have an environment of their own.
+INTEROP := .venv-interop
 
-.PHONY: demo test chaos bench lint clean
+.PHONY: demo test chaos test-interop bench lint clean
 
 demo: $(READY)
 	@$(BIN)/scopemill demo
@@ -16,6 +18,9 @@ test: $(READY)-test
 
 chaos: $(READY)-test
 	@$(BIN)/python tests/chaos/run.py
+
+test-interop: $(READY)-test $(INTEROP)/.ready
+	@$(BIN)/python tests/interop/run.py $(INTEROP)/bin/python
 
 bench: $(READY)-test
 	@$(BIN)/python tests/bench/run.py
@@ -34,5 +39,13 @@ $(READY)-test: $(READY)
 	@$(PIP) -e '.[test]'
 	@touch $@
 
+# torchvision, which one of them brings along, is of another build than the CPU's torch: whatever finds it fails to import.
+$(INTEROP)/.ready: tests/interop/requirements.txt
+	@test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
+	@echo "setting up $(INTEROP), once: some minutes"
+	@$(INTEROP)/bin/pip install -qq --disable-pip-version-check -r tests/interop/requirements.txt
+	@$(INTEROP)/bin/pip uninstall -qqy torchvision
+	@touch $@
+
 clean:
-	rm -rf $(VENV) demo-bucket
+	rm -rf $(VENV) $(INTEROP) demo-bucket

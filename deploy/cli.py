@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scopemill.deploy.templates_cli import templates_app
 from scopemill.proto.errors import InputError, ScopemillError, Stopped
 
 app = typer.Typer(help="Mill a language model's activations into sparse autoencoders.", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False)  # fmt: skip
+app.add_typer(templates_app, name="templates")
 console = Console(width=None if sys.stdout.isatty() else 140)  # a log is not a narrow terminal
 SweepFile = Annotated[str, typer.Argument(metavar="SWEEP.yaml", help="The sweep file: a path or any fsspec URL.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a field, such as train.tokens=1000000.")]
@@ -148,12 +150,40 @@ def pull(
     bucket: Annotated[str, typer.Argument(help="The bucket: a folder or any fsspec URL.")],
     folder: Annotated[str, typer.Argument(help="Where the SAEs go.")],
     match: Match = "*",
+    format: Annotated[str, typer.Option(help="saelens or gemma-scope; docs/formats.md says what each can hold.")] = "saelens",  # noqa: A002
 ):
-    """Copy finished SAEs out of a bucket, as folders that SAELens loads."""
+    """Copy finished SAEs out of a bucket, as folders that SAELens loads or as Gemma Scope's files."""
     from scopemill.deploy.publish import pull as copy
 
-    for saved in copy(bucket, folder, match):
-        console.print(f"{folder}/{saved.removeprefix('saes/')}", highlight=False, soft_wrap=True)
+    for saved in copy(bucket, folder, match, format):
+        console.print(f"{folder}/{saved}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="An SAE's folder, of any format that is read: a path or any fsspec URL.")],
+    destination: Annotated[str, typer.Argument(help="The folder to write; for Gemma Scope its path says what the SAE is.")],
+    to: Annotated[str, typer.Option(help="saelens, gemma-scope or gemma-scope-2; docs/formats.md says what each can hold.")],
+):
+    """Convert one SAE's folder from one format into another."""
+    from scopemill.deploy.conversion import convert as convert_folder
+
+    convert_folder(source, destination, to)
+    console.print(destination, highlight=False, soft_wrap=True)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="A Gemma Scope tree: hf://google/gemma-scope-2b-pt-res, a copy of it, any fsspec URL.")],
+    bucket: Annotated[str, typer.Argument(help="The bucket or folder that the SAEs go to.")],
+    match: Annotated[str, typer.Option(help="Which: layer_<l>/width_<w>/average_l0_<n>, with * and ?.")] = "*",
+):
+    """Convert a Gemma Scope tree into a bucket's folders, which SAELens loads; what is there is not done again."""
+    from scopemill.deploy.conversion import import_tree
+    from scopemill.deploy.progress import Reporter
+
+    for root in import_tree(source, bucket, match, Reporter(console)):
+        console.print(f"{bucket}/{root}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -71,21 +71,28 @@ def load_sae(bucket: Bucket, layout: SaeLayout, step: int) -> tuple[Sae, Checkpo
         shape = Wiring.from_json(record.wiring).shape
         sae = initial_sae(record.sae_config, shape, torch.zeros(shape.d_out))
     except (LookupError, TypeError, ValueError) as error:
-        raise SaeFormatError(f"{bucket.place(place.record)} does not describe an SAE: {error!r}") from error
+        raise SaeFormatError(f"{bucket.place(place.record)} does not describe an SAE: {' '.join(repr(error).split())}") from error
     check_tensors(bucket.place(place.weights), weights, {name: p.shape for name, p in sae.state_dict().items()})
     sae.load_state_dict(weights)
     return sae, record
 
 
-def load_loop(bucket: Bucket, layout: SaeLayout, step: int, config: SaeConfig, device: torch.device, waited: Callable[[], float]) -> Loop:
+def load_loop(
+    bucket: Bucket,
+    layout: SaeLayout,
+    step: int,
+    config: SaeConfig,
+    device: torch.device | str = "cpu",
+    waited: Callable[[], float] = lambda: 0.0,
+) -> Loop:
     """A loop that goes on after a checkpoint; Conflict if that was trained with another configuration."""
-    sae, record = load_sae(bucket, layout, step)
-    wanted = config.model_dump(mode="json")
+    record, wanted = read_record(bucket, layout, step), config.model_dump(mode="json")
     if record.config != wanted:
         key = next(k for k in wanted | record.config if record.config.get(k) != wanted.get(k))
         raise Conflict(
             f"{bucket.place(layout.root)} was trained with {key} = {record.config.get(key)!r}, and this run asks for {wanted.get(key)!r}"
         )
+    sae, _ = load_sae(bucket, layout, step)
     loop = Loop(sae.to(device), config, History.load(bucket, layout.history, step), waited)
     path = layout.checkpoint(step).optimizer
     state = _read(bucket, path)

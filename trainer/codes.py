@@ -40,6 +40,11 @@ class Codes(ABC):
     def decode(self, weights: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """The sum of the weights' rows [F, d], each as often as its latent says: [B, d]. Only of latents ``start`` to ``stop``."""
 
+    def misses(self, weights: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is rebuilt less ``target`` [B, d], as the sum of its squares, and itself without a gradient."""
+        error = self.decode(weights).to(target.dtype) - target
+        return error.square().sum(), error.detach()
+
     @abstractmethod
     def times(self, factors: torch.Tensor) -> torch.Tensor:
         """The values, each times the factor [F] of its latent, in this layout: for sums over all of them."""
@@ -166,6 +171,9 @@ class SparseCodes(Codes):
         entries, where = self.entries.part(start, stop)
         return _Decode.apply(self.values[where], weights, entries)
 
+    def misses(self, weights: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return _Misses.apply(self.values, weights, target, self.entries)
+
     def times(self, factors: torch.Tensor) -> torch.Tensor:
         return self.values * factors[self.entries.index]
 
@@ -191,6 +199,29 @@ class _Decode(torch.autograd.Function):
         kernels.products(entries.starts, entries.latents, d_out.numpy(), weights.detach().numpy(), d_values.numpy())
         give(weights, entries, values, d_out)
         return d_values, None, None
+
+
+class _Misses(torch.autograd.Function):
+    """The gradient is known up to a factor once the error is, so it is found while the weights are at hand."""
+
+    @staticmethod
+    def forward(ctx, values, weights, target, entries):
+        error, squares, d_values = torch.empty_like(target), target.new_empty(entries.rows), torch.empty_like(values)
+        kernels.rebuild(
+            entries.starts, entries.latents, values.numpy(), weights.detach().numpy(), target.contiguous().numpy(), error.numpy(),
+            squares.numpy(), d_values.numpy(),
+        )  # fmt: skip
+        ctx.save_for_backward(values, weights, error, d_values)
+        ctx.entries = entries
+        ctx.mark_non_differentiable(error)
+        return squares.sum(), error
+
+    @staticmethod
+    def backward(ctx, d_sum, _):
+        values, weights, error, d_values = ctx.saved_tensors
+        d_out = 2 * d_sum * error
+        give(weights, ctx.entries, values, d_out)
+        return 2 * d_sum * d_values, None, -d_out, None
 
 
 class SparsePre(Pre):

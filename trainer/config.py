@@ -85,6 +85,10 @@ class Recipe(Config):
             raise ValueError(f"tokens ({self.tokens}) is less than one batch (batch_size = {self.batch_size})")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size ({self.batch_size}) cannot be cut into accumulate = {self.accumulate} equal parts")
+        if self.counts_latents and self.batch_size == self.accumulate:
+            raise ValueError(
+                f"batch_size ({self.batch_size}): {self.latents} divides errors by the variance over a part's rows, which takes two"
+            )
         own = OWN_ACTIVATION.get(self.architecture)
         if own and self.activation not in (None, own):
             raise ValueError(f"activation: {self.architecture} has its own ({own}), not {self.activation}")

@@ -52,7 +52,7 @@ class CrossLayerTranscoder(Sae):
     def encoder(self, x: torch.Tensor) -> torch.Tensor:
         parts = x.split(self.shape.inputs, dim=-1)
         pre = [nn.functional.linear(part, weights) for part, weights in zip(parts, self.W_enc, strict=True)]
-        return (torch.cat(pre, dim=-1) + self.b_enc).float()
+        return (torch.cat(pre, dim=-1) + self.b_enc).to(self.b_dec.dtype)
 
     def encoder_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
         out.copy_(self.encoder(x))
@@ -76,9 +76,13 @@ class CrossLayerTranscoder(Sae):
         total: torch.Tensor | float = 0.0
         for layer, weights in enumerate(self.W_dec):
             reach = columns[self._reach(layer)]
-            part = codes.part(layer * per_layer, (layer + 1) * per_layer).decode(weights).float()
+            part = codes.part(layer * per_layer, (layer + 1) * per_layer).decode(weights).to(self.b_dec.dtype)
             total = total + nn.functional.pad(part, (reach.start, self.shape.d_out - reach.stop))
         return total
+
+    def misses(self, codes: Codes, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        error = self.mix(codes) - target
+        return [(error.square().sum(), error.detach())]
 
     def norms(self) -> torch.Tensor:
         return torch.cat([weights.norm(dim=1) for weights in self.W_dec])

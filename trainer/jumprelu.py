@@ -101,15 +101,20 @@ class JumpReLU(Activation):
         """The pre-activation loss: by how much latents stay below their thresholds, times their norms."""
         if not config.pre_activation_coefficient:
             return 0.0
-        return config.pre_activation_coefficient * ((self.threshold - pre.values).relu() @ sae.norms()).mean()
+        return config.pre_activation_coefficient * ((self.threshold - pre.values).relu() * sae.norms()).sum() / pre.rows
 
     @torch.no_grad()
     def begin(self, pre: torch.Tensor, config: SaeConfig) -> None:
-        """Thresholds at the quantiles that let each latent fire in a share of L0 / F of the rows."""
+        """Thresholds at the quantiles that let each latent fire in a share of L0 / F of the rows; where a batch has too few rows
+        for that, one quantile of all latents together."""
         if config.initial_l0 is not None:
-            share = min(1.0, config.initial_l0 / self.width)
-            rank = max(1, round((1 - share) * len(pre)))
-            self.threshold.copy_(pre.kthvalue(rank, dim=0).values.clamp_(min=0))
+            fires = min(1.0, config.initial_l0 / self.width) * len(pre)
+            if fires >= 1:
+                quantiles = pre.kthvalue(max(1, len(pre) - round(fires)), dim=0).values
+            else:
+                some = pre[:64].flatten()
+                quantiles = some.kthvalue(len(some) - max(1, round(fires * len(some) / len(pre)))).values
+            self.threshold.copy_(quantiles.expand(self.width).clamp(min=0))
 
     @torch.no_grad()
     def after_update(self) -> None:

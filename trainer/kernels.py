@@ -8,8 +8,10 @@ gives the same bits whatever the number of threads: a thread owns whole rows or 
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 try:
+    import numba
     from numba import njit, prange
 except ImportError:  # an optional package: everything has a dense way too
     njit = None
@@ -27,7 +29,16 @@ class Columns(NamedTuple):
     order: np.ndarray  # [n]: where each lies among the entries by rows
 
 
+def serve(example: torch.Tensor) -> bool:
+    """Whether the loops here can work on tensors like this one."""
+    return AVAILABLE and example.device.type == "cpu" and example.dtype == torch.float32
+
+
 if AVAILABLE:
+
+    def use_threads(count: int) -> None:
+        """From this thread, run loops on at most so many: trainers that share a machine must not each take all of it."""
+        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
 
     def _compiled(**options):
         return njit(parallel=True, cache=True, nogil=True, **options)
@@ -120,27 +131,47 @@ if AVAILABLE:
             out[i] = 0
             _add_up(out[i], starts[i], starts[i + 1], values, latents, every, weights)
 
+    @njit(cache=True, nogil=True, inline="always", fastmath=REASSOCIATE)
+    def _products_of_row(x, start, stop, latents, weights, out):
+        """out[start:stop] = x times the weights' rows of these entries, four at a time."""
+        e = start
+        while e + 4 <= stop:
+            w0, w1, w2, w3 = weights[latents[e]], weights[latents[e + 1]], weights[latents[e + 2]], weights[latents[e + 3]]
+            s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+            for j in range(len(x)):
+                s0 += x[j] * w0[j]
+                s1 += x[j] * w1[j]
+                s2 += x[j] * w2[j]
+                s3 += x[j] * w3[j]
+            out[e], out[e + 1], out[e + 2], out[e + 3] = s0, s1, s2, s3
+            e += 4
+        while e < stop:
+            w0, s0 = weights[latents[e]], np.float32(0)
+            for j in range(len(x)):
+                s0 += x[j] * w0[j]
+            out[e] = s0
+            e += 1
+
     @_compiled(fastmath=REASSOCIATE)
     def products(starts, latents, rows, weights, out):
         """out [n] = rows [B, d] times weights [F, d], at the entries only."""
         for i in prange(len(starts) - 1):
-            x, e, stop = rows[i], starts[i], starts[i + 1]
-            while e + 4 <= stop:
-                w0, w1, w2, w3 = weights[latents[e]], weights[latents[e + 1]], weights[latents[e + 2]], weights[latents[e + 3]]
-                s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-                for j in range(len(x)):
-                    s0 += x[j] * w0[j]
-                    s1 += x[j] * w1[j]
-                    s2 += x[j] * w2[j]
-                    s3 += x[j] * w3[j]
-                out[e], out[e + 1], out[e + 2], out[e + 3] = s0, s1, s2, s3
-                e += 4
-            while e < stop:
-                w0, s0 = weights[latents[e]], np.float32(0)
-                for j in range(len(x)):
-                    s0 += x[j] * w0[j]
-                out[e] = s0
-                e += 1
+            _products_of_row(rows[i], starts[i], starts[i + 1], latents, weights, out)
+
+    @_compiled(fastmath=REASSOCIATE)
+    def rebuild(starts, latents, values, weights, target, error, squares, out):
+        """`decode` and `products` while a row's weights are in the cache: error [B, d] = what is rebuilt - target, its ``squares`` [B]
+        summed over d, and out [n] = error times weights at the entries."""
+        every = np.arange(len(latents))
+        for i in prange(len(starts) - 1):
+            row, wanted, square = error[i], target[i], np.float32(0)
+            row[:] = 0
+            _add_up(row, starts[i], starts[i + 1], values, latents, every, weights)
+            for j in range(len(row)):
+                row[j] -= wanted[j]
+                square += row[j] * row[j]
+            squares[i] = square
+            _products_of_row(row, starts[i], starts[i + 1], latents, weights, out)
 
     @_compiled(fastmath=REASSOCIATE)
     def gradient(starts, rows, order, factors, matrix, out):

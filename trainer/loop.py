@@ -29,7 +29,7 @@ class Loop:
         self.tokens_since_fired = torch.zeros(sae.width, dtype=torch.int64, device=sae.b_dec.device)
         self.step_number = 0  # steps done
         self.sparse = False  # whether the next step tries the sparse way first
-        self._can_be_sparse = kernels.AVAILABLE and sae.b_dec.device.type == "cpu"
+        self._can_be_sparse = kernels.serve(sae.b_dec)
         self._waited = waited  # seconds spent waiting for data so far
         self._interval = _Interval(sae.shape.d_out, waited())
 
@@ -61,6 +61,8 @@ class Loop:
     def step(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """One batch x [B, d_in], to become y [B, d_out]; an autoencoder's y is x."""
         config, y = self.config, x if y is None else y
+        if kernels.AVAILABLE:
+            kernels.use_threads(torch.get_num_threads())
         if self.step_number == 0:
             self.sae.begin(x, config)
         coefficient = config.coefficient * sparsity_factor(config, self.step_number)
@@ -74,7 +76,7 @@ class Loop:
             total = losses.total(coefficient)
             (total / len(parts)).backward()
             fired |= losses.codes.frequency.detach() > 0
-            self._interval.add(y_part, losses, total)
+            self._interval.add(losses, total)
         self.optimizer.update(learning_rate(config, self.step_number))
         self.tokens_since_fired += len(x)
         self.tokens_since_fired[fired] = 0
@@ -116,8 +118,8 @@ class _Interval:
         self.total = np.zeros(d)
         self._start, self._waited = time.monotonic(), waited
 
-    def add(self, y: torch.Tensor, losses: Losses, total: torch.Tensor) -> None:
-        n = len(y)
+    def add(self, losses: Losses, total: torch.Tensor) -> None:
+        y, n = losses.target, len(losses.target)
         self.rows += n
         self.fired += losses.codes.l0.item() * n
         self.loss += total.item() * n

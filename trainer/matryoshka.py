@@ -25,6 +25,7 @@ class Matryoshka(Sae):
         sae.ends = tuple(sorted({max(1, round(share * config.width)) for share in config.prefixes}))
         return sae
 
-    def rebuilds(self, codes: Codes) -> list[torch.Tensor]:
-        parts = [codes.decode(self.W_dec, start, stop).float() for start, stop in pairwise((0, *self.ends))]
-        return list(accumulate(parts))
+    def misses(self, codes: Codes, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        parts = [codes.decode(self.W_dec, start, stop).to(target.dtype) for start, stop in pairwise((0, *self.ends))]
+        errors = [rebuilt - target for rebuilt in accumulate(parts)]
+        return [(error.square().sum(), error.detach()) for error in errors]

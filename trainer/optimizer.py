@@ -25,8 +25,8 @@ class Optimizer:
         self._unit = {"W_dec"} if sae.keeps_unit_decoder(config) else set()
         parameters = dict(sae.named_parameters())
         self.second_moments = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        self._by_rows = kernels.AVAILABLE and sae.b_dec.device.type == "cpu" and config.clip_gradient is None
-        matrices = [name for name, p in parameters.items() if p.ndim == 2] if self._by_rows else []
+        by_rows = kernels.serve(sae.b_dec) and config.clip_gradient is None
+        matrices = [name for name, p in parameters.items() if p.ndim == 2] if by_rows else []
         self.updated = {name: torch.zeros(len(parameters[name]), dtype=torch.int64) for name in matrices}
         self.updates = 0
 

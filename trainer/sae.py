@@ -29,6 +29,7 @@ class Losses:
     sparsity: torch.Tensor  # the penalty, without its coefficient
     auxiliary: torch.Tensor | float  # what else the architecture trains by
     variance: torch.Tensor | float  # what errors are divided by: 1, or E ||y - mean y||^2
+    target: torch.Tensor  # y as it was to be rebuilt: normalised, if rows are
     codes: Codes
 
     def total(self, coefficient: float) -> torch.Tensor:
@@ -84,7 +85,7 @@ class Sae(nn.Module):
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Activations [..., d_in] to latents [..., F]."""
-        return self.activation(self.encoder(self._normalized(x)[0]))
+        return self.activation(self.encoder(self.normalized(x)[0]))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents [..., F] to what they rebuild, [..., d_out], without the skip's part; of a layer norm before it is undone."""
@@ -95,23 +96,26 @@ class Sae(nn.Module):
 
     def reconstruct(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents [..., F] and the whole of what is rebuilt [..., d_out]."""
-        x, mean, deviation = self._normalized(x)
+        x, mean, deviation = self.normalized(x)
         latents = self.activation(self.encoder(x))
         rebuilt = self.decode(latents) + (self.skip(x) if self.skip else 0)
         return latents, rebuilt * deviation + mean if self.layer_norm else rebuilt
 
-    def _normalized(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    def normalized(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """What is encoded; of a layer norm with the mean and the deviation [..., 1] that give x back.
+
+        As SAELens defines it: the sample's deviation, with d - 1, and an epsilon on the way in only.
+        """
         if not self.layer_norm:
             return x, None, None
-        mean = x.mean(-1, keepdim=True)
-        deviation = (x - mean).square().mean(-1, keepdim=True).sqrt() + LAYER_NORM_EPSILON
-        return (x - mean) / deviation, mean, deviation
+        mean, deviation = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+        return (x - mean) / (deviation + LAYER_NORM_EPSILON), mean, deviation
 
     # Parts that architectures differ in.
 
     def encoder(self, x: torch.Tensor) -> torch.Tensor:
         """Pre-activations [..., F]."""
-        return nn.functional.linear(x - self.b_dec if self.centred else x, self.W_enc, self.b_enc).float()
+        return nn.functional.linear(x - self.b_dec if self.centred else x, self.W_enc, self.b_enc).to(self.b_dec.dtype)
 
     def encoder_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """The same for x [B, d_in] into memory [B, F] that was used before: fresh memory takes longer to touch than to fill."""
@@ -129,11 +133,11 @@ class Sae(nn.Module):
 
     def mix(self, codes: Codes) -> torch.Tensor:
         """The decoder without its bias, [..., d_out]."""
-        return codes.decode(self.W_dec).float()
+        return codes.decode(self.W_dec).to(self.b_dec.dtype)
 
-    def rebuilds(self, codes: Codes) -> list[torch.Tensor]:
-        """What the latents rebuild [B, d_out] without bias and skip, the whole of them last."""
-        return [self.mix(codes)]
+    def misses(self, codes: Codes, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """By how much the latents miss the target [B, d_out]: see `Codes.misses`. Of nested parts each, the whole last."""
+        return [codes.misses(self.W_dec, target)]
 
     def norms(self) -> torch.Tensor:
         """Of each latent's decoder row, [F], as a penalty counts them."""
@@ -144,26 +148,27 @@ class Sae(nn.Module):
     def begin(self, x: torch.Tensor, config: SaeConfig) -> None:
         """Before the first step, with its batch [B, d_in]."""
         with torch.no_grad():
-            self.activation.begin(self.encoder(self._normalized(x)[0]), config)
+            self.activation.begin(self.encoder(self.normalized(x)[0]), config)
 
     def losses(self, x: torch.Tensor, y: torch.Tensor, config: SaeConfig, dead: torch.Tensor, at_most: int = 0) -> Losses:
         """Of a batch of scaled activations x [B, d_in] that shall become y [B, d_out], differentiable as the architecture
         defines it. ``dead`` [F] says which latents have not fired for long. The sparse way is taken where ``at_most`` entries
         are enough; it leaves the weights' gradients to them as terms."""
         if self.layer_norm:
-            x = y = self._normalized(x)[0]
+            x = y = self.normalized(x)[0]
         pre = self._pre_activations(x, config, at_most)
         codes = self.activation.codes(pre, config)
-        constant = self.b_dec + self.skip(x).float() if self.skip else self.b_dec
-        errors = [y - (part + constant) for part in self.rebuilds(codes)]
-        *nested, reconstruction = [error.square().sum() / len(x) for error in errors]
+        constant = self.b_dec + self.skip(x).to(self.b_dec.dtype) if self.skip else self.b_dec
+        misses = self.misses(codes, y - constant)
+        *nested, reconstruction = [squares / len(x) for squares, _ in misses]
         norms = self.norms()
         return Losses(
             reconstruction=reconstruction,
             nested=sum(nested),
             sparsity=self.activation.penalty(codes, pre, norms, config),
-            auxiliary=self.activation.auxiliary(self, pre, y, errors[-1].detach(), dead, config),
+            auxiliary=self.activation.auxiliary(self, pre, y, -misses[-1][1], dead, config),
             variance=(y - y.mean(0)).square().sum() / len(y) if self.activation.normalized_error else 1.0,
+            target=y,
             codes=codes,
         )
 

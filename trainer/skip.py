@@ -32,3 +32,14 @@ class Skip(nn.Module):
     def matrix(self) -> torch.Tensor:
         """[d_out, d_in]"""
         return self.W_skip if hasattr(self, "W_skip") else self.W_up @ self.W_down
+
+    def of_rank(self, rank: int) -> "Skip":
+        """The nearest map of a rank, in two factors. All of the strength is in the second, so that the first is never zero."""
+        d_out, d_in = self.matrix.shape
+        low = Skip(d_in, d_out, rank)
+        left, strength, right = torch.linalg.svd(self.matrix, full_matrices=False)
+        kept = min(rank, len(strength))
+        with torch.no_grad():
+            low.W_up[:, :kept] = left[:, :kept] * strength[:kept]
+            low.W_down[:kept] = right[:kept]
+        return low

@@ -17,6 +17,13 @@ def started_from(config: SaeConfig, wiring: Wiring) -> Sae:
     sae = initial_sae(config, wiring.shape, torch.zeros(wiring.shape.d_out))
     # What folding did is undone by folding with the inverse scales; a centred SAE then gets its pre-encoder bias back.
     scaled = finished.finished([1 / u for u in wiring.input_units(config)], [1 / u for u in wiring.output_units(config)])
+    if finished.layer_norm != sae.layer_norm:
+        used = "" if finished.layer_norm else "not "
+        raise InputError(
+            f"train.initial_sae: {config.initial_sae} was {used}trained with normalization: layer_norm; train.normalization differs"
+        )
+    if config.architecture == "skip" and scaled.skip:
+        scaled.skip = scaled.skip.of_rank(config.skip_rank)
     mine, its = ({n: tuple(p.shape) for n, p in each.state_dict().items()} for each in (sae, scaled))
     if mine != its:
         differing = next(name for name in sorted(mine.keys() | its.keys()) if mine.get(name) != its.get(name))
@@ -30,7 +37,7 @@ def started_from(config: SaeConfig, wiring: Wiring) -> Sae:
         sae.W_dec /= norms
         sae.W_enc *= norms
         for name, p in sae.named_parameters():
-            if p.shape == (sae.width,) and name != "activation.r_mag":
+            if name == "b_enc" or name.startswith("activation.") and name != "activation.r_mag":
                 p *= norms[:, 0]
     if sae.centred:
         shift = sae.W_enc @ sae.b_dec

@@ -36,7 +36,7 @@ def own_folder() -> Path:
 
 def templates() -> list[Template]:
     """All of them, the package's first."""
-    return [load_template(path.stem) for folder in _folders() for path in sorted(folder.glob("*.yaml"))]
+    return [load_template(name) for name in _names()]
 
 
 def load_template(name: str) -> Template:
@@ -45,8 +45,7 @@ def load_template(name: str) -> Template:
         path = folder / f"{name}.yaml"
         if _NAME.fullmatch(name) and path.is_file():
             return parse_template(name, path.read_text(encoding="utf-8"), str(path), own=folder == own_folder())
-    names = [path.stem for folder in _folders() for path in sorted(folder.glob("*.yaml"))]
-    raise TemplateError(f"template {name!r} is not known: there are {', '.join(names)}")
+    raise TemplateError(f"template {name!r} is not known: there are {', '.join(_names())}")
 
 
 def parse_template(name: str, text: str, place: str, own: bool = True) -> Template:
@@ -72,6 +71,10 @@ def save_template(template: Template, replace: bool = False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(template.to_yaml(), encoding="utf-8")
     return path
+
+
+def _names() -> list[str]:
+    return [name for folder in _folders() for name in sorted(path.stem for path in folder.glob("*.yaml"))]
 
 
 def _folders() -> list[Path]:

@@ -56,4 +56,5 @@ class TopK(Activation):
             return 0.0
         latents = pre.largest(dead, min(config.auxk_latents or sae.shape.d_out // 2, int(dead.sum())))
         scale = (error - error.mean(0)).square().sum()
-        return config.auxk_coefficient * ((sae.mix(latents) - error).square().sum() / scale).nan_to_num(0.0)
+        scale = scale.where(scale > 0, torch.inf)  # nothing is left over: neither a loss nor a gradient
+        return config.auxk_coefficient * (sae.mix(latents) - error).square().sum() / scale

@@ -16,14 +16,15 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import redirect_stderr
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).parent
 PHASES = ("harvest", "train", "evaluate")
 COMMAND = [sys.executable, "-m", "scopemill.deploy", "sweep"]
-PATIENCE = 180.0
+PATIENCE = 120.0  # seconds for one command
+BUDGET = 480.0  # seconds after which no further row begins
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ class Bench:
 
         self.folder, self.orders = folder, Path(os.environ["SCOPEMILL_CHAOS"])
         self._sweep, self._text = tiny_sweep.sweep, tiny_sweep.write_text(folder)
-        self.seconds: dict[str, float] = {}
+        self.began = time.monotonic()
+        self.seconds: dict[str, float] = {}  # of the reference run, by phase
+        self.batches: dict[tuple[str, int], str] = {}  # its batches' digests, by SAE and index
         self.command_seconds = 0.0
         self.reference = self.place("reference")
 
@@ -140,6 +143,8 @@ def command(place: Path, struck: Callable[[], bool] | None = None) -> int:
 def run_row(bench: Bench, number: int, row: Row) -> Outcome:
     from scopemill.proto.errors import ScopemillError
 
+    if time.monotonic() - bench.began > BUDGET:
+        return Outcome(row.name, 0, 0, 0.0, [f"not begun: {BUDGET:.0f} seconds have passed"])
     place = bench.place(f"row-{number}", row.phase)
     bench.order(row)
     began, repeated = time.monotonic(), 0
@@ -241,12 +246,13 @@ def matrix(short: bool) -> list[Outcome]:
 
 
 def shown(outcome: Outcome) -> Outcome:
-    by = "started again" if outcome.repeated else "by itself"
-    print(
-        f"| {outcome.row} | {by} | {outcome.orphans} | {outcome.seconds_lost:.0f} s | {'; '.join(outcome.wrong) or 'same bits'} |",
-        flush=True,
-    )
+    by, ended = "started again" if outcome.repeated else "by itself", "; ".join(outcome.wrong) or "same bits"
+    say(f"| {outcome.row} | {by} | {outcome.orphans} | {outcome.seconds_lost:.0f} s | {ended} |")
     return outcome
+
+
+def say(line: str) -> None:
+    print(line, file=sys.__stdout__, flush=True)
 
 
 def main() -> int:
@@ -256,12 +262,11 @@ def main() -> int:
     inherited = [str(HERE / "inside"), str(HERE.parents[1] / ".import"), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in inherited if path)
     sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / ".import")]
-    print("| killed | went on | orphans cleaned | lost | ended with |\n|---|---|---|---|---|", flush=True)
+    say("| killed | went on | orphans cleaned | lost | ended with |\n|---|---|---|---|---|")
     began = time.monotonic()
-    # Ray tells of every worker that died, which here is the point.
-    with tempfile.TemporaryFile("w") as told, redirect_stderr(told):
+    with redirect_stdout(io.StringIO()):  # Ray prints a paragraph for every worker that died, which here is the point
         outcomes = matrix(short)
-    print(f"\n{len(outcomes)} rows in {time.monotonic() - began:.0f} s")
+    say(f"\n{len(outcomes)} rows in {time.monotonic() - began:.0f} s")
     return 1 if any(outcome.wrong for outcome in outcomes) else 0
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sae_reference import quick
 
 from scopemill.evaluator import actor
 from scopemill.evaluator.actor import Evaluator, Job, committed, settings_of
@@ -24,13 +25,19 @@ from scopemill.proto.errors import Stopped
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout, SaeLayout
 from scopemill.trainer import checkpoint
+from scopemill.trainer.architectures import initial_sae
 from scopemill.trainer.checkpoint import CheckpointRecord
-from scopemill.trainer.config import PRESETS, SaeConfig
-from scopemill.trainer.export import write_sae
+from scopemill.trainer.crosscoder import Crosscoder
+from scopemill.trainer.formats import FinishedSae, write_saelens
+from scopemill.trainer.history import History
 from scopemill.trainer.jumprelu import JumpReLU
-from scopemill.trainer.standard import Standard
+from scopemill.trainer.loop import Loop
+from scopemill.trainer.relu import ReLU
+from scopemill.trainer.sae import Sae
+from scopemill.trainer.transcoder import Transcoder
+from scopemill.trainer.wiring import Port, Shape, Wiring
 
-S, T, F = 7, 40, 64
+S, T, F, D = 7, 40, 64, 192
 HOOKS = [Hook(2, "resid_post"), Hook(3, "attn_z"), Hook(1, "mlp_out")]
 EVERY_HOOK = pytest.mark.parametrize("hook", HOOKS, ids=str)
 
@@ -78,31 +85,37 @@ class Plain:
 
     def run(self, hook: Hook, edit=None) -> tuple[np.ndarray, np.ndarray]:
         """Activations [S, T, d], and losses [S, T-1] in float64, with the activations replaced by ``edit`` of them."""
-        seen = {}
+        seen, losses = self.run_all({hook: edit})
+        return seen[hook], losses
 
+    def run_all(self, edits: dict) -> tuple[dict[Hook, np.ndarray], np.ndarray]:
+        """The same of several hooks in one pass; an edit of None only looks."""
+        seen: dict[Hook, np.ndarray] = {}
+        handles = [self._hooked(hook, edit, seen) for hook, edit in edits.items()]
+        try:
+            with torch.inference_mode():
+                logits = self.model(self.tokens).logits.double().numpy()
+        finally:
+            for handle in handles:
+                handle.remove()
+        shifted = logits[:, :-1] - logits[:, :-1].max(axis=-1, keepdims=True)
+        log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+        targets = self.tokens[:, 1:].numpy()
+        return seen, -np.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
+
+    def _hooked(self, hook: Hook, edit, seen: dict[Hook, np.ndarray]):
         def note(x: torch.Tensor) -> torch.Tensor:
-            seen["x"] = x.double().numpy()
-            return x if edit is None else torch.from_numpy(edit(seen["x"])).to(x.dtype)
+            seen[hook] = x.double().numpy()
+            return x if edit is None else torch.from_numpy(edit(seen[hook])).to(x.dtype)
 
         def of_output(module, arguments, output):
             return (note(output[0]), *output[1:]) if isinstance(output, tuple) else note(output)
 
         layer = self.model.model.layers[hook.layer]
-        if hook.site == "resid_post":
-            handle = layer.register_forward_hook(of_output)
-        elif hook.site == "mlp_out":
-            handle = layer.post_feedforward_layernorm.register_forward_hook(of_output)
-        else:
-            handle = layer.self_attn.o_proj.register_forward_pre_hook(lambda module, arguments: (note(arguments[0]),))
-        try:
-            with torch.inference_mode():
-                logits = self.model(self.tokens).logits.double().numpy()
-        finally:
-            handle.remove()
-        shifted = logits[:, :-1] - logits[:, :-1].max(axis=-1, keepdims=True)
-        log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-        targets = self.tokens[:, 1:].numpy()
-        return seen["x"], -np.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
+        if hook.site == "attn_z":
+            return layer.self_attn.o_proj.register_forward_pre_hook(lambda module, arguments: (note(arguments[0]),))
+        module = {"resid_post": layer, "mlp_in": layer.pre_feedforward_layernorm, "mlp_out": layer.post_feedforward_layernorm}[hook.site]
+        return module.register_forward_hook(of_output)
 
 
 @pytest.fixture(scope="module")
@@ -130,40 +143,54 @@ def counted(losses: np.ndarray, is_row: torch.Tensor) -> float:
     return sum(kept) / len(kept)
 
 
-def make_sae(x: np.ndarray) -> JumpReLU:
-    """Raw rows [N, d] to an SAE that knows some of their directions; eight of its latents never fire."""
-    generator = np.random.default_rng(0)
-    mean = x.mean(axis=0)
-    directions = (x - mean)[generator.choice(len(x), F, replace=False)]
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+def make_sae(x: np.ndarray, y: np.ndarray | None = None, kind: type[Sae] = Sae, shape: Shape | None = None) -> Sae:
+    """From raw rows [N, d_in] (and what they shall become, [N, d_out]) an SAE that knows some of their directions; eight of its
+    latents never fire."""
+    y = x if y is None else y
+    chosen = np.random.default_rng(0).choice(len(x), F, replace=False)
+    mean, target = x.mean(axis=0), y.mean(axis=0)
+    lengths = np.linalg.norm((x - mean)[chosen], axis=1, keepdims=True)
+    directions = (x - mean)[chosen] / lengths
     typical = float(np.linalg.norm(x - mean, axis=1).mean())
-    sae = JumpReLU(x.shape[1], F, centred=False)
+    sae = kind(shape or Shape.square(x.shape[1]), F, JumpReLU(F))
     with torch.no_grad():
         sae.W_enc.copy_(torch.from_numpy(directions))
-        sae.W_dec.copy_(torch.from_numpy(0.3 * directions))
+        sae.W_dec.copy_(torch.from_numpy(0.3 * (y - target)[chosen] / lengths))
         sae.b_enc.copy_(torch.from_numpy(-directions @ mean))
         sae.b_enc[:8] = -1e6
-        sae.b_dec.copy_(torch.from_numpy(mean))
-        sae.threshold.fill_(0.3 * typical)
+        sae.b_dec.copy_(torch.from_numpy(target))
+        sae.activation.threshold.fill_(0.3 * typical)
     return sae.requires_grad_(False)
 
 
-def apply(sae: JumpReLU, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def apply(sae: Sae, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     p = {name: value.double().numpy() for name, value in sae.named_parameters()}
     z = x @ p["W_enc"].T + p["b_enc"]
-    f = np.where(z > p["threshold"], z, 0)
+    f = np.where(z > p["activation.threshold"], z, 0)
     return f, f @ p["W_dec"] + p["b_dec"]
 
 
-def identity_sae(d: int, shift: float = 0.0) -> Standard:
+def relu_sae(width: int) -> Sae:
+    return Sae(Shape.square(D), width, ReLU(width)).requires_grad_(False)
+
+
+def identity_sae(shift: float = 0.0) -> Sae:
     """relu(x) - relu(-x) = x, and a constant added."""
-    sae = Standard(d, 2 * d, centred=False)
-    with torch.no_grad():
-        both = torch.cat([torch.eye(d), -torch.eye(d)])
-        sae.W_enc.copy_(both)
-        sae.W_dec.copy_(both)
-        sae.b_dec.fill_(shift)
-    return sae.requires_grad_(False)
+    sae = relu_sae(2 * D)
+    both = torch.cat([torch.eye(D), -torch.eye(D)])
+    sae.W_enc.copy_(both)
+    sae.W_dec.copy_(both)
+    sae.b_dec.fill_(shift)
+    return sae
+
+
+def baseline_of(lm, hook: Hook, text: EvaluationText, everywhere: bool):
+    return measure_baseline(lm, (hook,), text, everywhere)
+
+
+def measured(lm, sae: Sae, hook: Hook, text: EvaluationText, baseline, everywhere: bool):
+    """An SAE that rebuilds the hook that it reads."""
+    return measure(lm, sae, (hook,), (hook,), text, baseline, everywhere)
 
 
 @EVERY_HOOK
@@ -174,7 +201,7 @@ def test_the_baseline_is_what_transformers_and_two_passes_give(lm, plain, text, 
     mean = rows.mean(axis=0)
     zero = plain.run(hook, replaced(is_row, everywhere, np.zeros_like))[1]
     mean_ablated = plain.run(hook, replaced(is_row, everywhere, lambda r: np.broadcast_to(mean, r.shape)))[1]
-    baseline = measure_baseline(lm, hook, text, splice_special=everywhere)
+    baseline = baseline_of(lm, hook, text, everywhere)
     assert baseline.rows == len(rows) == int(is_row.sum())
     assert baseline.variance == pytest.approx(((rows - mean) ** 2).sum(), rel=1e-4)
     assert baseline.loss_clean == pytest.approx(counted(clean, is_row), rel=1e-4)
@@ -193,8 +220,8 @@ def test_an_sae_measures_what_transformers_and_two_passes_give(lm, plain, text, 
     firing = (f > 0).mean(axis=0)
     spliced = plain.run(hook, replaced(is_row, everywhere, lambda r: apply(sae, r)[1]))[1]
 
-    baseline = measure_baseline(lm, hook, text, everywhere)
-    fidelity = measure(lm, sae, hook, text, baseline, everywhere)
+    baseline = baseline_of(lm, hook, text, everywhere)
+    fidelity = measured(lm, sae, hook, text, baseline, everywhere)
     assert fidelity.fvu == pytest.approx(((rows - reconstruction) ** 2).sum() / ((rows - rows.mean(axis=0)) ** 2).sum(), rel=1e-3)
     assert fidelity.l0 == pytest.approx(firing.sum(), abs=5 / len(rows))  # float32 may tip a latent at its threshold
     assert fidelity.dead_fraction == (firing == 0).mean() >= 8 / F
@@ -207,23 +234,22 @@ def test_an_sae_measures_what_transformers_and_two_passes_give(lm, plain, text, 
 @EVERY_HOOK
 def test_special_positions_keep_the_original_unless_they_are_spliced_too(lm, text, is_row, hook):
     """A reconstruction that is right on the rows cannot tell; one that is wrong at the special positions alone can."""
-    d = 192
-    baseline = measure_baseline(lm, hook, text, False)
+    baseline = baseline_of(lm, hook, text, False)
     tapped = []
 
-    class RightOnRows(Standard):
+    class RightOnRows(Sae):
         def decode(self, latents):
             tapped.append(len(latents))
             return super().decode(latents) + (5.0 if len(latents) in everywhere_sizes else 0.0)
 
-    sae = RightOnRows(d, 2 * d, centred=False)
-    sae.load_state_dict(identity_sae(d).state_dict())
+    sae = RightOnRows(Shape.square(D), 2 * D, ReLU(2 * D)).requires_grad_(False)
+    sae.load_state_dict(identity_sae().state_dict())
     everywhere_sizes = {tokens.numel() for tokens, _ in text.batches()}
-    kept = measure(lm, sae, hook, text, baseline, False)
+    kept = measured(lm, sae, hook, text, baseline, False)
     assert tapped == [int(mask.sum()) for _, mask in text.batches()], "by default only rows go through the SAE"
     assert kept.loss_spliced == pytest.approx(baseline.loss_clean, rel=1e-6)
     tapped.clear()
-    spliced = measure(lm, sae, hook, text, baseline, True)
+    spliced = measured(lm, sae, hook, text, baseline, True)
     assert tapped == [tokens.numel() for tokens, _ in text.batches()]
     assert abs(spliced.loss_spliced - baseline.loss_clean) > 0.01
 
@@ -231,17 +257,17 @@ def test_special_positions_keep_the_original_unless_they_are_spliced_too(lm, tex
 @pytest.mark.parametrize("everywhere", [False, True], ids=["rows", "everywhere"])
 def test_splicing_special_positions_leaves_fvu_l0_and_frequencies_to_the_rows(lm, text, hook=HOOKS[0], *, everywhere):
     rows = lm.capture(text.tokens, [hook])[hook.name][text.is_row].double().numpy()
-    baseline = measure_baseline(lm, hook, text, everywhere)
-    found = measure(lm, make_sae(rows), hook, text, baseline, everywhere)
-    reference = measure(lm, make_sae(rows), hook, text, baseline, not everywhere)
+    baseline = baseline_of(lm, hook, text, everywhere)
+    found = measured(lm, make_sae(rows), hook, text, baseline, everywhere)
+    reference = measured(lm, make_sae(rows), hook, text, baseline, not everywhere)
     assert (found.l0, found.dead_fraction, found.histogram) == (reference.l0, reference.dead_fraction, reference.histogram)
     assert found.fvu == pytest.approx(reference.fvu, rel=1e-6) and found.loss_spliced != reference.loss_spliced
 
 
 @EVERY_HOOK
 def test_a_perfect_sae_has_the_clean_loss_and_no_unexplained_variance(lm, text, hook):
-    baseline = measure_baseline(lm, hook, text, True)
-    fidelity = measure(lm, identity_sae(192), hook, text, baseline, True)
+    baseline = baseline_of(lm, hook, text, True)
+    fidelity = measured(lm, identity_sae(), hook, text, baseline, True)
     assert fidelity.fvu < 1e-12
     assert fidelity.loss_spliced == pytest.approx(baseline.loss_clean, rel=1e-7)
     assert fidelity.l0 == pytest.approx(192, abs=1), "of x and -x one is positive"
@@ -249,30 +275,30 @@ def test_a_perfect_sae_has_the_clean_loss_and_no_unexplained_variance(lm, text, 
 
 @EVERY_HOOK
 def test_an_sae_that_always_gives_the_mean_leaves_all_variance_and_has_the_mean_ablated_loss(lm, text, hook):
-    baseline = measure_baseline(lm, hook, text, False)
+    baseline = baseline_of(lm, hook, text, False)
     rows = lm.capture(text.tokens, [hook])[hook.name][text.is_row].double()
-    sae = Standard(192, 4, centred=False).requires_grad_(False)
+    sae = relu_sae(4)
     sae.b_dec.copy_(rows.mean(0))
-    fidelity = measure(lm, sae, hook, text, baseline, False)
+    fidelity = measured(lm, sae, hook, text, baseline, False)
     assert fidelity.fvu == pytest.approx(1, abs=1e-6)
     assert fidelity.loss_spliced == pytest.approx(baseline.loss_mean_ablated, rel=1e-6)
     assert (fidelity.l0, fidelity.dead_fraction, fidelity.histogram.never) == (0, 1, 4)
     sae.b_dec.zero_()
-    assert measure(lm, sae, hook, text, baseline, False).loss_spliced == pytest.approx(baseline.loss_zero_ablated, rel=1e-6)
+    assert measured(lm, sae, hook, text, baseline, False).loss_spliced == pytest.approx(baseline.loss_zero_ablated, rel=1e-6)
 
 
 @EVERY_HOOK
 def test_a_constant_bias_counts_as_error(lm, text, hook):
     """1 - Var(x - x_hat) / Var(x) would hide it."""
-    baseline, shift = measure_baseline(lm, hook, text, False), 0.5
-    fidelity = measure(lm, identity_sae(192, shift), hook, text, baseline, False)
+    baseline, shift = baseline_of(lm, hook, text, False), 0.5
+    fidelity = measured(lm, identity_sae(shift), hook, text, baseline, False)
     assert fidelity.fvu == pytest.approx(baseline.rows * 192 * shift**2 / baseline.variance, rel=1e-3)
 
 
 @EVERY_HOOK
 def test_the_variance_is_around_the_mean_vector_not_around_one_number_or_zero(lm, text, hook):
     rows = lm.capture(text.tokens, [hook])[hook.name][text.is_row].double().numpy()
-    baseline = measure_baseline(lm, hook, text, False)
+    baseline = baseline_of(lm, hook, text, False)
     assert baseline.variance == pytest.approx(((rows - rows.mean(axis=0)) ** 2).sum(), rel=1e-9)
     assert baseline.variance < 0.999 * rows.size * rows.var() and baseline.variance < 0.999 * (rows**2).sum()
 
@@ -282,8 +308,8 @@ def test_the_size_of_a_forward_pass_does_not_matter(lm, text, hook=HOOKS[0]):
     found = []
     for n in (1, 2, 100):
         part = EvaluationText(text.tokens, text.is_row, n)
-        baseline = measure_baseline(lm, hook, part, False)
-        fidelity = measure(lm, make_sae(rows), hook, part, baseline, False)
+        baseline = baseline_of(lm, hook, part, False)
+        fidelity = measured(lm, make_sae(rows), hook, part, baseline, False)
         found.append((*vars(baseline).values(), fidelity.loss_spliced, fidelity.fvu, fidelity.l0))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
     np.testing.assert_allclose(found[2], found[0], rtol=1e-5)
@@ -291,20 +317,95 @@ def test_the_size_of_a_forward_pass_does_not_matter(lm, text, hook=HOOKS[0]):
 
 def test_measuring_changes_neither_model_nor_sae(lm, text, hook=HOOKS[0]):
     rows = lm.capture(text.tokens, [hook])[hook.name][text.is_row].double().numpy()
-    sae, first = make_sae(rows), measure_baseline(lm, hook, text, False)
+    sae, first = make_sae(rows), baseline_of(lm, hook, text, False)
     before = {name: p.clone() for name, p in sae.named_parameters()}
-    measure(lm, sae, hook, text, first, False)
-    assert measure_baseline(lm, hook, text, False) == first
+    measured(lm, sae, hook, text, first, False)
+    assert baseline_of(lm, hook, text, False) == first
     assert all(torch.equal(p, before[name]) for name, p in sae.named_parameters())
 
 
 def test_a_model_in_bfloat16_is_measured_too(model, lm, text, hook=HOOKS[0]):
     half = LanguageModel(ModelConfig(name=model.name, dtype="bfloat16"))
-    whole, baseline = measure_baseline(lm, hook, text, False), measure_baseline(half, hook, text, False)
+    whole, baseline = baseline_of(lm, hook, text, False), baseline_of(half, hook, text, False)
     for field, value in vars(baseline).items():
         assert value == pytest.approx(vars(whole)[field], rel=0.05), field
-    fidelity = measure(half, identity_sae(192), hook, text, baseline, False)
+    fidelity = measured(half, identity_sae(), hook, text, baseline, False)
     assert fidelity.fvu < 1e-12 and fidelity.loss_spliced == pytest.approx(baseline.loss_clean, rel=1e-6)
+
+
+MLP = (Hook(2, "mlp_in"),), (Hook(2, "mlp_out"),)
+LAYERS = ((Hook(1, "resid_post"), Hook(3, "resid_post")),) * 2
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "kind"), [(*MLP, Transcoder), (*LAYERS, Crosscoder)], ids=["transcoder", "crosscoder"])
+@pytest.mark.parametrize("everywhere", [False, True], ids=["rows", "everywhere"])
+def test_what_spans_several_hooks_measures_what_transformers_and_two_passes_give(
+    lm, plain, text, is_row, inputs, outputs, kind, everywhere
+):
+    """All outputs are replaced together by what the SAE makes of the clean model's inputs: a later layer's replacement does not
+    see that an earlier one was replaced."""
+    where, rows = np.ones((S, T), bool) if everywhere else is_row.numpy(), is_row.numpy()
+    seen, clean = plain.run_all(dict.fromkeys({*inputs, *outputs}))
+    x, y = (np.concatenate([seen[hook] for hook in hooks], axis=-1) for hooks in (inputs, outputs))
+    shape = Shape(*(tuple(seen[hook].shape[-1] for hook in hooks) for hooks in (inputs, outputs)), autoencoder=inputs == outputs)
+    sae = make_sae(x[rows], y[rows], kind, shape)
+    mean, columns = y[rows].mean(axis=0), np.cumsum(shape.outputs)[:-1]
+
+    def spliced(values: np.ndarray) -> float:
+        """The loss with ``values`` [N, d_out] of the positions that are replaced."""
+        edits = {
+            h: replaced(is_row, everywhere, lambda r, part=part: part)
+            for h, part in zip(outputs, np.split(values, columns, axis=1), strict=True)
+        }
+        return counted(plain.run_all(edits)[1], is_row)
+
+    baseline = measure_baseline(lm, outputs, text, everywhere)
+    assert baseline.rows == rows.sum() and baseline.loss_clean == pytest.approx(counted(clean, is_row), rel=1e-4)
+    assert baseline.variance == pytest.approx(((y[rows] - mean) ** 2).sum(), rel=1e-4)
+    assert baseline.loss_zero_ablated == pytest.approx(spliced(np.zeros_like(y[where])), rel=1e-4)
+    assert baseline.loss_mean_ablated == pytest.approx(spliced(np.broadcast_to(mean, y[where].shape)), rel=1e-4)
+
+    fidelity = measure(lm, sae, inputs, outputs, text, baseline, everywhere)
+    f, rebuilt = apply(sae, x[rows])
+    firing = (f > 0).mean(axis=0)
+    assert fidelity.fvu == pytest.approx(((y[rows] - rebuilt) ** 2).sum() / ((y[rows] - mean) ** 2).sum(), rel=1e-3)
+    assert fidelity.l0 == pytest.approx(firing.sum(), abs=5 / rows.sum()) and fidelity.dead_fraction == (firing == 0).mean() >= 8 / F
+    assert fidelity.loss_spliced == pytest.approx(spliced(apply(sae, x[where])[1]), rel=1e-3)
+    assert abs(fidelity.loss_spliced - baseline.loss_clean) > 0.005 and 0.01 < fidelity.fvu < 1.5
+
+
+class Moved:
+    """The language model in other coordinates: at one hook everything is seen, and may be replaced, far from zero."""
+
+    def __init__(self, lm: LanguageModel, hook: Hook, offset: torch.Tensor):
+        self._lm, self._hook, self._offset, self.device = lm, hook, offset, lm.device
+
+    def capture(self, tokens, hooks):
+        return {name: x + self._offset if name == self._hook.name else x for name, x in self._lm.capture(tokens, hooks).items()}
+
+    def token_losses(self, tokens, edits):
+        back = {hook: lambda x, edit=edit: edit(x + self._offset) - self._offset for hook, edit in edits.items()}
+        return self._lm.token_losses(tokens, back)
+
+
+@EVERY_HOOK
+def test_a_huge_mean_changes_neither_fvu_nor_losses(lm, text, hook):
+    """FVU is a ratio of distances, whatever lies far from zero; float32 is what keeps it from being exact."""
+    size = lm.capture(text.tokens, [hook])[hook.name][text.is_row].square().mean().sqrt()
+    offset = 300 * size * torch.randn(D, generator=torch.Generator().manual_seed(0))
+    moved = Moved(lm, hook, offset)
+    rows = moved.capture(text.tokens, [hook])[hook.name][text.is_row].double().numpy()
+    still = rows - offset.double().numpy()
+    one, other = make_sae(still), make_sae(still)
+    other.b_enc -= other.W_enc @ offset
+    other.b_dec += offset
+    here, there = baseline_of(lm, hook, text, False), baseline_of(moved, hook, text, False)
+    assert there.variance == pytest.approx(((rows - rows.mean(axis=0)) ** 2).sum(), rel=1e-6)
+    found, expected = measured(moved, other, hook, text, there, False), measured(lm, one, hook, text, here, False)
+    assert found.fvu == pytest.approx(expected.fvu, rel=0.01)
+    assert found.loss_spliced == pytest.approx(expected.loss_spliced, rel=0.01)
+    assert there.loss_mean_ablated == pytest.approx(here.loss_mean_ablated, rel=1e-3)
+    assert there.variance < 1e-3 * rows.size * rows.var(), "a variance around one scalar mean would be a thousandfold"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -334,7 +435,8 @@ def test_a_latents_bin_is_that_of_its_frequencys_logarithm():
 
 
 CONTEXT = T
-CONFIG = SaeConfig(**PRESETS["quick"] | dict(width=F, sparsity=0.5, seed=1))
+CONFIG = quick(width=F, sparsity=0.5, seed=1)
+WIRING = Wiring((Port("blocks.2.hook_resid_post", D, 20.0),))
 LAYOUT = SaeLayout("saes/m/blocks.2.hook_resid_post/width_64/jumprelu/0")
 EVALUATION = EvaluationConfig(sequences=S, sequences_per_forward=3)
 
@@ -344,11 +446,11 @@ def evaluator(bucket, model, card, lm, tokens, monkeypatch) -> Evaluator:
     """An evaluator over the same text, kept as a harvest's reserved sequences, and an SAE with two checkpoints."""
     block = Sequences(tokens.int().numpy(), np.zeros((S, T), np.int64), np.zeros((S, T), np.int32))
     save_sequences(bucket, DatasetLayout("d").reserved, block)
-    sae = JumpReLU.initial(CONFIG, 192, torch.zeros(192))
+    sae = initial_sae(CONFIG, WIRING.shape, torch.zeros(D))
     for step in (10, 20):
-        record = CheckpointRecord(step, step, step * 1024, "blocks.2.hook_resid_post", 20.0, CONFIG.model_dump(mode="json"))
-        checkpoint.save(bucket, LAYOUT, record, sae, {}, torch.zeros(F, dtype=torch.int64))
-    write_sae(bucket, LAYOUT, sae.folded(20.0), {"model_name": "m", "hook_name": "blocks.2.hook_resid_post", "context_size": T}, {})
+        record = CheckpointRecord(step, step, step * 1024, WIRING.to_json(), CONFIG.model_dump(mode="json"))
+        checkpoint.save(bucket, LAYOUT, record, Loop(sae, CONFIG, History()))
+    write_saelens(bucket, LAYOUT.root, FinishedSae(sae.finished([20.0], [20.0]), WIRING.hooks, WIRING.hooks, "m"))
     monkeypatch.setattr(actor, "LanguageModel", lambda model: lm)
     return Evaluator(bucket.url, "d", model, card, EVALUATION, CONTEXT)
 
@@ -361,8 +463,9 @@ def test_the_evaluator_commits_a_checkpoints_numbers_and_those_of_the_last_besid
         assert bucket.exists(LAYOUT.metrics) == (step == 20)
     evaluation = committed(bucket, Job("a", LAYOUT.root, 20), settings)
     hook = HOOKS[0]
-    baseline = measure_baseline(lm, hook, text, False)
-    fidelity = measure(lm, checkpoint.load_sae(bucket, LAYOUT, 20)[0].folded(20.0).requires_grad_(False), hook, text, baseline, False)
+    baseline = baseline_of(lm, hook, text, False)
+    finished = checkpoint.load_sae(bucket, LAYOUT, 20)[0].finished([20.0], [20.0]).requires_grad_(False)
+    fidelity = measured(lm, finished, hook, text, baseline, False)
     r = evaluation.result
     assert (r.hook, r.layer, r.site, r.architecture, r.width, r.sparsity) == (hook.name, 2, "resid_post", "jumprelu", F, 0.5)
     assert (r.step, r.tokens, r.path) == (20, 20 * 1024, LAYOUT.checkpoint(20).root)

@@ -6,41 +6,55 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from sae_reference import CASES, Case, quick
 
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import Conflict, MissingObject, SaeFormatError
 from scopemill.proto.layout import SaeLayout
 from scopemill.trainer import checkpoint
-from scopemill.trainer.architectures import ARCHITECTURES
+from scopemill.trainer.architectures import ARCHITECTURES, initial_sae
 from scopemill.trainer.checkpoint import CheckpointRecord
-from scopemill.trainer.config import PRESETS, SaeConfig
-from scopemill.trainer.sae import Sae
+from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.history import History
+from scopemill.trainer.loop import Loop
+from scopemill.trainer.wiring import Port, Shape, Wiring
 
 D, F = 6, 10
 LAYOUT = SaeLayout("saes/m/blocks.0.hook_resid_post/width_10/jumprelu/0")
 
 
+def wired(shape: Shape) -> Wiring:
+    """Hooks of these widths, each with a scale of its own."""
+    layers = [Port(f"blocks.{i}.mlp.hook_in", d, 12.5 + i) for i, d in enumerate(shape.inputs)]
+    targets = tuple(Port(f"blocks.{i}.hook_mlp_out", d, 0.5 + i) for i, d in enumerate(shape.outputs))
+    return Wiring(tuple(layers), () if shape.autoencoder else targets)
+
+
+WIRING = wired(Shape.square(D))
+
+
 def make_config(**changes) -> SaeConfig:
-    return SaeConfig(**PRESETS["quick"] | dict(width=F, sparsity=0.5) | changes)
+    return quick(**dict(width=F, sparsity=0.5) | changes)
 
 
-def make_record(step: int, config: SaeConfig) -> CheckpointRecord:
-    return CheckpointRecord(step, step, step * config.batch_size, "blocks.0.hook_resid_post", 12.5, config.model_dump(mode="json"))
+def make_record(step: int, config: SaeConfig, wiring: Wiring = WIRING) -> CheckpointRecord:
+    return CheckpointRecord(step, step, step * config.batch_size, wiring.to_json(), config.model_dump(mode="json"))
 
 
-def make_state(config: SaeConfig, seed: int) -> tuple[Sae, dict[str, torch.Tensor], torch.Tensor]:
+def make_loop(config: SaeConfig, seed: int, shape: Shape = WIRING.shape) -> Loop:
+    """In a state of its own in every part."""
     generator = torch.Generator().manual_seed(seed)
-    sae = ARCHITECTURES[config.architecture](D, config.width, centred=True)
+    loop = Loop(initial_sae(config, shape, torch.zeros(shape.d_out)), config, History())
     with torch.no_grad():
-        for p in sae.parameters():
-            p.normal_(generator=generator)
-    moments = {name: torch.rand(p.shape, generator=generator) for name, p in sae.named_parameters()}
-    return sae, moments, torch.randint(0, 2**40, (config.width,), generator=generator)
+        for p in [*loop.sae.state_dict().values(), *loop.state().values()]:
+            whole = p.dtype in (torch.int64, torch.bool)
+            p.copy_(torch.randint(0, 2**40, p.shape, generator=generator) if whole else torch.rand(p.shape, generator=generator))
+    loop.sparse = bool(seed % 2)
+    return loop
 
 
 def save(bucket: Bucket, step: int, config: SaeConfig, seed: int = 0) -> None:
-    sae, moments, tokens_since_fired = make_state(config, seed)
-    checkpoint.save(bucket, LAYOUT, make_record(step, config), sae, moments, tokens_since_fired)
+    checkpoint.save(bucket, LAYOUT, make_record(step, config), make_loop(config, seed))
 
 
 class Interrupted(Exception):
@@ -68,18 +82,27 @@ class FailingBucket(Bucket):
         return super().create(path, data)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_everything_comes_back_bit_for_bit(bucket, architecture):
-    config = make_config(architecture=architecture, sparsity=1 / 3)
-    save(bucket, 500, config, seed=4)
-    sae, moments, tokens_since_fired = make_state(config, seed=4)
-    loaded, record, loaded_moments, loaded_tokens = checkpoint.load_state(bucket, LAYOUT, 500, config)
-    assert record == make_record(500, config) and (record.cursor, record.tokens, record.scale) == (500, 500 * 1024, 12.5)
-    assert type(loaded) is ARCHITECTURES[architecture] and loaded.centred
-    for (name, p), q in zip(loaded.named_parameters(), sae.parameters(), strict=True):
-        assert torch.equal(p, q), name
-    assert loaded_moments.keys() == moments.keys() and all(torch.equal(loaded_moments[name], moments[name]) for name in moments)
-    assert torch.equal(loaded_tokens, tokens_since_fired) and loaded_tokens.dtype == torch.int64
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_everything_comes_back_bit_for_bit(bucket, case: Case):
+    config, wiring = case.config, wired(case.shape)
+    loop = make_loop(config, 5, case.shape)
+    checkpoint.save(bucket, LAYOUT, make_record(500, config, wiring), loop)
+    loaded, record = checkpoint.load_sae(bucket, LAYOUT, 500)
+    assert (record.step, record.cursor, record.tokens) == (500, 500, 500 * 1024)
+    assert Wiring.from_json(record.wiring) == wiring and record.sae_config == config
+    sae = loop.sae
+    assert type(loaded) is ARCHITECTURES[config.architecture] and loaded.activation.name == config.latents
+    assert (loaded.shape, loaded.width, loaded.centred, loaded.layer_norm) == (sae.shape, sae.width, sae.centred, sae.layer_norm)
+    again = checkpoint.load_loop(bucket, LAYOUT, 500, config)
+    assert again.step_number == again.optimizer.updates == 500 and again.sparse
+    for found, expected in ((again.sae.state_dict(), sae.state_dict()), (again.state(), loop.state())):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(found[name], value) and found[name].dtype == value.dtype, name
+
+
+def test_batchtopks_threshold_is_kept_though_no_gradient_trains_it():
+    assert {"activation.threshold", "activation.batches"} <= make_loop(CASES["batchtopk"].config, 0).sae.state_dict().keys()
 
 
 def test_the_record_is_written_last(bucket):
@@ -97,12 +120,12 @@ def test_a_save_that_dies_on_the_way_leaves_the_checkpoint_before_it_whole(bucke
     with pytest.raises(Interrupted):
         save(FailingBucket(bucket.url, allowed), 1000, config, seed=2)
     assert checkpoint.steps_of(bucket, LAYOUT) == [500]
-    sae, *_ = checkpoint.load_state(bucket, LAYOUT, 500, config)
-    assert torch.equal(sae.W_dec, make_state(config, seed=1)[0].W_dec)
+    sae = checkpoint.load_loop(bucket, LAYOUT, 500, config).sae
+    assert torch.equal(sae.W_dec, make_loop(config, seed=1).sae.W_dec)
     save(bucket, 1000, config, seed=3)
     assert checkpoint.steps_of(bucket, LAYOUT) == [500, 1000]
-    sae, *_ = checkpoint.load_state(bucket, LAYOUT, 1000, config)
-    assert torch.equal(sae.W_dec, make_state(config, seed=3)[0].W_dec)
+    sae = checkpoint.load_loop(bucket, LAYOUT, 1000, config).sae
+    assert torch.equal(sae.W_dec, make_loop(config, seed=3).sae.W_dec)
 
 
 def test_a_folder_without_its_record_is_no_checkpoint(bucket):
@@ -135,7 +158,7 @@ def test_only_the_newest_keeps_the_optimisers_state_and_all_keep_their_weights(b
     assert all(bucket.exists(p.weights) and bucket.exists(p.record) for p in places)
     assert checkpoint.load_sae(bucket, LAYOUT, 10)[1].step == 10
     with pytest.raises(MissingObject):
-        checkpoint.load_state(bucket, LAYOUT, 10, make_config())
+        checkpoint.load_loop(bucket, LAYOUT, 10, make_config())
 
 
 @pytest.mark.parametrize(
@@ -144,19 +167,18 @@ def test_only_the_newest_keeps_the_optimisers_state_and_all_keep_their_weights(b
 def test_another_configuration_is_a_conflict_that_names_the_key_and_both_values(bucket, key, value):
     save(bucket, 500, make_config())
     with pytest.raises(Conflict) as caught:
-        checkpoint.load_state(bucket, LAYOUT, 500, make_config(**{key: value}))
+        checkpoint.load_loop(bucket, LAYOUT, 500, make_config(**{key: value}))
     assert f"{key} = {getattr(make_config(), key)!r}" in str(caught.value) and repr(value) in str(caught.value)
     assert LAYOUT.root in str(caught.value)
 
 
 def test_a_key_that_only_the_checkpoint_knows_is_a_conflict_too(bucket):
     config = make_config()
-    sae, moments, tokens_since_fired = make_state(config, 0)
     record = make_record(500, config)
     record.config["auxiliary_loss"] = 3
-    checkpoint.save(bucket, LAYOUT, record, sae, moments, tokens_since_fired)
+    checkpoint.save(bucket, LAYOUT, record, make_loop(config, 0))
     with pytest.raises(Conflict, match="auxiliary_loss = 3"):
-        checkpoint.load_state(bucket, LAYOUT, 500, config)
+        checkpoint.load_loop(bucket, LAYOUT, 500, config)
 
 
 def tensors_of(bucket: Bucket, path: str) -> dict[str, torch.Tensor]:
@@ -176,7 +198,7 @@ def no_decoder(weights: dict) -> None:
 
 
 def no_threshold(weights: dict) -> None:
-    del weights["threshold"]
+    del weights["activation.threshold"]
 
 
 def flat_decoder(weights: dict) -> None:
@@ -204,11 +226,11 @@ def test_a_file_that_is_damaged_is_a_format_error_that_names_it(bucket, name, da
     path = getattr(LAYOUT.checkpoint(500), name)
     bucket.write(path, damage(bucket.read(path)))
     with pytest.raises(SaeFormatError) as caught:
-        checkpoint.load_state(bucket, LAYOUT, 500, make_config())
+        checkpoint.load_loop(bucket, LAYOUT, 500, make_config())
     assert path in str(caught.value)
 
 
-@pytest.mark.parametrize("missing", ["tokens_since_fired", "second_moment.b_enc", "second_moment.threshold"])
+@pytest.mark.parametrize("missing", ["tokens_since_fired", "second_moment.b_enc", "second_moment.activation.threshold", "updated.W_dec"])
 def test_an_optimisers_state_that_is_not_whole_is_a_format_error(bucket, missing):
     save(bucket, 500, make_config())
     path = LAYOUT.checkpoint(500).optimizer
@@ -216,7 +238,7 @@ def test_an_optimisers_state_that_is_not_whole_is_a_format_error(bucket, missing
     del state[missing]
     bucket.write(path, safetensors.torch.save(state))
     with pytest.raises(SaeFormatError, match="optimizer.safetensors"):
-        checkpoint.load_state(bucket, LAYOUT, 500, make_config())
+        checkpoint.load_loop(bucket, LAYOUT, 500, make_config())
 
 
 @pytest.mark.parametrize(
@@ -227,7 +249,9 @@ def test_an_optimisers_state_that_is_not_whole_is_a_format_error(bucket, missing
         "[]",
         "{}",
         '{"step": 1}',
-        '{"step": 500, "cursor": 500, "tokens": 1, "hook": "h", "scale": 1.0, "config": {"architecture": "topk"}}',
+        '{"step": 500, "cursor": 500, "tokens": 1, "wiring": {"inputs": [], "targets": []}, "config": {"architecture": "topk"}}',
+        '{"step": 500, "cursor": 500, "tokens": 1, "wiring": {"inputs": 3}, "config": {}}',
+        '{"step": 500, "cursor": 500, "tokens": 1, "wiring": [], "config": []}',
     ],
 )
 def test_a_record_that_is_none_is_a_format_error_that_names_it(bucket, text):
@@ -236,7 +260,7 @@ def test_a_record_that_is_none_is_a_format_error_that_names_it(bucket, text):
     bucket.write(path, text.encode())
     with pytest.raises(SaeFormatError) as caught:
         checkpoint.load_sae(bucket, LAYOUT, 500)
-    assert path in str(caught.value) or "its checkpoint.json" in str(caught.value)
+    assert path in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_is_plain_json_and_safetensors(bucket):
@@ -244,4 +268,4 @@ def test_a_checkpoint_is_plain_json_and_safetensors(bucket):
     folder = Path(bucket.url) / LAYOUT.checkpoint(500).root
     assert sorted(p.name for p in folder.iterdir()) == ["checkpoint.json", "optimizer.safetensors", "weights.safetensors"]
     assert json.loads((folder / "checkpoint.json").read_text())["config"]["width"] == F
-    assert set(safetensors.torch.load_file(folder / "weights.safetensors")) == {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
+    assert set(safetensors.torch.load_file(folder / "weights.safetensors")) == {"W_enc", "b_enc", "W_dec", "b_dec", "activation.threshold"}

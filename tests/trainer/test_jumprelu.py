@@ -1,255 +1,152 @@
-"""JumpReLU's loss and gradients against float64 numpy, and against slopes of the loss itself."""
+"""JumpReLU's thresholds: their pseudo-gradients against slopes of the loss itself, and what moves them besides."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from sae_reference import CASES, ONE, Reference, quick
 
-from scopemill.trainer.config import PRESETS, SaeConfig
-from scopemill.trainer.jumprelu import JumpReLU
+from scopemill.trainer.architectures import initial_sae
+from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.optimizer import Optimizer
+from scopemill.trainer.sae import Losses, Sae
+from scopemill.trainer.wiring import Shape
 
-B, D, F = 96, 12, 20
-BANDWIDTH, COEFFICIENT = 0.4, 0.37
-NAMES = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
-
-
-def make_config(**changes) -> SaeConfig:
-    return SaeConfig(**PRESETS["quick"] | dict(width=F, sparsity=COEFFICIENT, bandwidth=BANDWIDTH) | changes)
+CASE = CASES["jumprelu l0"]
+BANDWIDTH, COEFFICIENT = CASE.config.bandwidth, CASE.config.coefficient
 
 
-def make_sae(dtype: torch.dtype = torch.float64, seed: int = 0) -> JumpReLU:
-    """Every parameter its own random numbers, so that no term hides behind a zero or a tie."""
-    generator = torch.Generator().manual_seed(seed)
-    sae = JumpReLU(D, F, centred=True)
+def losses_of(sae: Sae, rows: torch.Tensor, config: SaeConfig = CASE.config) -> Losses:
+    return sae.losses(rows, rows, config, torch.zeros(sae.width, dtype=torch.bool))
+
+
+def total_of(sae: Sae, rows: torch.Tensor, config: SaeConfig = CASE.config) -> torch.Tensor:
+    return losses_of(sae, rows, config).total(config.coefficient)
+
+
+def threshold_gradient(sae: Sae, loss: torch.Tensor) -> np.ndarray:
+    return torch.autograd.grad(loss, sae.activation.threshold, retain_graph=True)[0].numpy()
+
+
+def moved(i: int, by: float) -> Sae:
+    sae = CASE.sae()
     with torch.no_grad():
-        sae.W_enc.normal_(0, 0.4, generator=generator)
-        sae.W_dec.normal_(0, 0.4, generator=generator)
-        sae.b_enc.normal_(0, 0.3, generator=generator)
-        sae.b_dec.normal_(0, 0.5, generator=generator)
-        sae.threshold.uniform_(0.3, 0.9, generator=generator)
-    return sae.to(dtype)
-
-
-def make_rows(dtype: torch.dtype = torch.float64, rows: int = B) -> torch.Tensor:
-    return torch.randn(rows, D, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-def reference(sae: JumpReLU, rows: torch.Tensor, bandwidth: float = BANDWIDTH, coefficient: float = COEFFICIENT) -> SimpleNamespace:
-    """Loss and gradients by hand, from the published formulas."""
-    w_enc, b_enc, w_dec, b_dec, theta = (dict(sae.named_parameters())[name].detach().double().numpy() for name in NAMES)
-    x = rows.double().numpy()
-    n = len(x)
-    centred = x - b_dec
-    z = centred @ w_enc.T + b_enc
-    on = z > theta
-    f = np.where(on, z, 0.0)
-    error = f @ w_dec + b_dec - x
-    d_output = 2 * error / n
-    d_f = d_output @ w_dec.T
-    d_z = np.where(on, d_f, 0.0)
-    kernel = (np.abs((z - theta) / bandwidth) < 0.5).astype(float)
-    reconstruction_part = (-(theta / bandwidth) * kernel * d_f).sum(0)
-    l0_part = -(coefficient / bandwidth) * kernel.sum(0) / n
-    return SimpleNamespace(
-        z=z, on=on, f=f, kernel=kernel, d_f=d_f, theta=theta,
-        reconstruction=(error**2).sum(axis=1).mean(),
-        l0=on.sum(axis=1).mean(),
-        loss=(error**2).sum(axis=1).mean() + coefficient * on.sum(axis=1).mean(),
-        reconstruction_part=reconstruction_part,
-        l0_part=l0_part,
-        gradients={
-            "W_dec": f.T @ d_output,
-            "b_dec": d_output.sum(0) - (d_z @ w_enc).sum(0),
-            "W_enc": d_z.T @ centred,
-            "b_enc": d_z.sum(0),
-            "threshold": reconstruction_part + l0_part,
-        },
-    )  # fmt: skip
-
-
-def gradients(sae: JumpReLU, loss: torch.Tensor) -> dict[str, np.ndarray]:
-    parameters = dict(sae.named_parameters())
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    return {n: np.zeros(p.shape) if g is None else g.double().numpy() for (n, p), g in zip(parameters.items(), found, strict=True)}
-
-
-def test_the_band_of_the_kernel_is_populated_on_both_sides_of_the_threshold():
-    expected = reference(make_sae(), make_rows())
-    in_band = expected.kernel > 0
-    assert (in_band & expected.on).sum() > 50 and (in_band & ~expected.on).sum() > 50
-    assert in_band.any(axis=0).all(), "every latent's threshold gets a gradient"
-    assert (~in_band & expected.on).sum() > 50 and (~in_band & ~expected.on).sum() > 50
-
-
-def test_the_loss_is_the_mean_over_rows_of_the_error_summed_over_d_plus_lambda_times_l0():
-    sae, rows = make_sae(), make_rows()
-    losses, expected = sae.losses(rows, make_config()), reference(sae, rows)
-    assert losses.reconstruction.item() == pytest.approx(expected.reconstruction, rel=1e-12)
-    assert losses.sparsity.item() == pytest.approx(expected.l0, rel=1e-12)
-    assert losses.total(COEFFICIENT).item() == pytest.approx(expected.loss, rel=1e-12)
-    np.testing.assert_allclose(losses.latents.numpy(), expected.f, rtol=0, atol=1e-12)
-    assert not losses.latents.requires_grad
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_gradient_is_the_published_one(name):
-    sae, rows = make_sae(), make_rows()
-    found = gradients(sae, sae.losses(rows, make_config()).total(COEFFICIENT))
-    expected = reference(sae, rows).gradients[name]
-    assert np.count_nonzero(expected) == expected.size, "no entry is trivially right"
-    np.testing.assert_allclose(found[name], expected, rtol=1e-10, atol=1e-13)
+        sae.activation.threshold[i] += by
+    return sae
 
 
 def test_the_thresholds_gradient_has_a_part_from_the_reconstruction_and_one_from_l0():
-    sae, rows = make_sae(), make_rows()
-    losses, expected = sae.losses(rows, make_config()), reference(sae, rows)
-    found = torch.autograd.grad(losses.reconstruction, sae.threshold, retain_graph=True)[0].numpy()
-    np.testing.assert_allclose(found, expected.reconstruction_part, rtol=1e-10)
-    found = torch.autograd.grad(COEFFICIENT * losses.sparsity, sae.threshold)[0].numpy()
-    np.testing.assert_allclose(found, expected.l0_part, rtol=1e-10)
+    sae, (rows, _) = CASE.sae(), CASE.rows
+    losses = losses_of(sae, rows)
+    through_latents, through_firing = Reference(CASE, sae).pseudo_gradients()
+    np.testing.assert_allclose(threshold_gradient(sae, losses.reconstruction), through_latents, rtol=1e-6)
+    np.testing.assert_allclose(COEFFICIENT * threshold_gradient(sae, losses.sparsity), through_firing, rtol=1e-6)
 
 
 def test_the_l0_penalty_gives_no_gradient_to_the_pre_activations():
-    sae, rows = make_sae(), make_rows()
-    found = gradients(sae, sae.losses(rows, make_config()).sparsity)
-    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-        assert not found[name].any()
-    assert (found["threshold"] < 0).all(), "though it does move the thresholds: upwards, as there are rows in every band"
-
-
-def test_float32_training_agrees_with_float64():
-    sae, rows = make_sae(torch.float32), make_rows(torch.float32)
-    expected = reference(sae, rows)
-    distance = np.abs(np.abs(expected.z - expected.theta) - BANDWIDTH / 2).min(), np.abs(expected.z - expected.theta).min()
-    assert min(distance) > 1e-6, "no row so close to an edge that rounding decides"
-    losses = sae.losses(rows, make_config())
-    assert losses.total(COEFFICIENT).item() == pytest.approx(expected.loss, rel=1e-6)
-    for name, found in gradients(sae, losses.total(COEFFICIENT)).items():
-        np.testing.assert_allclose(found, expected.gradients[name], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["W_enc", "b_enc", "W_dec", "b_dec"])
-def test_gradients_of_weights_and_biases_are_finite_differences_of_the_loss(name):
-    sae, config = make_sae(), make_config()
-    rows = make_rows(rows=400)
-    z = reference(sae, rows)
-    rows = rows[torch.from_numpy((np.abs(z.z - z.theta) > 1e-3).all(axis=1))]  # no latent switches within the step
-    assert len(rows) > 100
-    found = gradients(sae, sae.losses(rows, config).total(COEFFICIENT))[name].ravel()
-    parameter, step = dict(sae.named_parameters())[name].detach().view(-1), 1e-6
-    for i in range(0, parameter.numel(), 7):
-        kept = parameter[i].item()
-        values = []
-        for sign in (1, -1):
-            parameter[i] = kept + sign * step
-            values.append(sae.losses(rows, config).total(COEFFICIENT).item())
-        parameter[i] = kept
-        assert found[i] == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-8)
+    sae, (rows, _) = CASE.sae(), CASE.rows
+    losses_of(sae, rows).sparsity.backward()
+    for name, p in sae.named_parameters():
+        assert name == "activation.threshold" or p.grad is None or not p.grad.any(), name
+    assert (sae.activation.threshold.grad < 0).all(), "though it does move the thresholds: upwards, as there are rows in every band"
 
 
 def test_the_l0_part_is_the_slope_of_l0_across_the_band():
     """(L0 at theta + eps/2 less L0 at theta - eps/2) / eps counts exactly the rows inside the band."""
-    sae, rows = make_sae(), make_rows()
-    found = torch.autograd.grad(sae.losses(rows, make_config()).sparsity, sae.threshold)[0]
-    for i in range(F):
-        ends = []
-        for sign in (1, -1):
-            moved = make_sae()
-            with torch.no_grad():
-                moved.threshold[i] += sign * BANDWIDTH / 2
-            ends.append(moved.losses(rows, make_config()).sparsity.item())
-        assert found[i].item() == pytest.approx((ends[0] - ends[1]) / BANDWIDTH, rel=1e-9)
+    sae, (rows, _) = CASE.sae(), CASE.rows
+    found = threshold_gradient(sae, losses_of(sae, rows).sparsity)
+    for i in range(sae.width):
+        above, below = (losses_of(moved(i, sign * BANDWIDTH / 2), rows).sparsity.item() for sign in (1, -1))
+        assert found[i] == pytest.approx((above - below) / BANDWIDTH, rel=1e-9)
 
 
 def test_the_pseudo_gradient_estimates_the_slope_of_the_expected_loss():
     """What the kernel is for: over many rows the sum in the band is the derivative of the expectation."""
-    sae, config = make_sae(), make_config(bandwidth=0.05)
-    rows = make_rows(rows=100_000)
-    found = torch.autograd.grad(sae.losses(rows, config).total(COEFFICIENT), sae.threshold)[0]
-    strongest = found.abs().argsort(descending=True)[:6].tolist()
-    for i in strongest:
-        ends = []
-        for sign in (1, -1):
-            moved = make_sae()
-            with torch.no_grad():
-                moved.threshold[i] += sign * 0.05 / 2
-                ends.append(moved.losses(rows, config).total(COEFFICIENT).item())
-        assert found[i].item() == pytest.approx((ends[0] - ends[1]) / 0.05, rel=0.1)
+    sae, width = CASE.sae(), 0.05
+    config = CASE.config.model_copy(update={"bandwidth": width})
+    rows = torch.randn(100_000, ONE.d_in, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = threshold_gradient(sae, total_of(sae, rows, config))
+    for i in np.argsort(-np.abs(found))[:6].tolist():
+        above, below = (total_of(moved(i, sign * width / 2), rows, config).item() for sign in (1, -1))
+        assert found[i] == pytest.approx((above - below) / width, rel=0.1)
 
 
 def test_repeating_a_batch_changes_neither_loss_nor_gradients():
-    sae, rows = make_sae(), make_rows()
-    once = sae.losses(rows, make_config()).total(COEFFICIENT)
-    thrice = sae.losses(rows.repeat(3, 1), make_config()).total(COEFFICIENT)
+    sae, (rows, _) = CASE.sae(), CASE.rows
+    once, thrice = total_of(sae, rows), total_of(sae, rows.repeat(3, 1))
     assert thrice.item() == pytest.approx(once.item(), rel=1e-12)
-    first, second = gradients(sae, once), gradients(sae, thrice)
-    for name in NAMES:
-        np.testing.assert_allclose(second[name], first[name], rtol=1e-9, atol=1e-13)
-
-
-def test_a_mean_over_elements_would_be_told_apart():
-    """Its reconstruction gradients are d times too small beside the same lambda and bandwidth."""
-    sae, rows = make_sae(), make_rows()
-    found = gradients(sae, sae.losses(rows, make_config()).total(COEFFICIENT))["threshold"]
-    expected = reference(sae, rows)
-    wrong = expected.reconstruction_part / D + expected.l0_part
-    assert np.abs(found - wrong).max() > 100 * np.abs(found - expected.gradients["threshold"]).max()
-    assert not np.allclose(found, wrong, rtol=0.05)
-
-
-def test_an_l0_step_fed_with_latents_instead_of_pre_activations_would_be_told_apart():
-    """A latent below its threshold is zero, outside the window: half of the gradient would be lost."""
-    sae, rows = make_sae(), make_rows()
-    expected = reference(sae, rows)
-    wrong = -(np.abs((expected.f - expected.theta) / BANDWIDTH) < 0.5).sum(0) / (BANDWIDTH * B)
-    found = torch.autograd.grad(sae.losses(rows, make_config()).sparsity, sae.threshold)[0].numpy()
-    assert not np.allclose(found, wrong, rtol=0.05)
-    assert found.sum() < 1.5 * wrong.sum(), "both are negative, and the true one counts the lower half too"
+    for (name, _), one, other in zip(
+        sae.named_parameters(), *(torch.autograd.grad(t, list(sae.parameters())) for t in (once, thrice)), strict=True
+    ):
+        np.testing.assert_allclose(other.numpy(), one.numpy(), rtol=1e-9, atol=1e-13, err_msg=name)
 
 
 def test_rows_outside_the_band_give_the_threshold_nothing():
-    sae, rows = make_sae(), make_rows()
-    found = torch.autograd.grad(sae.losses(rows, make_config(bandwidth=1e-9)).total(COEFFICIENT), sae.threshold)[0]
-    assert not found.any()
+    sae, (rows, _) = CASE.sae(), CASE.rows
+    assert not threshold_gradient(sae, total_of(sae, rows, CASE.config.model_copy(update={"bandwidth": 1e-9}))).any()
+
+
+@pytest.mark.parametrize(("limit", "more"), [(0.05, True), (1.0, False)])
+def test_the_frequency_term_pushes_hardest_at_what_fires_most(limit, more):
+    """Its push is 1 + 2 p / f0 times that of L0 alone."""
+    plain, limited = CASE, replace(CASES["jumprelu frequency"], options={"frequency_limit": limit})
+    pushes = []
+    for case in (plain, limited):
+        sae = case.sae()
+        pushes.append(threshold_gradient(sae, losses_of(sae, case.rows[0], case.config).sparsity))
+    firing = Reference(CASE, CASE.sae()).on.mean(axis=0)
+    np.testing.assert_allclose(pushes[1] / pushes[0], 1 + 2 * firing / limit, rtol=1e-9)
+    assert ((pushes[1] / pushes[0]).max() > 10) == more
+
+
+@pytest.mark.parametrize(("target", "sign"), [(1.0, -1), (15.0, 1)])
+def test_a_target_pulls_l0_towards_itself_from_both_sides(target, sign):
+    case = replace(CASES["jumprelu target"], options={"penalty": "target_l0", "sparsity": target})
+    sae = case.sae()
+    assert (losses_of(sae, case.rows[0], case.config).codes.l0.item() > target) == (sign < 0)
+    assert (np.sign(threshold_gradient(sae, losses_of(sae, case.rows[0], case.config).sparsity)) == sign).all()
+
+
+def test_the_pre_activation_loss_reaches_a_latent_that_never_fires():
+    case = CASES["jumprelu pre-activation"]
+    sae = case.sae()
+    with torch.no_grad():
+        sae.b_enc[3] = -50.0
+    total_of(sae, case.rows[0], case.config).backward()
+    norm = sae.W_dec[3].norm().item() * case.config.pre_activation_coefficient
+    assert sae.b_enc.grad[3].item() == pytest.approx(-norm) and sae.activation.threshold.grad[3].item() == pytest.approx(norm)
 
 
 def test_a_threshold_never_becomes_negative():
-    sae, config = make_sae(torch.float32), make_config()
-    optimizer = Optimizer(sae, config)
+    sae, (rows, _) = CASE.sae(torch.float32), CASE.rows
+    optimizer = Optimizer(sae, CASE.config)
+    threshold = sae.activation.threshold
     for step in range(3):
-        sae.losses(make_rows(torch.float32), config).total(COEFFICIENT).backward()
-        sae.threshold.grad = torch.where(torch.arange(F) % 2 == 0, 1.0, -1.0)
+        total_of(sae, rows.float()).backward()
+        threshold.grad = torch.where(torch.arange(sae.width) % 2 == 0, 1.0, -1.0)
         optimizer.update(0.5)
-        assert (sae.threshold >= 0).all(), step
-    assert not sae.threshold[::2].any(), "pushed down, they rest at zero"
-    assert (sae.threshold[1::2] > 1).all(), "pushed up, they are free"
+        assert (threshold >= 0).all(), step
+    assert not threshold[::2].any(), "pushed down, they rest at zero"
+    assert (threshold[1::2] > 1).all(), "pushed up, they are free"
 
 
 def test_a_latent_exactly_at_its_threshold_is_off():
-    sae = JumpReLU(1, 1, centred=False)
-    with torch.no_grad():
-        sae.W_enc.fill_(1)
-        sae.threshold.fill_(0.5)
+    sae = initial_sae(quick(width=1, initial_threshold=0.5), Shape.square(1), torch.zeros(1))
+    torch.nn.init.ones_(sae.W_enc)
     rows = torch.tensor([[0.5], [0.75], [-2.0]])
     assert sae.encode(rows).flatten().tolist() == [0.0, 0.75, 0.0]
-    losses = sae.losses(rows, make_config(width=1))
-    assert losses.latents.flatten().tolist() == [0.0, 0.75, 0.0] and losses.sparsity.item() == pytest.approx(1 / 3)
-
-
-def test_training_and_inference_agree_on_the_latents():
-    sae, rows = make_sae(torch.float32), make_rows(torch.float32)
-    assert torch.equal(sae.losses(rows, make_config()).latents, sae.encode(rows).detach())
+    losses = losses_of(sae, rows)
+    assert losses.codes.values.flatten().tolist() == [0.0, 0.75, 0.0] and losses.sparsity.item() == pytest.approx(1 / 3)
 
 
 def test_the_start_is_gemma_scopes():
     width, d = 512, 64
-    sae = JumpReLU.initial(make_config(width=width, initial_decoder_bias="zero", initial_threshold=0.001), d, torch.full((d,), 7.0))
+    sae = initial_sae(quick(width=width, initial_decoder_bias="zero", initial_threshold=0.001), Shape.square(d), torch.full((d,), 7.0))
     np.testing.assert_allclose(sae.W_dec.norm(dim=1).detach().numpy(), 1, rtol=1e-6)
     assert torch.equal(sae.W_enc, sae.W_dec) and sae.W_enc.data_ptr() != sae.W_dec.data_ptr()
     assert not sae.b_enc.any() and not sae.b_dec.any()
-    assert (sae.threshold == torch.tensor(0.001)).all()
+    assert (sae.activation.threshold == torch.tensor(0.001)).all()
     scaled = sae.W_dec.detach().double() * d**0.5  # uniform entries, each row brought to norm sqrt(d)
     assert scaled.mean().abs() < 0.02 and scaled.var().item() == pytest.approx(1, abs=0.01)
     assert scaled.abs().max() < 3**0.5 * 1.35, "uniform: bounded, where a normal would reach beyond 4"
@@ -257,11 +154,24 @@ def test_the_start_is_gemma_scopes():
 
 def test_the_start_depends_on_the_seed_alone_and_the_bias_may_start_at_the_mean():
     mean = torch.arange(8.0)
-    config = make_config(initial_decoder_bias="mean", seed=3)
-    first, again, other = (
-        JumpReLU.initial(config, 8, mean),
-        JumpReLU.initial(config, 8, mean),
-        JumpReLU.initial(make_config(seed=4), 8, mean),
-    )
+    first, again, other = (initial_sae(quick(initial_decoder_bias="mean", seed=seed), Shape.square(8), mean) for seed in (3, 3, 4))
     assert torch.equal(first.W_dec, again.W_dec) and not torch.equal(first.W_dec, other.W_dec)
     assert torch.equal(first.b_dec, mean)
+
+
+def l0_after_begin(wanted: float, width: int, rows: int) -> float:
+    config = quick(width=width, initial_l0=wanted, initial_decoder_bias="zero")
+    sae, x = initial_sae(config, Shape.square(32), torch.zeros(32)), torch.randn(rows, 32, generator=torch.Generator().manual_seed(8))
+    sae.begin(x, config)
+    assert (sae.activation.threshold >= 0).all()
+    return losses_of(sae, x, config).codes.l0.item()
+
+
+@pytest.mark.parametrize("wanted", [2.0, 8.0, 30.0])
+def test_initial_l0_is_the_l0_of_the_first_batch(wanted):
+    assert l0_after_begin(wanted, width=128, rows=1024) == pytest.approx(wanted, rel=0.05)
+
+
+def test_initial_l0_holds_where_a_latent_fires_less_than_once_in_a_batch():
+    """As at Gemma Scope's 2^20 latents: L0 = 50 is one firing in five batches of 4,096 rows."""
+    assert l0_after_begin(4.0, width=4096, rows=256) == pytest.approx(4.0, rel=0.25)

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from scopemill.trainer.config import PRESETS, SaeConfig
+from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.schedule import learning_rate, sparsity_factor
+from scopemill.trainer.templates import load_template
 
 # arXiv 2408.05147, section 3 and its appendix, each value typed from the paper; a decay and a bias at the mean are ours.
 GEMMA_SCOPE = {
@@ -24,11 +25,11 @@ GEMMA_SCOPE = {
 
 
 def gemma_scope(**changes) -> SaeConfig:
-    return SaeConfig(**PRESETS["gemma-scope"] | dict(width=16384, sparsity=6e-4) | changes)
+    return SaeConfig(**load_template("gemma-scope").fields | dict(width=16384, sparsity=6e-4) | changes)
 
 
 @pytest.mark.parametrize("field", GEMMA_SCOPE)
-def test_the_gemma_scope_preset_is_the_papers_table(field):
+def test_the_gemma_scope_template_is_the_papers_table(field):
     assert getattr(gemma_scope(), field) == GEMMA_SCOPE[field]
 
 
@@ -57,7 +58,8 @@ def test_gemma_scopes_learning_rate_is_a_cosine_from_a_tenth_over_1000_steps_the
 
 
 def test_the_warm_up_rises_all_the_way_and_joins_without_a_jump():
-    values = [learning_rate(gemma_scope(), step) for step in range(1001)]
+    config = gemma_scope()
+    values = [learning_rate(config, step) for step in range(1001)]
     assert all(a < b for a, b in zip(values, values[1:], strict=False))
     assert values[1000] - values[999] < 1e-5 * values[1000]
 
@@ -88,8 +90,16 @@ def test_a_schedule_without_warm_ups_is_flat():
     assert {sparsity_factor(config, step) for step in (0, 1, 976_562)} == {1.0}
 
 
-def test_the_quick_preset_warms_up_holds_and_decays():
-    config = SaeConfig(**PRESETS["quick"] | dict(width=8, sparsity=1.0))
+@pytest.mark.parametrize(("steps", "fraction", "longer"), [(100, 0.5, 500), (800, 0.5, 800), (0, 1.0, 1000), (0, 0.0, 0)])
+def test_of_the_two_sparsity_warm_ups_the_longer_one_counts(steps, fraction, longer):
+    config = gemma_scope(tokens=4096 * 1000, sparsity_warmup_steps=steps, sparsity_warmup_fraction=fraction)
+    assert [sparsity_factor(config, step) for step in range(1000)] == pytest.approx(
+        [min(1, step / longer) if longer else 1 for step in range(1000)]
+    )
+
+
+def test_the_quick_template_warms_up_holds_and_decays():
+    config = SaeConfig(**load_template("quick").fields | dict(width=8, sparsity=1.0))
     values = [learning_rate(config, step) for step in range(config.steps)]
     assert values[0] == pytest.approx(config.learning_rate / 10) and max(values) == config.learning_rate
     assert 0 < values[-1] < config.learning_rate / 200

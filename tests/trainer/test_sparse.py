@@ -220,3 +220,15 @@ def test_without_numba_training_stays_dense(monkeypatch):
     for _ in range(3):
         loop.step(x)
         assert not loop.sparse and not loop.optimizer.updated
+
+
+def test_a_step_takes_no_more_threads_than_torch_was_given():
+    import numba
+
+    config, sae = make("jumprelu", "jumprelu")
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        Loop(sae, config, History()).step(batch(sae)[0])
+        assert numba.get_num_threads() == min(threads, numba.config.NUMBA_NUM_THREADS)
+    torch.set_num_threads(before)

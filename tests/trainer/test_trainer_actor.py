@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sae_reference import quick
 from synthetic import make_dataset
 
 from scopemill.activation_server import client
@@ -22,9 +23,9 @@ from scopemill.proto.layout import SaeLayout
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer import actor, checkpoint, load_sae
 from scopemill.trainer.actor import Assignment, Trainer
-from scopemill.trainer.config import PRESETS, SaeConfig
 from scopemill.trainer.history import History
 from scopemill.trainer.loop import Loop
+from scopemill.trainer.wiring import Port, Wiring
 
 HOOK = "blocks.0.hook_resid_post"
 STREAM = StreamSpec("synthetic", (HOOK,), batch_size=16, seed=3, shards_side_by_side=3)
@@ -47,19 +48,20 @@ def server(bucket):
 
 
 def assign(folder: str = "a", **changes) -> Assignment:
-    config = SaeConfig(
-        **PRESETS["quick"]
-        | dict(width=24, sparsity=0.05, batch_size=16, tokens=16 * STEPS, checkpoint_every=16, log_every=4, lr_warmup_steps=10,
+    config = quick(
+        **dict(width=24, sparsity=0.05, batch_size=16, tokens=16 * STEPS, checkpoint_every=16, log_every=4, lr_warmup_steps=10,
                sparsity_warmup_steps=20, initial_threshold=0.3, bandwidth=0.3, dead_after_tokens=64)
         | changes
     )  # fmt: skip
     return Assignment(
         name=f"sae-{folder}",
         root=f"saes/synthetic/{HOOK}/width_24/{config.architecture}/{folder}",
-        hook=HookStats(name=HOOK, d=8, scale=2.5, mean=pack_vector(np.linspace(-1, 1, 8)), norm_limit=None),
+        inputs=(HookStats(name=HOOK, d=8, scale=2.5, mean=pack_vector(np.linspace(-1, 1, 8)), norm_limit=None),),
+        targets=(),
         stream=STREAM,
         config=config,
-        metadata={"model_name": "synthetic", "hook_name": HOOK, "context_size": 8},
+        model="synthetic",
+        metadata={"context_size": 8},
         provenance={"sweep": "test"},
     )
 
@@ -103,7 +105,7 @@ def rows(bucket: Bucket, assignment: Assignment) -> list[dict]:
     return [{k: v for k, v in vars(row).items() if k not in ("steps_per_second", "waiting_share")} for row in history.rows]
 
 
-@pytest.mark.parametrize("architecture", ["jumprelu", "standard"])
+@pytest.mark.parametrize("architecture", ["jumprelu", "standard", "gated", "skip"])
 def test_a_run_trains_to_the_last_step_exports_and_keeps_its_history(bucket, server, architecture):
     assignment = assign(architecture=architecture)
     trainer = make(Trainer, bucket, assignment)
@@ -112,11 +114,11 @@ def test_a_run_trains_to_the_last_step_exports_and_keeps_its_history(bucket, ser
     layout = SaeLayout(assignment.root)
     assert checkpoint.steps_of(bucket, layout) == [16, 32, 40]
     record = checkpoint.read_record(bucket, layout, 40)
-    assert (record.cursor, record.tokens, record.hook, record.scale) == (40, 640, HOOK, 2.5)
+    assert (record.cursor, record.tokens) == (40, 640) and Wiring.from_json(record.wiring) == Wiring((Port(HOOK, 8, 2.5),))
     assert record.config == assignment.config.model_dump(mode="json")
 
     trained, _ = checkpoint.load_sae(bucket, layout, 40)
-    exported, folded = load_sae(f"{bucket.url}/{assignment.root}"), trained.folded(2.5)
+    exported, folded = load_sae(f"{bucket.url}/{assignment.root}"), trained.finished([2.5], [2.5])
     assert all(torch.equal(p, q) for p, q in zip(exported.parameters(), folded.parameters(), strict=True))
     assert json.loads(bucket.read(layout.config))["metadata"]["hook_name"] == HOOK
     assert json.loads(bucket.read(layout.provenance))["sweep"] == "test"
@@ -203,7 +205,7 @@ def test_a_run_that_waits_for_data_stops_and_checkpoints_too(bucket):
     stream = StreamSpec("wide", (HOOK,), batch_size=512, seed=0, shards_side_by_side=4)
     server.expect(stream, "one that never comes", 0, 10)
     hook = HookStats(name=HOOK, d=256, scale=1.0, mean=pack_vector(np.zeros(256)), norm_limit=None)
-    assignment = replace(assign(batch_size=512, tokens=512 * 10), stream=stream, hook=hook)
+    assignment = replace(assign(batch_size=512, tokens=512 * 10), stream=stream, inputs=(hook,))
     trainer = make(Trainer, bucket, assignment)
     try:
         with ThreadPoolExecutor(1) as pool:
@@ -252,25 +254,82 @@ def test_two_trainers_of_one_stream_do_not_disturb_each_other(bucket, server):
     assert weights(bucket, first) == weights(bucket, alone) != weights(bucket, late)
 
 
+class Looks(Trainer):
+    """Keeps what its SAE sees."""
+
+    def _begin(self, waited):
+        loop, self.seen = super()._begin(waited), []
+        step = loop.step
+        loop.step = lambda x, y: (self.seen.append((x.clone(), None if y is None else y.clone())), step(x, y))
+        return loop
+
+
 def test_float32_rows_reach_the_sae_unchanged(bucket):
     make_dataset(bucket, "exact", dtype="float32", rows=16, shards=1)
     server = ActivationServer(bucket, ServerConfig(window_mib=1))
-    seen = []
-
-    class Looks(Trainer):
-        def _begin(self, waited):
-            loop = super()._begin(waited)
-            step = loop.step
-            loop.step = lambda x: (seen.append(x.clone()), step(x))
-            return loop
-
+    trainer = make(Looks, bucket, replace(assign(tokens=16), stream=replace(STREAM, dataset="exact")))
     try:
-        run(Looks, bucket, replace(assign(tokens=16), stream=replace(STREAM, dataset="exact")), server)
+        trainer.run(server.address)
     finally:
         server.stop()
-    assert seen[0].shape == (16, 8) and seen[0][:, 0].tolist() == list(range(16))
+    ((x, y),) = trainer.seen
+    assert y is None and x.shape == (16, 8) and x[:, 0].tolist() == list(range(16))
     generator = torch.Generator().manual_seed(0)
-    assert torch.equal(seen[0][:, 1:], torch.randn(16, 8, generator=generator)[:, 1:])
+    assert torch.equal(x[:, 1:], torch.randn(16, 8, generator=generator)[:, 1:])
+
+
+IN, OUT = "blocks.0.mlp.hook_in", "blocks.0.hook_mlp_out"
+LATER = "blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out"
+SCALES = {IN: 3.0, OUT: 0.25, LATER[0]: 11.0, LATER[1]: 2.0}
+WIDTHS = {IN: 8, OUT: 5, LATER[0]: 6, LATER[1]: 4}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "inputs", "targets"),
+    [
+        ("transcoder", (IN,), (OUT,)),
+        ("skip_transcoder", (IN,), (OUT,)),
+        ("crosscoder", (IN, LATER[0]), ()),
+        ("clt", (IN, LATER[0]), (OUT, LATER[1])),
+        ("per_layer_transcoder", (IN, LATER[0]), (OUT, LATER[1])),
+    ],
+)
+@pytest.mark.parametrize("normalization", ["scale", "sqrt_d", "none"])
+def test_hooks_stand_side_by_side_each_in_its_own_units(bucket, architecture, inputs, targets, normalization):
+    """What is stored is raw / scale. The finished SAE takes and gives raw activations, and rebuilds the targets' means at the start."""
+    make_dataset(bucket, "several", hooks=WIDTHS, dtype="float32", rows=16, shards=1)
+    config = assign(
+        tokens=16, architecture=architecture, normalization=normalization, learning_rate=1e-30, initial_decoder_bias="mean",
+        lr_decay_fraction=0.0, activation="topk", sparsity=4,
+    ).config  # fmt: skip
+    stats = {h: HookStats(name=h, d=d, scale=SCALES[h], mean=pack_vector(np.arange(d) + 1.0), norm_limit=None) for h, d in WIDTHS.items()}
+    assignment = replace(
+        assign(), inputs=tuple(stats[h] for h in inputs), targets=tuple(stats[h] for h in targets), config=config,
+        stream=replace(STREAM, dataset="several", hooks=inputs + targets, shards_side_by_side=1),
+    )  # fmt: skip
+    server, trainer = ActivationServer(bucket, ServerConfig(window_mib=1)), make(Looks, bucket, assignment)
+    try:
+        trainer.run(server.address)
+    finally:
+        server.stop()
+    stored, generator = {}, torch.Generator().manual_seed(0)
+    for hook, d in WIDTHS.items():
+        stored[hook] = torch.randn(16, d, generator=generator)
+        stored[hook][:, 0] = torch.arange(16)
+    factor = {"scale": lambda h: 1.0, "sqrt_d": lambda h: WIDTHS[h] ** 0.5, "none": lambda h: SCALES[h]}[normalization]
+    ((x, y),) = trainer.seen
+    for found, hooks in ((x, inputs), (y, targets)):
+        if hooks:
+            order = found[:, 0].argsort()
+            np.testing.assert_allclose(found[order], torch.cat([stored[h] * factor(h) for h in hooks], dim=1), rtol=1e-6)
+    finished = load_sae(f"{bucket.url}/{assignment.root}")
+    means = np.concatenate([np.arange(WIDTHS[h]) + 1.0 for h in targets or inputs])
+    np.testing.assert_allclose(finished.b_dec, means, rtol=1e-5)
+    trained = checkpoint.load_sae(bucket, SaeLayout(assignment.root), 1)[0].requires_grad_(False)
+    raw = torch.cat([stored[h] * SCALES[h] for h in inputs], dim=1)
+    seen = torch.cat([stored[h] * factor(h) for h in inputs], dim=1)
+    back = torch.cat([torch.full((WIDTHS[h],), SCALES[h] / factor(h)) for h in targets or inputs])
+    np.testing.assert_allclose(finished(raw), trained(seen) * back, rtol=1e-4, atol=1e-4)
 
 
 def test_another_configuration_at_the_same_place_is_a_conflict_and_harms_nothing(bucket, server):

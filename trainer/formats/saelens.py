@@ -1,8 +1,8 @@
 """Finished SAEs as folders in SAELens' format, and back: ``cfg.json`` and ``sae_weights.safetensors``.
 
-SAELens keeps ``W_enc`` as [d_in, d_sae], here it is [F, d_in]: a transpose loses no bit. BatchTopK, and Matryoshka over it,
-are JumpReLUs by now, with the threshold that they learnt. What SAELens has no word for (crosscoders, cross-layer
-transcoders, skip SAEs, TopK transcoders) is kept in the same kind of folder under our own word.
+SAELens keeps ``W_enc`` as [d_in, d_sae], here it is [F, d_in]. BatchTopK, and Matryoshka over it, are JumpReLUs by now, with
+the threshold that they learnt. What SAELens has no word for (crosscoders, cross-layer transcoders, skip SAEs, TopK transcoders)
+is kept in the same kind of folder under our own word. Folders of SAELens before version 6 are read too.
 """
 
 import json
@@ -12,14 +12,16 @@ import safetensors.torch
 import torch
 
 from scopemill.proto.bucket import Bucket
-from scopemill.proto.errors import InputError, MissingObject, SaeFormatError
+from scopemill.proto.errors import InputError, SaeFormatError
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import SaeLayout
 from scopemill.trainer.architectures import ACTIVATIONS
 from scopemill.trainer.crosscoder import Crosscoder
 from scopemill.trainer.crosslayer import CrossLayerTranscoder, PerLayerTranscoder
 from scopemill.trainer.formats.finished import FinishedSae
-from scopemill.trainer.sae import Sae, check_tensors
+from scopemill.trainer.formats.tensors import check_count, filled, laid_out, read_config, read_safetensors
+from scopemill.trainer.matryoshka import Matryoshka
+from scopemill.trainer.sae import Sae
 from scopemill.trainer.skip import Skip
 from scopemill.trainer.transcoder import SkipTranscoder, Transcoder
 from scopemill.trainer.wiring import Shape
@@ -45,24 +47,62 @@ OWN_WORDS: dict[str, type[Sae]] = {
     "scopemill.clt": CrossLayerTranscoder,
     "scopemill.per_layer_transcoder": PerLayerTranscoder,
 }
-_CONFIG, _WEIGHTS = (path.lstrip("/") for path in (SaeLayout("").config, SaeLayout("").weights))
+FINISHED_ACTIVATIONS = ("relu", "gated", "jumprelu", "topk")
+CONFIG, WEIGHTS = (path.lstrip("/") for path in (SaeLayout("").config, SaeLayout("").weights))
+_HOOKS = ("hook_name", "hook_name_out", "model_name")  # of the metadata; the rest is carried as it is
+# What an older, flat cfg.json knows beside the SAE itself.
+_LEGACY_METADATA = (
+    *_HOOKS, "hook_head_index", "context_size", "prepend_bos", "seqpos_slice", "dataset_path", "model_from_pretrained_kwargs",
+    "exclude_special_tokens", "neuronpedia_id",
+)  # fmt: skip
 
 
-def write_saelens(bucket: Bucket, root: str, finished: FinishedSae) -> None:
-    """Write the folder ``root``. ``cfg.json`` comes last: the folder is finished because it is there."""
-    if finished.sae.centred:
-        raise ValueError("fold the SAE before it is exported")
-    place = SaeLayout(root)
-    tensors = {_their_name(name): p.detach().cpu() for name, p in finished.sae.named_parameters()}
-    if "W_enc" in tensors:
-        tensors["W_enc"] = tensors["W_enc"].T
-    bucket.write(place.weights.lstrip("/"), safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}))
-    bucket.write(place.config.lstrip("/"), json.dumps(_to_config(finished), indent=1).encode())
+def saelens_files(place: str, finished: FinishedSae) -> dict[str, bytes]:
+    """The folder's files. ``cfg.json`` comes last: the folder is finished because it is there."""
+    tensors = laid_out(finished.sae, _names(finished.sae))
+    return {WEIGHTS: safetensors.torch.save(tensors), CONFIG: json.dumps(_to_config(finished), indent=1).encode()}
 
 
-def _their_name(name: str) -> str:
+def read_saelens(folder: str) -> FinishedSae:
+    bucket = Bucket(folder)
+    place, config = bucket.place(CONFIG), _read_config(bucket)
+    tensors = read_safetensors(bucket, WEIGHTS)
+    sae = _empty(place, config)
+    factors = tensors.pop("scaling_factor", None) if config["architecture"] in WORDS else None  # a finetuned SAE's
+    sae = filled(bucket.place(WEIGHTS), sae, tensors, _names(sae))
+    if factors is not None:
+        fold_factors(bucket.place(WEIGHTS), sae, factors)
+    if sae.activation.name == "topk" and config.get("rescale_acts_by_decoder_norm"):
+        _fold_norms(sae)
+    metadata = config["metadata"]
+    inputs = _hooks(place, metadata, "hook_name", sae.shape.inputs)
+    outputs = inputs if sae.shape.autoencoder else _hooks(place, metadata, "hook_name_out", sae.shape.outputs)
+    if not outputs and not sae.shape.autoencoder:
+        raise SaeFormatError(f"{place}: a {config['architecture']} needs metadata.hook_name_out, the hook that it rebuilds")
+    return FinishedSae(sae, inputs, outputs, metadata.get("model_name"), {k: v for k, v in metadata.items() if k not in _HOOKS})
+
+
+def fold_factors(place: str, sae: Sae, factors: torch.Tensor) -> None:
+    """Multiply factors [F] that count at decoding into the decoder's rows."""
+    if list(factors.shape) != [sae.width] or not factors.isfinite().all():
+        raise SaeFormatError(f"{place}: tensor scaling_factor is not {sae.width} finite numbers, one for each latent")
+    sae.W_dec.mul_(factors.float()[:, None])
+
+
+def _fold_norms(sae: Sae) -> None:
+    """Latents in units of their decoder rows' norms, as ``rescale_acts_by_decoder_norm`` has them, and rows of norm 1."""
+    norms = sae.W_dec.norm(dim=1)
+    sae.W_enc.mul_(norms[:, None])
+    sae.b_enc.mul_(norms)
+    sae.W_dec.div_(norms.clamp(min=1e-8)[:, None])
+
+
+def _names(sae: Sae) -> dict[str, str]:
     """``threshold`` for ``activation.threshold``; a list's members keep their numbers."""
-    return name.removeprefix("activation.").removeprefix("skip.")
+    names = {name.removeprefix("activation.").removeprefix("skip."): name for name, _ in sae.named_parameters()}
+    if "W_enc" in names:
+        names["W_enc"] = "W_enc.T"
+    return names
 
 
 def _to_config(finished: FinishedSae) -> dict[str, Any]:
@@ -73,7 +113,7 @@ def _to_config(finished: FinishedSae) -> dict[str, Any]:
         "d_sae": sae.width,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": False,
+        "apply_b_dec_to_input": sae.centred,
         "normalize_activations": "layer_norm" if sae.layer_norm else "none",
         "reshape_activations": "hook_z" if [_site(name) for name in finished.inputs] == ["attn_z"] else "none",
     }
@@ -87,7 +127,7 @@ def _to_config(finished: FinishedSae) -> dict[str, Any]:
         "sae_lens_version": SAE_LENS_VERSION,
         "sae_lens_training_version": None,
         "model_name": finished.model,
-        "hook_name": finished.inputs[0] if len(finished.inputs) == 1 else list(finished.inputs),
+        "hook_name": _one_or_many(finished.inputs),
         "hook_head_index": None,
         "prepend_bos": True,
         "seqpos_slice": [None],
@@ -95,20 +135,22 @@ def _to_config(finished: FinishedSae) -> dict[str, Any]:
         "exclude_special_tokens": True,
     }
     if not sae.shape.autoencoder:
-        metadata["hook_name_out"] = finished.outputs[0] if len(finished.outputs) == 1 else list(finished.outputs)
+        metadata["hook_name_out"] = _one_or_many(finished.outputs)
     return config | {"metadata": metadata | finished.metadata}
 
 
+def _one_or_many(hooks: tuple[str, ...]) -> str | list[str] | None:
+    return hooks[0] if len(hooks) == 1 else list(hooks) or None
+
+
 def _word(sae: Sae) -> str:
-    kind, activation = type(sae), sae.activation.name
-    if kind.__name__ == "Matryoshka" or kind is Sae:
-        if sae.skip:
-            return "scopemill.skip"
-        kind = Sae
+    kind, activation = Sae if isinstance(sae, Matryoshka) else type(sae), sae.activation.name
+    if kind is Sae and sae.skip:
+        return "scopemill.skip"
     for word, known in WORDS.items():
         if known == (kind, activation):
             return word
-    return next(word for word, cls in OWN_WORDS.items() if cls is kind and word != "scopemill.skip")
+    return next(word for word, cls in OWN_WORDS.items() if cls is kind)
 
 
 def _site(name: str) -> str | None:
@@ -118,73 +160,43 @@ def _site(name: str) -> str | None:
         return None
 
 
-def read_saelens(folder: str) -> FinishedSae:
-    """The finished SAE in a folder (any fsspec URL), for raw activations; float32, on the CPU, no gradients.
-
-    SaeFormatError if the folder is not one, is of an architecture that is not known, or does not fit its config.
-    """
-    bucket = Bucket(folder)
-    if not bucket.exists(_CONFIG):
-        raise SaeFormatError(f"{folder} is not a finished SAE: it has no {_CONFIG}")
-    place, config = bucket.place(_WEIGHTS), _read_config(bucket)
-    try:
-        tensors = safetensors.torch.load(bucket.read(_WEIGHTS))
-    except MissingObject as error:
-        raise SaeFormatError(f"{folder} is not a finished SAE: {error}") from error
-    except safetensors.SafetensorError as error:
-        raise SaeFormatError(f"{place} cannot be read: {error}") from error
-    sae = _empty(bucket.place(_CONFIG), config)
-    if "W_enc" in tensors and tensors["W_enc"].ndim == 2:
-        tensors["W_enc"] = tensors["W_enc"].T
-    wanted = {_their_name(name): p.shape for name, p in sae.named_parameters()}
-    check_tensors(place, tensors, wanted)
-    check_values(place, tensors)
-    sae = sae.to_empty(device="cpu")
-    sae.load_state_dict({name: tensors[_their_name(name)].float() for name, _ in sae.named_parameters()})
-    metadata = config.get("metadata") if isinstance(config.get("metadata"), dict) else {}
-    inputs = _names(metadata.get("hook_name"))
-    return FinishedSae(
-        sae.requires_grad_(False), inputs, _names(metadata.get("hook_name_out")) or inputs, metadata.get("model_name"),
-        {k: v for k, v in metadata.items() if k not in ("hook_name", "hook_name_out", "model_name")},
-    )  # fmt: skip
-
-
-def check_values(place: str, tensors: dict[str, torch.Tensor]) -> None:
-    """SaeFormatError for a value that is no finite number, or a threshold below zero."""
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise SaeFormatError(f"{place}: tensor {name} holds a value that is not a finite number")
-    if "threshold" in tensors and (tensors["threshold"] < 0).any():
-        raise SaeFormatError(f"{place}: tensor threshold holds a negative value; a JumpReLU's thresholds are at least 0")
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value or ())
+def _hooks(place: str, metadata: dict[str, Any], field: str, widths: tuple[int, ...]) -> tuple[str, ...]:
+    value = metadata.get(field)
+    names = [value] if isinstance(value, str) else value or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) not in (0, len(widths)):
+        raise SaeFormatError(f"{place}: metadata.{field} is {value!r}, not the name of each of {len(widths)} hooks")
+    return tuple(names)
 
 
 def _read_config(bucket: Bucket) -> dict[str, Any]:
     """A ``cfg.json`` of an architecture that is known, whose widths are counts."""
-    place = bucket.place(_CONFIG)
-    try:
-        config = json.loads(bucket.read(_CONFIG))
-    except ValueError as error:
-        raise SaeFormatError(f"{place} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise SaeFormatError(f"{place} is not a JSON object")
+    place, config = bucket.place(CONFIG), read_config(bucket, CONFIG)
+    if not isinstance(config.get("metadata"), dict):
+        config = _from_legacy(config)
     name = config.get("architecture")
     if not isinstance(name, str) or name not in WORDS | OWN_WORDS:
         raise SaeFormatError(f"{place}: architecture {name!r} is not known: there are {', '.join(WORDS | OWN_WORDS)}")
+    if _activation_name(config) not in FINISHED_ACTIVATIONS:
+        raise SaeFormatError(f"{place}: activation {config.get('activation')!r} is not known: there are {', '.join(FINISHED_ACTIVATIONS)}")
     if config.get("normalize_activations", "none") not in ("none", "layer_norm"):
         raise SaeFormatError(f"{place}: normalize_activations {config['normalize_activations']!r} is not read here; fold it first")
-    if config.get("rescale_acts_by_decoder_norm"):
-        raise SaeFormatError(f"{place}: rescale_acts_by_decoder_norm is not read here; fold the decoder's norms first")
-    counts = ["d_in", "d_sae"] + ["d_out"] * ("transcoder" in name) + ["k"] * (_activation_name(config) == "topk")
-    for field in counts:
-        if type(config.get(field)) is not int or config[field] < 1:
-            raise SaeFormatError(f"{place}: {field} is {config.get(field)!r}, not a number of at least 1")
-    if "k" in counts and config["k"] > config["d_sae"]:
-        raise SaeFormatError(f"{place}: k is {config['k']}, more than the {config['d_sae']} latents")
+    for field in ["d_in", "d_sae"] + ["d_out"] * ("transcoder" in name):
+        check_count(place, config, field)
+    if _activation_name(config) == "topk":
+        check_count(place, config, "k", most=config["d_sae"])
     return config
+
+
+def _from_legacy(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of today's ``cfg.json`` out of a flat one, as SAELens wrote it before version 6."""
+    renamed = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
+    flat: dict[str, Any] = {"architecture": "standard"}
+    flat |= {renamed.get(field, field): value for field, value in config.items()}
+    if flat.get("activation_fn") == "topk" and isinstance(flat.get("activation_fn_kwargs"), dict):
+        flat |= {"architecture": "topk", "k": flat["activation_fn_kwargs"].get("k")}
+    if not flat.get("normalize_activations"):
+        flat["normalize_activations"] = "none"
+    return flat | {"metadata": {field: flat[field] for field in _LEGACY_METADATA if field in flat}}
 
 
 def _activation_name(config: dict[str, Any]) -> str | None:
@@ -203,7 +215,8 @@ def _empty(place: str, config: dict[str, Any]) -> Sae:
         with torch.device("meta"):
             activation = ACTIVATIONS[_activation_name(config)].from_config(width, config)
             skip = Skip(shape.d_in, shape.d_out) if "skip" in word else None
-            centred = bool(config.get("apply_b_dec_to_input")) and autoencoder
+            centred = bool(config.get("apply_b_dec_to_input", True)) and autoencoder
             return kind(shape, width, activation, centred, skip, config.get("normalize_activations") == "layer_norm")
-    except (KeyError, TypeError, ValueError) as error:
-        raise SaeFormatError(f"{place} does not describe a {word}: {error!r}") from error
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), "")[:200]  # torch adds a C++ stack
+        raise SaeFormatError(f"{place} does not describe a {word}: {type(error).__name__} {reason}") from error

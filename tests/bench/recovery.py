@@ -1,0 +1,87 @@
+"""How well each architecture finds features that are known: synthetic rows are sums of about 5 of 128 directions in 64 dimensions.
+
+Run with ``PYTHONPATH=.import:tests python tests/bench/recovery.py``: every SAE gets the same number of rows and one core. A
+figure is the mean over the true directions of the cosine to the nearest decoder row; nothing here is a test.
+"""
+
+import datetime
+import platform
+import time
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from sparse_world import SparseWorld
+
+from scopemill.trainer.architectures import initial_sae
+from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.history import History
+from scopemill.trainer.loop import Loop
+from scopemill.trainer.sae import Sae
+from scopemill.trainer.templates import load_template
+from scopemill.trainer.wiring import Shape
+
+D, WIDTH, ROWS, STEPS = 64, 128, 512, 1500
+JUMP, COUNTED = {"sparsity": 0.01, "initial_threshold": 0.1, "bandwidth": 0.1}, {"sparsity": 6}
+ONE, PAIR, STACK = Shape.square(D), Shape((D,), (D,), False), Shape((D // 2, D // 2), (D // 2, D // 2), True)
+CROSS = Shape((D // 2, D // 2), (D // 2, D // 2), False)
+KINDS: list[tuple[str, Shape, dict]] = [
+    ("standard", ONE, {"sparsity": 0.1}),
+    ("gated", ONE, {"sparsity": 0.4}),
+    ("jumprelu", ONE, JUMP),
+    ("jumprelu", ONE, JUMP | {"penalty": "tanh", "sparsity": 0.02}),
+    ("jumprelu", ONE, JUMP | {"penalty": "target_l0", "sparsity": 5.0}),
+    ("topk", ONE, COUNTED),
+    ("batchtopk", ONE, COUNTED),
+    ("matryoshka", ONE, COUNTED),
+    ("matryoshka", ONE, JUMP | {"activation": "jumprelu", "sparsity": 0.05}),
+    ("skip", ONE, JUMP),
+    ("transcoder", PAIR, JUMP),
+    ("transcoder", PAIR, COUNTED | {"activation": "topk"}),
+    ("crosscoder", STACK, JUMP),
+    ("crosscoder", STACK, COUNTED | {"activation": "batchtopk"}),
+    ("clt", CROSS, JUMP),
+]
+
+
+def train(architecture: str, shape: Shape, options: dict, world: SparseWorld) -> Loop:
+    """Transcoders are to rebuild what they read, so that for all kinds the same directions are the truth. (A skip transcoder's
+    matrix does that by itself, and a per-layer transcoder's latents see half of a direction: neither is here.)"""
+    same = dict(
+        architecture=architecture, width=WIDTH, tokens=ROWS * STEPS, batch_size=ROWS, learning_rate=1e-2, lr_warmup_steps=20,
+        sparsity_warmup_steps=STEPS // 4, initial_decoder_bias="zero", dead_after_tokens=20 * ROWS, log_every=100,
+    )  # fmt: skip
+    config = SaeConfig(**load_template("quick").fields | same | options)
+    loop = Loop(initial_sae(config, shape, torch.zeros(shape.d_out)), config, History())
+    while not loop.done:
+        x = world.batch(loop.step_number, ROWS)
+        loop.step(x, x)
+    return loop
+
+
+def decoder(sae: Sae) -> torch.Tensor:
+    """Rows [F, d_out]; of cross-layer transcoders with zeros where a latent does not reach."""
+    weights = (
+        sae.W_dec
+        if isinstance(sae.W_dec, torch.Tensor)
+        else torch.cat([torch.nn.functional.pad(w, (D - w.shape[1], 0)) for w in sae.W_dec])
+    )
+    return weights.detach()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    world = SparseWorld(D, WIDTH)
+    title = f"{STEPS} steps of {ROWS} rows, {platform.machine()}, 1 core, {datetime.date.today()}"
+    table = Table("architecture", "activation", "options", "mean max cosine", "L0", "FVU", "seconds", title=title, title_justify="left")
+    for architecture, shape, options in KINDS:
+        start = time.perf_counter()
+        loop = train(architecture, shape, options, world)
+        last, told = loop.history.rows[-1], ", ".join(f"{k} {v}" for k, v in options.items() if k in ("penalty", "sparsity"))
+        figures = (f"{world.recovered(decoder(loop.sae)):.3f}", f"{last.l0:.1f}", f"{last.fvu:.3f}", f"{time.perf_counter() - start:.0f}")
+        table.add_row(architecture, loop.config.latents, told, *figures)
+    Console(width=130).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What fsspec's ``hf://`` asks of Hugging Face's hub, answered on loopback from a folder of ``<owner>/<name>/``."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0" * 40
+
+
+@contextmanager
+def running_hub(root: Path) -> Iterator[str]:
+    """The address of a hub for as long as the block runs; it is to be the environment's HF_ENDPOINT."""
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = urlsplit(self.path)
+            match unquote(asked.path).strip("/").split("/"):
+                case ["api", "models", owner, name, "tree", _, *below] if (root / owner / name).joinpath(*below).is_dir():
+                    self._answer(json.dumps(listing(root / owner / name, below, "recursive=true" in asked.query)).encode())
+                case ["api", "models", owner, name, *_] if (root / owner / name).is_dir():
+                    self._answer(json.dumps({"id": f"{owner}/{name}", "sha": COMMIT, "siblings": []}).encode())
+                case [owner, name, "resolve", _, *below] if (file := (root / owner / name).joinpath(*below)).is_file():
+                    self._answer(file.read_bytes())
+                case _:
+                    self._answer(b"{}", status=404)
+
+        def _answer(self, body: bytes, status: int = 200) -> None:
+            self.send_response(status)
+            headers = {"Content-Length": str(len(body)), "ETag": '"0"', "X-Repo-Commit": COMMIT}
+            for name, value in (headers | ({"X-Error-Code": "RepoNotFound"} if status == 404 else {})).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def listing(repository: Path, below: list[str], recursive: bool) -> list[dict]:
+    folder = repository.joinpath(*below)
+    return [
+        {"type": "directory" if path.is_dir() else "file", "path": str(path.relative_to(repository)), "oid": COMMIT,
+         "size": 0 if path.is_dir() else path.stat().st_size}
+        for path in sorted(folder.rglob("*") if recursive else folder.iterdir())
+    ]  # fmt: skip

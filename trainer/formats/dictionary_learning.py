@@ -1,0 +1,107 @@
+"""Finished SAEs as dictionary_learning leaves them: ``ae.pt`` and ``config.json``. Read only.
+
+``ae.pt`` is a pickle. torch's loader for weights takes tensors out of it and refuses everything else, so none of its code runs.
+"""
+
+import io
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from scopemill.proto.bucket import Bucket
+from scopemill.proto.errors import SaeFormatError
+from scopemill.proto.hooks import Hook
+from scopemill.trainer.activation import Activation
+from scopemill.trainer.formats.finished import FinishedSae
+from scopemill.trainer.formats.tensors import Tensors, check_count, filled, read_bytes, read_config
+from scopemill.trainer.gated import Gated
+from scopemill.trainer.jumprelu import JumpReLU
+from scopemill.trainer.relu import ReLU
+from scopemill.trainer.sae import Sae
+from scopemill.trainer.topk import TopK
+from scopemill.trainer.wiring import Shape
+
+WEIGHTS, CONFIG = "ae.pt", "config.json"
+_LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec.T"}
+_MATRICES = {"W_enc": "W_enc.T", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+_THRESHOLD = {"threshold": "activation.threshold"}
+_UNUSED = ("k", "group_sizes")  # read from the config, and of training
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """``centred``: whether the decoder's bias is subtracted before encoding."""
+
+    activation: Callable[..., Activation]
+    centred: bool
+    names: dict[str, str]
+
+
+_LAYOUTS = {
+    "AutoEncoder": _Layout(ReLU, True, _LINEAR | {"bias": "b_dec"}),
+    "AutoEncoderNew": _Layout(ReLU, False, _LINEAR | {"decoder.bias": "b_dec"}),
+    "GatedAutoEncoder": _Layout(Gated, True, {
+        "encoder.weight": "W_enc", "decoder.weight": "W_dec.T", "decoder_bias": "b_dec", "r_mag": "activation.r_mag",
+        "gate_bias": "activation.b_gate", "mag_bias": "activation.b_mag",
+    }),
+    "JumpReluAutoEncoder": _Layout(JumpReLU, False, _MATRICES | _THRESHOLD),
+    "AutoEncoderTopK": _Layout(TopK, True, _LINEAR | {"b_dec": "b_dec"}),
+    "BatchTopKSAE": _Layout(JumpReLU, True, _LINEAR | {"b_dec": "b_dec"} | _THRESHOLD),
+    "MatryoshkaBatchTopKSAE": _Layout(JumpReLU, True, _MATRICES | _THRESHOLD),
+}  # fmt: skip
+_SITES = {"resid_post": "resid_post", "mlp_out": "mlp_out", "attention_out": "attn_out"}  # of a submodule's name
+
+
+def read_dictionary_learning(folder: str) -> FinishedSae:
+    bucket = Bucket(folder)
+    place, config = bucket.place(CONFIG), read_config(bucket, CONFIG)
+    trainer = config.get("trainer")
+    if not isinstance(trainer, dict) or not isinstance(trainer.get("dict_class"), str) or trainer["dict_class"] not in _LAYOUTS:
+        name = trainer.get("dict_class") if isinstance(trainer, dict) else None
+        raise SaeFormatError(f"{place}: trainer.dict_class {name!r} is not known: there are {', '.join(_LAYOUTS)}")
+    layout = _LAYOUTS[trainer["dict_class"]]
+    d, width = check_count(place, trainer, "activation_dim"), check_count(place, trainer, "dict_size")
+    with torch.device("meta"):
+        if layout.activation is TopK:
+            activation = TopK(width, check_count(place, trainer, "k", most=width))
+        else:
+            activation = layout.activation(width)
+        sae = Sae(Shape.square(d), width, activation, layout.centred)
+    tensors = _tensors(bucket.place(WEIGHTS), read_bytes(bucket, WEIGHTS))
+    _check_k(bucket.place(WEIGHTS), tensors, trainer)
+    if layout.activation is TopK:
+        tensors.pop("threshold", None)  # another way to encode, which is not its own
+    elif "threshold" in tensors and tensors["threshold"].ndim == 0:
+        tensors["threshold"] = tensors["threshold"].expand(width)
+    weights = {name: tensor for name, tensor in tensors.items() if name not in _UNUSED}
+    hooks, model = _hooks(trainer), trainer.get("lm_name")
+    metadata = {"context_size": config["buffer"].get("ctx_len")} if isinstance(config.get("buffer"), dict) else {}
+    return FinishedSae(filled(bucket.place(WEIGHTS), sae, weights, layout.names), hooks, hooks, model, metadata)
+
+
+def _tensors(place: str, data: bytes) -> Tensors:
+    try:
+        tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise SaeFormatError(f"{place} is not read: it holds something else than tensors, which may be code") from error
+    except Exception as error:  # torch says by many kinds of error that a file is damaged
+        raise SaeFormatError(f"{place} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise SaeFormatError(f"{place} is not a mapping of names to tensors")
+    return dict(tensors)
+
+
+def _check_k(place: str, tensors: Tensors, trainer: dict[str, Any]) -> None:
+    if "k" in tensors and (tensors["k"].numel() != 1 or tensors["k"].item() != trainer.get("k")):
+        raise SaeFormatError(f"{place}: k is {tensors['k'].tolist()}, where {CONFIG} says {trainer.get('k')!r}")
+
+
+def _hooks(trainer: dict[str, Any]) -> tuple[str, ...]:
+    """The hook, where the submodule's name and the layer say which it is."""
+    site = _SITES.get(re.sub(r"_layer_?\d+$", "", str(trainer.get("submodule_name"))))
+    layer = trainer.get("layer")
+    return (Hook(layer, site).name,) if site and type(layer) is int and layer >= 0 else ()

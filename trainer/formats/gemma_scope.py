@@ -1,0 +1,108 @@
+"""Finished JumpReLU SAEs in Gemma Scope's files, and back: ``params.npz`` of Gemma Scope 1, ``params.safetensors`` of 2.
+
+They take raw activations and have no pre-encoder bias: one that an SAE still has is folded. An embedding SAE of Gemma Scope 1
+takes rows of the embedding matrix; the hook gives them times sqrt(d), so that is folded as well, both ways.
+"""
+
+import io
+import zipfile
+from collections.abc import Mapping
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from scopemill.proto.bucket import Bucket
+from scopemill.proto.errors import SaeFormatError
+from scopemill.proto.layout import width_label
+from scopemill.trainer.formats.finished import FinishedSae
+from scopemill.trainer.formats.gemma_scope_paths import EMBEDDING, GENERATION_1, GENERATION_2, Generation, origin_of
+from scopemill.trainer.formats.saelens import fold_factors
+from scopemill.trainer.formats.tensors import Tensors, filled, laid_out, read_bytes, read_safetensors, shape_of
+from scopemill.trainer.jumprelu import JumpReLU
+from scopemill.trainer.matryoshka import Matryoshka
+from scopemill.trainer.sae import Sae
+from scopemill.trainer.skip import Skip
+from scopemill.trainer.transcoder import SkipTranscoder, Transcoder
+from scopemill.trainer.wiring import Shape
+
+WEIGHTS_1, WEIGHTS_2 = "params.npz", "params.safetensors"
+_NAMES_1 = {"W_enc": "W_enc.T", "W_dec": "W_dec", "b_enc": "b_enc", "b_dec": "b_dec", "threshold": "activation.threshold"}
+_NAMES_2 = {name.lower(): parameter for name, parameter in _NAMES_1.items()}
+_SKIP = {"affine_skip_connection": "skip.W_skip"}
+
+
+def read_gemma_scope(folder: str) -> FinishedSae:
+    bucket = Bucket(folder)
+    place = bucket.place(WEIGHTS_1)
+    try:
+        with np.load(io.BytesIO(read_bytes(bucket, WEIGHTS_1)), allow_pickle=False) as arrays:
+            tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    # numpy says by many kinds of error that a file is no archive, is cut off, or holds pickled objects
+    except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise SaeFormatError(f"{place} cannot be read: {error}") from error
+    return _read(bucket, place, GENERATION_1, tensors, _NAMES_1)
+
+
+def read_gemma_scope_2(folder: str) -> FinishedSae:
+    bucket = Bucket(folder)
+    tensors = read_safetensors(bucket, WEIGHTS_2)
+    return _read(bucket, bucket.place(WEIGHTS_2), GENERATION_2, tensors, _NAMES_2 | (_SKIP if _SKIP.keys() <= tensors.keys() else {}))
+
+
+def gemma_scope_files(place: str, finished: FinishedSae) -> dict[str, bytes]:
+    """The folder's one file. The folder's path has to say what the SAE is, for nothing else does."""
+    file = io.BytesIO()
+    np.savez(file, **{name: tensor.numpy() for name, tensor in _tensors(place, finished, GENERATION_1, _NAMES_1).items()})
+    return {WEIGHTS_1: file.getvalue()}
+
+
+def gemma_scope_2_files(place: str, finished: FinishedSae) -> dict[str, bytes]:
+    names = _NAMES_2 | (_SKIP if finished.sae.skip else {})
+    return {WEIGHTS_2: safetensors.torch.save(_tensors(place, finished, GENERATION_2, names))}
+
+
+def _read(bucket: Bucket, place: str, generation: Generation, tensors: Tensors, names: Mapping[str, str]) -> FinishedSae:
+    origin, l0 = generation.parse(bucket.url)
+    encoder, decoder = list(names)[:2]
+    (d_in, width), (_, d_out) = shape_of(place, tensors, encoder), shape_of(place, tensors, decoder)
+    if width_label(width) != origin.width:
+        raise SaeFormatError(f"{place} holds {width} latents, where its path says width_{origin.width}")
+    autoencoder = origin.input == origin.output
+    kind = Sae if autoencoder else SkipTranscoder if "affine_skip_connection" in names else Transcoder
+    with torch.device("meta"):
+        skip = Skip(d_in, d_out) if "affine_skip_connection" in names else None
+        sae = kind(Shape((d_in,), (d_in if autoencoder else d_out,), autoencoder), width, JumpReLU(width), skip=skip)
+    factors = tensors.pop("scaling_factor", None)
+    sae = filled(place, sae, tensors, names)
+    if factors is not None:
+        fold_factors(place, sae, factors)
+    if origin.input == EMBEDDING:
+        _scale_units(sae, d_in**0.5)
+    metadata = {"l0": l0, "prepend_bos": True, "context_size": 1024}
+    return FinishedSae(sae, (origin.input,), (origin.output,), origin.model, metadata)
+
+
+def _tensors(place: str, finished: FinishedSae, generation: Generation, names: Mapping[str, str]) -> Tensors:
+    """SaeFormatError for an SAE that Gemma Scope's files cannot hold, or a path that says something else of it."""
+    sae = finished.sae
+    kinds = (Sae, Matryoshka, Transcoder) + ((SkipTranscoder,) if generation is GENERATION_2 else ())
+    if type(sae) not in kinds or sae.activation.name != "jumprelu" or sae.layer_norm or (sae.skip and type(sae) is not SkipTranscoder):
+        kind = type(sae).__name__ + (" with a skip" if sae.skip else "") + (" under layer_norm" if sae.layer_norm else "")
+        raise SaeFormatError(f"{place}: Gemma Scope's files hold JumpReLU SAEs, and this is a {kind} with {sae.activation.name} latents")
+    origin, l0 = generation.parse(place)
+    if origin != origin_of(finished):
+        raise SaeFormatError(f"{place} says something else than the SAE is, whose path ends in {generation.path_of(finished, l0)}")
+    if sae.centred or origin.input == EMBEDDING:
+        sae = sae.finished([1.0], [1.0])  # a copy, its pre-encoder bias folded
+    if origin.input == EMBEDDING:
+        _scale_units(sae, sae.shape.d_in**-0.5)
+    return laid_out(sae, names)
+
+
+@torch.no_grad()
+def _scale_units(sae: Sae, factor: float) -> None:
+    """In place, the SAE of activations that are larger by a factor; its latents stay as they are."""
+    sae.W_enc /= factor
+    sae.W_dec *= factor
+    sae.b_dec *= factor

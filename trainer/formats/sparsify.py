@@ -1,0 +1,54 @@
+"""Finished SAEs and transcoders as sparsify leaves them: ``sae.safetensors`` and ``cfg.json``. Read only.
+
+They are TopKs, with a skip connection or without. What they are connected to is in the folder's name, such as ``layers.5.mlp``.
+"""
+
+import re
+from typing import Any
+
+import torch
+
+from scopemill.proto.bucket import Bucket
+from scopemill.proto.errors import SaeFormatError
+from scopemill.proto.hooks import Hook
+from scopemill.trainer.formats.finished import FinishedSae
+from scopemill.trainer.formats.tensors import check_count, filled, read_config, read_safetensors
+from scopemill.trainer.sae import Sae
+from scopemill.trainer.skip import Skip
+from scopemill.trainer.topk import TopK
+from scopemill.trainer.transcoder import SkipTranscoder, Transcoder
+from scopemill.trainer.wiring import Shape
+
+WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
+_NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+_MODULE = re.compile(r"(?:.*/)?(?:[A-Za-z_]+\.)*(?:layers|h)\.(\d+)(\.mlp)?")
+
+
+def read_sparsify(folder: str) -> FinishedSae:
+    bucket = Bucket(folder)
+    place, config = bucket.place(CONFIG), read_config(bucket, CONFIG)
+    activation = config.get("activation", "topk")
+    if activation != "topk" or config.get("signed"):
+        kind = "signed topk" if config.get("signed") else activation
+        raise SaeFormatError(f"{place}: latents of the kind {kind!r} are not known: there is topk")
+    d = check_count(place, config, "d_in")
+    width = check_count(place, config, "num_latents") if config.get("num_latents") else d * check_count(place, config, "expansion_factor")
+    k = check_count(place, config, "k", most=width)
+    transcoder, skips = bool(config.get("transcode")), bool(config.get("skip_connection"))
+    kind = Sae if not transcoder else SkipTranscoder if skips else Transcoder
+    with torch.device("meta"):
+        skip = Skip(d, d) if skips else None
+        sae = kind(Shape((d,), (d,), autoencoder=not transcoder), width, TopK(width, k), not transcoder, skip)
+    names = _NAMES | ({"W_skip": "skip.W_skip"} if skips else {})
+    sae = filled(bucket.place(WEIGHTS), sae, read_safetensors(bucket, WEIGHTS), names)
+    return FinishedSae(sae, *_hooks(bucket.url, transcoder))
+
+
+def _hooks(place: str, transcoder: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    found = _MODULE.fullmatch(place)
+    if transcoder:
+        if not found or not found[2]:
+            raise SaeFormatError(f"{place} does not say which MLP this transcoder rebuilds: its folder's name ends like layers.5.mlp")
+        return (Hook(int(found[1]), "mlp_in").name,), (Hook(int(found[1]), "mlp_out").name,)
+    hooks: tuple[Any, ...] = (Hook(int(found[1]), "mlp_out" if found[2] else "resid_post").name,) if found else ()
+    return hooks, hooks
