@@ -1,4 +1,4 @@
-"""A Ray cluster as an operator starts it, with the Jobs API and token authentication, on loopback and in a folder of its own."""
+"""A Ray cluster of two nodes as an operator starts it, with the Jobs API and token authentication, on loopback."""
 
 import os
 import secrets
@@ -14,29 +14,36 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-START_SECONDS = 90
+START_SECONDS, END_SECONDS = 90, 90
 
 
 @contextmanager
-def ray_head(cpus: int = 4) -> Iterator[tuple[str, dict[str, str]]]:
-    """The dashboard's address, and the environment of those who know the token."""
+def ray_head() -> Iterator[tuple[str, dict[str, str]]]:
+    """Two nodes of one CPU each. The dashboard's address, and the environment of those who know the token."""
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("RAY_ADDRESS", None)
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # jobs call ``python``
     folder = tempfile.mkdtemp(prefix="mill-", dir="/tmp")  # short: the paths of Ray's sockets have to fit in 107 bytes
-    gcs, dashboard, agent, client = free_ports(4)
-    command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}",
-               f"--temp-dir={folder}", f"--num-cpus={cpus}", "--object-store-memory=134217728", f"--dashboard-port={dashboard}",
-               f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"]  # fmt: skip
-    with open(Path(folder) / "ray-start.log", "wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
+    gcs, dashboard, client, *agents = free_ports(5)
+    head = ["--head", f"--port={gcs}", f"--temp-dir={folder}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    with ExitStack() as nodes:
+        nodes.callback(shutil.rmtree, folder, ignore_errors=True)
+        process = nodes.enter_context(_node([*head, f"--dashboard-agent-listen-port={agents[0]}"], environment))
         _wait_until_up(process, f"http://127.0.0.1:{dashboard}/api/version", environment["RAY_AUTH_TOKEN"])
+        nodes.enter_context(_node([f"--address=127.0.0.1:{gcs}", f"--dashboard-agent-listen-port={agents[1]}"], environment))
         yield f"http://127.0.0.1:{dashboard}", environment
+
+
+@contextmanager
+def _node(options: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
+    command = [Path(sys.executable).with_name("ray"), "start", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=1",
+               "--object-store-memory=134217728", *options]  # fmt: skip
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield process
     finally:
         process.send_signal(signal.SIGTERM)  # with --block it ends its processes
-        process.wait(30)
-        shutil.rmtree(folder, ignore_errors=True)
+        process.wait(END_SECONDS)
 
 
 def _wait_until_up(process: subprocess.Popen, url: str, token: str) -> None:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from scopemill.deploy.sweep import load_sweep
 from scopemill.proto.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-CHECKPOINT_EVERY = 100
+STEPS, CHECKPOINT_EVERY = 500, 50
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +35,10 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def write_sweep(folder: Path) -> Path:
-    """One hook, two SAEs of two thousand steps: long enough to be stopped in their midst."""
+    """One hook, two SAEs of five hundred steps, a CPU and so a node for each: long enough to be stopped in their midst."""
     data = tiny_sweep.sweep(
         str(folder / "bucket"), tiny_sweep.write_text(folder), harvest={"layers": [3]}, evaluation={"checkpoints": "last"},
-        train={"tokens": 256 * 2000, "checkpoint_every": CHECKPOINT_EVERY},
+        train={"tokens": 256 * STEPS, "checkpoint_every": CHECKPOINT_EVERY, "cpus": 1},
     )  # fmt: skip
     (folder / "sweep.yaml").write_text(yaml.safe_dump(data | {"file_sd": str(folder / "targets.json")}))
     return folder / "sweep.yaml"
@@ -50,34 +51,35 @@ def planned(folder: Path) -> SweepPlan:
 def run(head: tuple[str, dict[str, str]], *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     address, known = head
     command = [sys.executable, "-m", "scopemill.deploy", *arguments, "--address", address]
-    return subprocess.run(command, env=known | environment, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, env=known | environment, capture_output=True, text=True, timeout=400)
 
 
 def steps(plan: SweepPlan) -> list[int]:
     return [sae.step for sae in read_status(plan).saes]
 
 
+@pytest.mark.timeout(900)  # two Ray clusters and three sweeps, on a machine that may be busy
 def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_plain_run(head, tmp_path, ray_cluster):
     plan, file = planned(tmp_path), str(tmp_path / "sweep.yaml")
     begun = run(head, "submit", file, "--no-wait")
     assert begun.returncode == 0, begun.stderr
-    again = run(head, "submit", file)
-    assert again.returncode == 2 and "sweep tiny is running on http://127.0.0.1:" in again.stderr, again.stdout + again.stderr
     deadline = time.monotonic() + 200
     while not min(steps(plan)):
         assert time.monotonic() < deadline, run(head, "logs", file).stdout
-        time.sleep(0.2)
-    stopped = run(head, "stop", file)
-    assert stopped.returncode == 0 and "everything committed is kept" in stopped.stdout, stopped.stderr
+        time.sleep(0.1)
+    ray_job_stop(head, "tiny-1")  # our own command would come when these few steps are done
+    assert run(head, "stop", file).returncode == 0  # has waited for the end, if it was not there
     assert "stopped; everything committed is kept" in run(head, "logs", file).stdout
     # Both wrote a checkpoint that was not due, so the word to stop reached them.
-    assert all(0 < step < 2000 and step % CHECKPOINT_EVERY for step in steps(plan))
+    assert all(0 < step < STEPS and step % CHECKPOINT_EVERY for step in steps(plan))
 
     finished = run(head, "submit", file)
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert finished.stdout.count("2,000 / 2,000") == 2
+    assert finished.stdout.count("500 / 500") == 2
+    assert "training 2 SAEs at once" in finished.stdout  # on both nodes, as each has room for one
 
-    plain = planned(tmp_path_of_its_own(tmp_path))
+    (tmp_path / "plain").mkdir()
+    plain = planned(tmp_path / "plain")
     driver = SweepDriver(plain, Reporter(Console(file=io.StringIO())))
     driver.harvest()
     driver.train()
@@ -85,10 +87,21 @@ def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_pl
         assert plan.bucket.read(submitted.layout.weights) == plain.bucket.read(trained.layout.weights)
 
 
-def tmp_path_of_its_own(tmp_path: Path) -> Path:
-    folder = tmp_path / "plain"
-    folder.mkdir()
-    return folder
+def ray_job_stop(head: tuple[str, dict[str, str]], job: str) -> None:
+    address, known = head
+    headers = {"Authorization": f"Bearer {known['RAY_AUTH_TOKEN']}"}
+    urllib.request.urlopen(urllib.request.Request(f"{address}/api/jobs/{job}/stop", b"", headers), timeout=30).close()
+
+
+def test_a_running_sweep_is_not_submitted_twice_and_stops_when_told(head, tmp_path):
+    file = write_sweep(tmp_path)
+    file.write_text(file.read_text().replace("name: tiny", "name: long"))
+    assert run(head, "submit", str(file), "--no-wait", "--installed", "--set", "train.tokens=100000000").returncode == 0
+    again = run(head, "submit", str(file))
+    assert again.returncode == 2 and "sweep long is running on http://127.0.0.1:" in again.stderr, again.stdout + again.stderr
+    stopped = run(head, "stop", str(file))
+    assert stopped.returncode == 0 and stopped.stdout == "stopped; everything committed is kept\n", stopped.stderr
+    assert run(head, "stop", str(file)).stdout == "sweep long was not running\n"
 
 
 def test_who_does_not_know_the_token_is_refused(head, tmp_path):
