@@ -4,6 +4,7 @@ Legend of shapes: B rows, F latents, d width of what is rebuilt.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -14,6 +15,8 @@ from scopemill.trainer.config import SaeConfig
 
 if TYPE_CHECKING:
     from scopemill.trainer.sae import Sae
+
+Norms = Callable[[], torch.Tensor]
 
 
 class Activation(nn.Module, ABC):
@@ -49,15 +52,15 @@ class Activation(nn.Module, ABC):
     def codes(self, pre: Pre, config: SaeConfig) -> Codes:
         """Pre-activations to latents, differentiable as the architecture defines it."""
 
-    def select(self, everything: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
-        """Of all pre-activations [B, F] the entries that loss and gradients depend on, with their values [n].
+    def select(self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
+        """Of all pre-activations, products [B, F] plus bias [F], the entries that loss and gradients depend on, with their values [n].
 
         None where there are more than ``at_most``, or where nothing can be left out.
         """
         return None
 
-    def penalty(self, codes: Codes, pre: Pre, norms: torch.Tensor, config: SaeConfig) -> torch.Tensor:
-        """The sparsity penalty, a mean over the rows, without its coefficient. ``norms`` [F] are those of the decoder."""
+    def penalty(self, codes: Codes, pre: Pre, norms: Norms, config: SaeConfig) -> torch.Tensor:
+        """The sparsity penalty, a mean over the rows, without its coefficient. ``norms`` gives those of the decoder's rows [F]."""
         return codes.values.new_zeros(())
 
     def auxiliary(

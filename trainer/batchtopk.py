@@ -37,10 +37,10 @@ class BatchTopK(TopK):
         self._kept(pre.values.detach()[kept])
         return pre.codes(pre.values * kept)
 
-    def select(self, everything: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
+    def select(self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
         """All that lies well above the usual threshold; if that is enough, the largest of it are those of the batch."""
-        wanted = len(everything) * self.k
-        candidates = None if wanted > at_most else scan(everything, (0.8 * self.threshold).expand(self.width), at_most)
+        wanted = len(products) * self.k
+        candidates = None if wanted > at_most else scan(products, bias, (0.8 * self.threshold).expand(self.width), at_most)
         if candidates is None or candidates[1].numel() < wanted:
             return None
         entries, values = candidates

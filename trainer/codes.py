@@ -225,12 +225,17 @@ class _Misses(torch.autograd.Function):
 
 
 class SparsePre(Pre):
-    """``everything`` [B, F] are all pre-activations, without gradient; ``at`` makes those at other entries differentiable."""
+    """``products`` [B, F] plus ``bias`` [F] are all pre-activations, without gradient; ``at`` makes those at entries differentiable."""
 
     def __init__(
-        self, everything: torch.Tensor, entries: Entries, values: torch.Tensor, at: Callable[[Entries, torch.Tensor], torch.Tensor]
+        self,
+        products: torch.Tensor,
+        bias: torch.Tensor,
+        entries: Entries,
+        values: torch.Tensor,
+        at: Callable[[Entries, torch.Tensor], torch.Tensor],
     ):
-        self.everything, self.entries, self.rows = everything, entries, len(everything)
+        self.products, self.bias, self.entries, self.rows = products, bias, entries, len(products)
         self._at = at
         self.values = at(entries, values)
 
@@ -242,7 +247,7 @@ class SparsePre(Pre):
 
     def largest(self, among: torch.Tensor, k: int) -> SparseCodes:
         numbers = among.nonzero()[:, 0]
-        values, place = self.everything[:, numbers].topk(k, dim=1, sorted=False)
+        values, place = (self.products[:, numbers] + self.bias[numbers]).topk(k, dim=1, sorted=False)
         entries = Entries.of_equal_rows(numbers[place], values > 0, self.entries.width)
         return SparseCodes(self._at(entries, values[values > 0]), entries.share(), entries)
 
@@ -268,16 +273,23 @@ class EncodeAt(torch.autograd.Function):
         return None, d_bias if ctx.has_bias else None, d_b_dec, None, None, None
 
 
-def scan(everything: torch.Tensor, lower: torch.Tensor, at_most: int) -> tuple[Entries, torch.Tensor] | None:
-    """The entries of [B, F] that lie above ``lower`` [F], and their values. None if there are more than about ``at_most``."""
-    pre, threads = everything.numpy(), torch.get_num_threads()
-    bounds = np.linspace(0, len(pre), threads + 1).astype(np.int64)
+def row_bounds(rows: int) -> np.ndarray:
+    """Where each of torch's threads begins in a batch of so many rows, and where the last ends."""
+    return np.linspace(0, rows, torch.get_num_threads() + 1).astype(np.int64)
+
+
+def scan(products: torch.Tensor, bias: torch.Tensor, lower: torch.Tensor, at_most: int) -> tuple[Entries, torch.Tensor] | None:
+    """The entries of [B, F] products plus bias [F] that lie above ``lower`` [F], and their values. None if there are more than about
+    ``at_most``. Where rounding decides, an entry may be in or out; who selects must not depend on it."""
+    pre, bounds = products.numpy(), row_bounds(len(products))
+    threads = len(bounds) - 1
     room = at_most // threads + kernels.CHUNK
     latents, values = np.empty((threads, room), np.int32), np.empty((threads, room), np.float32)
     counts = np.zeros(len(pre), np.int64)
-    if not kernels.scan(pre, lower.detach().contiguous().numpy(), bounds, counts, latents, values):
+    if not kernels.scan(pre, (lower.detach() - bias).contiguous().numpy(), bounds, counts, latents, values):
         return None
     starts = np.concatenate([[0], np.cumsum(counts)])
     used = [starts[b] - starts[a] for a, b in zip(bounds, bounds[1:], strict=False)]
     entries = Entries(starts, np.concatenate([part[:n] for part, n in zip(latents, used, strict=True)]), pre.shape[1])
-    return entries, torch.from_numpy(np.concatenate([part[:n] for part, n in zip(values, used, strict=True)]))
+    found = torch.from_numpy(np.concatenate([part[:n] for part, n in zip(values, used, strict=True)]))
+    return entries, found + bias[entries.index]

@@ -54,8 +54,10 @@ class CrossLayerTranscoder(Sae):
         pre = [nn.functional.linear(part, weights) for part, weights in zip(parts, self.W_enc, strict=True)]
         return (torch.cat(pre, dim=-1) + self.b_enc).to(self.b_dec.dtype)
 
-    def encoder_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        out.copy_(self.encoder(x))
+    def products_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        torch.cat(
+            [nn.functional.linear(part, w) for part, w in zip(x.split(self.shape.inputs, dim=1), self.W_enc, strict=True)], dim=1, out=out
+        )
 
     def encoder_at(self, x: torch.Tensor) -> Callable[[Entries, torch.Tensor], torch.Tensor]:
         per_layer, parts = self.width // len(self.W_enc), x.split(self.shape.inputs, dim=1)

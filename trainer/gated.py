@@ -10,7 +10,7 @@ where x^_frozen is the decoder without a gradient of its own. Decoder rows are k
 import torch
 from torch import nn
 
-from scopemill.trainer.activation import Activation
+from scopemill.trainer.activation import Activation, Norms
 from scopemill.trainer.codes import Codes, Entries, Pre, scan
 from scopemill.trainer.config import SaeConfig
 
@@ -32,10 +32,10 @@ class Gated(Activation):
         magnitude = (pre.values * pre.spread(self.r_mag.exp()) + pre.spread(self.b_mag)).relu()
         return pre.codes((pre.values + pre.spread(self.b_gate) > 0) * magnitude)
 
-    def select(self, everything: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
-        return scan(everything, -self.b_gate, at_most)
+    def select(self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
+        return scan(products, bias, -self.b_gate, at_most)
 
-    def penalty(self, codes: Codes, pre: Pre, norms: torch.Tensor, config: SaeConfig) -> torch.Tensor:
+    def penalty(self, codes: Codes, pre: Pre, norms: Norms, config: SaeConfig) -> torch.Tensor:
         return self._gate(pre).sum() / pre.rows
 
     def auxiliary(self, sae, pre, y, error, dead, config) -> torch.Tensor:

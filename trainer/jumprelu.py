@@ -17,7 +17,7 @@ beside which sum_i ReLU(theta_i - z_i) ||W_dec,i|| may stand, which brings back 
 import torch
 from torch import nn
 
-from scopemill.trainer.activation import Activation
+from scopemill.trainer.activation import Activation, Norms
 from scopemill.trainer.codes import Codes, DenseCodes, Entries, Pre, SparseCodes, SparsePre, scan
 from scopemill.trainer.config import SaeConfig
 
@@ -85,14 +85,14 @@ class JumpReLU(Activation):
             return SparseCodes(*_JumpReLUAt.apply(pre.values, self.threshold, config.bandwidth, pre.entries), pre.entries)
         return DenseCodes(*_JumpReLU.apply(pre.values, self.threshold, config.bandwidth))
 
-    def select(self, everything: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
+    def select(self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
         if config.pre_activation_coefficient:  # every latent that does not fire counts there
             return None
-        return scan(everything, self.threshold - config.bandwidth / 2, at_most)
+        return scan(products, bias, self.threshold - config.bandwidth / 2, at_most)
 
-    def penalty(self, codes: Codes, pre: Pre, norms: torch.Tensor, config: SaeConfig) -> torch.Tensor:
+    def penalty(self, codes: Codes, pre: Pre, norms: Norms, config: SaeConfig) -> torch.Tensor:
         if config.penalty == "tanh":
-            return (config.tanh_scale * codes.times(norms)).tanh().sum() / pre.rows
+            return (config.tanh_scale * codes.times(norms())).tanh().sum() / pre.rows
         l0 = codes.l0
         penalty = l0 if config.penalty == "l0" else (2 / config.sparsity) * (l0 - config.sparsity) ** 2
         return penalty + codes.frequency.square().sum() / config.frequency_limit if config.frequency_limit else penalty

@@ -76,20 +76,67 @@ if AVAILABLE:
                     break
         return fits.all()
 
+    @njit(cache=True, nogil=True)
+    def _above(row, lower, found, value_at):
+        """The entries of a row [F] above a number, as many as there is room for; returns how many there are."""
+        n = 0
+        for c in range(len(row) // CHUNK):
+            z, hit = row[c * CHUNK : (c + 1) * CHUNK], np.uint32(0)
+            for j in range(CHUNK):
+                hit |= np.uint32(z[j] > lower)
+            if hit:
+                for j in range(CHUNK):
+                    if z[j] > lower:
+                        if n < len(found):
+                            found[n], value_at[n] = c * CHUNK + j, z[j]
+                        n += 1
+        for j in range(len(row) // CHUNK * CHUNK, len(row)):
+            if row[j] > lower:
+                if n < len(found):
+                    found[n], value_at[n] = j, row[j]
+                n += 1
+        return n
+
     @_compiled()
-    def largest(pre, k, latents, values):
-        """The k largest of each row of pre [B, F], into [B, k], in no particular order."""
-        for i in prange(len(pre)):
-            row, found, value_at, n = pre[i], latents[i], values[i], 0
-            smallest = np.partition(row, len(row) - k)[len(row) - k]
-            for j in range(len(row)):  # above the k-th, then as many of its equals as there is room for
-                if row[j] > smallest:
-                    found[n], value_at[n] = j, row[j]
-                    n += 1
-            for j in range(len(row)):
-                if n < k and row[j] == smallest:
-                    found[n], value_at[n] = j, row[j]
-                    n += 1
+    def largest(products, bias, k, bounds, latents, values):
+        """The k largest of each row of products [B, F] plus bias [F], into [B, k], in no particular order.
+
+        Rows differ little in their k-th value: the last row's, lowered a bit, leaves few candidates to choose from. Thread t takes rows
+        ``bounds[t]`` to ``bounds[t + 1]``; what is found does not depend on it.
+        """
+        width = products.shape[1]
+        for t in prange(len(bounds) - 1):
+            guess, room = -np.inf, min(width, 8 * k + CHUNK)
+            candidates, at, row = np.empty(room, np.int32), np.empty(room, np.float32), np.empty(width, np.float32)
+            for i in range(bounds[t], bounds[t + 1]):
+                for j in range(width):
+                    row[j] = products[i, j] + bias[j]
+                n = _above(row, guess, candidates, at)
+                if k <= n <= room:
+                    smallest = np.partition(at[:n], n - k)[n - k]
+                else:
+                    smallest = np.partition(row, width - k)[width - k]
+                above = _above(row, smallest, latents[i], values[i])
+                for j in range(width):  # then as many of its equals as there is room for
+                    if above == k:
+                        break
+                    if row[j] == smallest:
+                        latents[i, above], values[i, above] = j, row[j]
+                        above += 1
+                guess = smallest - np.float32(0.1) * abs(smallest)
+
+    @_compiled()
+    def moments(rows):
+        """Sums over rows [B, d] in float64: of each column [d], and of all squares. By blocks, so that threads do not decide the bits."""
+        blocks, d = 16, rows.shape[1]
+        sums, squares = np.zeros((blocks, d)), np.zeros(blocks)
+        for b in prange(blocks):
+            for i in range(b * len(rows) // blocks, (b + 1) * len(rows) // blocks):
+                row = rows[i]
+                for j in range(d):
+                    sums[b, j] += row[j]
+                    squares[b] += np.float64(row[j]) * row[j]
+        return sums.sum(0), squares.sum()
 
     @njit(cache=True, nogil=True)
     def by_latents(starts, latents, width):

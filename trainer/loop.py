@@ -118,15 +118,20 @@ class _Interval:
         self.total = np.zeros(d)
         self._start, self._waited = time.monotonic(), waited
 
-    def add(self, losses: Losses, total: torch.Tensor) -> None:
+    def add(self, losses: Losses, loss: torch.Tensor) -> None:
         y, n = losses.target, len(losses.target)
         self.rows += n
         self.fired += losses.codes.l0.item() * n
-        self.loss += total.item() * n
+        self.loss += loss.item() * n
         self.sparsity += losses.sparsity.item() * n
         self.error += losses.reconstruction.item() * n
-        self.squares += torch.linalg.vector_norm(y, dtype=torch.float64).item() ** 2  # squares themselves are float64
-        self.total += y.sum(0, dtype=torch.float64).cpu().numpy()
+        if kernels.serve(y):
+            total, squares = kernels.moments(y.numpy())
+        else:
+            squares = torch.linalg.vector_norm(y, dtype=torch.float64).item() ** 2  # squares themselves are float64
+            total = y.sum(0, dtype=torch.float64).cpu().numpy()
+        self.squares += squares
+        self.total += total
 
     def row(self, waited: float, **known) -> Row:
         seconds = max(time.monotonic() - self._start, 1e-9)

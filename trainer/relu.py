@@ -5,7 +5,7 @@ Norms are part of the penalty, so the decoder needs no constraint.
 
 import torch
 
-from scopemill.trainer.activation import Activation
+from scopemill.trainer.activation import Activation, Norms
 from scopemill.trainer.codes import Codes, Entries, Pre, scan
 from scopemill.trainer.config import SaeConfig
 
@@ -23,8 +23,8 @@ class ReLU(Activation):
     def codes(self, pre: Pre, config: SaeConfig) -> Codes:
         return pre.codes(pre.values.relu())
 
-    def select(self, everything: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
-        return scan(everything, everything.new_zeros(self.width), at_most)
+    def select(self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
+        return scan(products, bias, bias.new_zeros(self.width), at_most)
 
-    def penalty(self, codes: Codes, pre: Pre, norms: torch.Tensor, config: SaeConfig) -> torch.Tensor:
-        return codes.times(norms).sum() / pre.rows
+    def penalty(self, codes: Codes, pre: Pre, norms: Norms, config: SaeConfig) -> torch.Tensor:
+        return codes.times(norms()).sum() / pre.rows

@@ -49,7 +49,7 @@ class Sae(nn.Module):
         super().__init__()
         self.shape, self.width, self.centred, self.layer_norm = shape, width, centred, layer_norm
         self.activation, self.skip = activation, skip
-        self._everything: torch.Tensor | None = None  # pre-activations [B, F] of the last sparse step
+        self._everything: torch.Tensor | None = None  # the products [B, F] of the last sparse step
         self._make_weights()
         self.b_dec = nn.Parameter(torch.zeros(shape.d_out))
 
@@ -117,14 +117,15 @@ class Sae(nn.Module):
         """Pre-activations [..., F]."""
         return nn.functional.linear(x - self.b_dec if self.centred else x, self.W_enc, self.b_enc).to(self.b_dec.dtype)
 
-    def encoder_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        """The same for x [B, d_in] into memory [B, F] that was used before: fresh memory takes longer to touch than to fill."""
+    def products_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """Pre-activations of x [B, d_in] without the bias, into memory [B, F] that was used before.
+
+        Fresh memory takes longer to touch than to fill, and to add the bias would be one more pass over all of it.
+        """
         if torch.is_autocast_enabled(x.device.type):
-            out.copy_(self.encoder(x))
-        elif self.b_enc is None:
-            torch.mm(x - self.b_dec if self.centred else x, self.W_enc.T, out=out)
+            out.copy_(nn.functional.linear(x - self.b_dec if self.centred else x, self.W_enc))
         else:
-            torch.addmm(self.b_enc, x - self.b_dec if self.centred else x, self.W_enc.T, out=out)
+            torch.mm(x - self.b_dec if self.centred else x, self.W_enc.T, out=out)
 
     def encoder_at(self, x: torch.Tensor) -> Callable[[Entries, torch.Tensor], torch.Tensor]:
         """Makes pre-activations of x [B, d_in] that are known at some entries [n] differentiable there."""
@@ -161,11 +162,10 @@ class Sae(nn.Module):
         constant = self.b_dec + self.skip(x).to(self.b_dec.dtype) if self.skip else self.b_dec
         misses = self.misses(codes, y - constant)
         *nested, reconstruction = [squares / len(x) for squares, _ in misses]
-        norms = self.norms()
         return Losses(
             reconstruction=reconstruction,
             nested=sum(nested),
-            sparsity=self.activation.penalty(codes, pre, norms, config),
+            sparsity=self.activation.penalty(codes, pre, self.norms, config),
             auxiliary=self.activation.auxiliary(self, pre, y, -misses[-1][1], dead, config),
             variance=(y - y.mean(0)).square().sum() / len(y) if self.activation.normalized_error else 1.0,
             target=y,
@@ -177,10 +177,11 @@ class Sae(nn.Module):
             if self._everything is None or len(self._everything) != len(x):
                 self._everything = x.new_empty(len(x), self.width)
             with torch.no_grad():
-                self.encoder_into(x, self._everything)
-                selected = self.activation.select(self._everything, config, at_most)
+                self.products_into(x, self._everything)
+                bias = x.new_zeros(self.width) if self.b_enc is None else self.b_enc.detach()
+                selected = self.activation.select(self._everything, bias, config, at_most)
             if selected is not None:
-                return SparsePre(self._everything, *selected, self.encoder_at(x))
+                return SparsePre(self._everything, bias, *selected, self.encoder_at(x))
         return DensePre(self.encoder(x))
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 
 from scopemill.trainer import kernels
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes, Entries, Pre, SparsePre
+from scopemill.trainer.codes import Codes, Entries, Pre, SparsePre, row_bounds
 from scopemill.trainer.config import SaeConfig
 
 
@@ -43,12 +43,13 @@ class TopK(Activation):
     def codes(self, pre: Pre, config: SaeConfig) -> Codes:
         return pre.codes(pre.values.relu() if isinstance(pre, SparsePre) else self(pre.values))
 
-    def select(self, everything: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
-        if len(everything) * self.k > at_most:
+    def select(self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
+        if len(products) * self.k > at_most:
             return None
-        latents = torch.empty(len(everything), self.k, dtype=torch.int32)
-        values = torch.empty(len(everything), self.k)
-        kernels.largest(everything.numpy(), self.k, latents.numpy(), values.numpy())
+        latents = torch.empty(len(products), self.k, dtype=torch.int32)
+        values = torch.empty(len(products), self.k)
+        bounds = row_bounds(len(products))
+        kernels.largest(products.numpy(), bias.numpy(), self.k, bounds, latents.numpy(), values.numpy())
         return Entries.of_equal_rows(latents, values > 0, self.width), values[values > 0]
 
     def auxiliary(self, sae, pre, y, error, dead, config) -> torch.Tensor | float:

@@ -114,7 +114,7 @@ def test_too_many_entries_are_left_to_the_dense_way():
 
 def test_the_pre_activation_loss_is_never_sparse_as_every_latent_counts_there():
     config, sae = make("jumprelu", "jumprelu", pre_activation_coefficient=1e-3)
-    assert sae.activation.select(torch.ones(B, F), config, 10**6) is None
+    assert sae.activation.select(torch.ones(B, F), torch.zeros(F), config, 10**6) is None
 
 
 @pytest.mark.parametrize("width", [1, 63, 64, 65, 200])
@@ -125,7 +125,7 @@ def test_a_scan_finds_what_numpy_finds_with_any_number_of_threads(width, threads
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        entries, values = scan(pre, lower, pre.numel())
+        entries, values = scan(pre, torch.zeros(width), lower, pre.numel())
     finally:
         torch.set_num_threads(before)
     rows, latents = np.nonzero((pre > lower).numpy())
@@ -137,15 +137,16 @@ def test_a_scan_finds_what_numpy_finds_with_any_number_of_threads(width, threads
 @pytest.mark.parametrize("k", [1, 7, 200])
 def test_the_largest_of_each_row_are_numpys_even_where_values_are_equal(k):
     pre = torch.randint(-3, 4, (40, F), generator=torch.Generator().manual_seed(0)).float()
+    pre[20:] = torch.randn(20, F, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, 20)[:, None]  # no row is like another
     latents, values = np.zeros((40, k), np.int32), np.zeros((40, k), np.float32)
-    kernels.largest(pre.numpy(), k, latents, values)
+    kernels.largest(pre.numpy(), np.zeros(F, np.float32), k, np.array([0, 13, 40]), latents, values)
     np.testing.assert_array_equal(np.sort(values, axis=1), np.sort(pre.numpy(), axis=1)[:, F - k :])
     np.testing.assert_array_equal(np.take_along_axis(pre.numpy(), latents.astype(int), axis=1), values)
     assert all(len(set(row)) == k for row in latents.tolist())
 
 
 def test_entries_by_latents_are_those_by_rows():
-    entries, values = scan(torch.randn(30, F, generator=torch.Generator().manual_seed(4)), torch.ones(F), 10**5)
+    entries, values = scan(torch.randn(30, F, generator=torch.Generator().manual_seed(4)), torch.zeros(F), torch.ones(F), 10**5)
     starts, rows, order = entries.columns
     by_row = {(i, int(f), e) for i in range(30) for e in range(entries.starts[i], entries.starts[i + 1]) for f in [entries.latents[e]]}
     assert by_row == {(int(rows[p]), f, int(order[p])) for f in range(F) for p in range(starts[f], starts[f + 1])}
