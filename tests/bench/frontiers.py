@@ -1,6 +1,6 @@
 """Every architecture on the demo's language model: the plots and the table of docs/training-guide.md.
 
-``python tests/bench/frontiers.py`` harvests once, trains four sparsities of each architecture for a million tokens, evaluates
+``python tests/bench/frontiers.py`` harvests once, trains three sparsities of each architecture for half a million tokens, evaluates
 them, and writes docs/images/frontiers.png; the bucket, ./guide-bucket, is kept, so a second run only draws.
 """
 
@@ -25,7 +25,7 @@ from scopemill.evaluator.results import Result
 
 BUCKET = Path("guide-bucket")
 IMAGE = Path("docs/images/frontiers.png")
-KS = (16, 32, 64, 96)
+KS = (16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,20 @@ class Kind:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-REVIVED = {"auxk_coefficient": 1 / 32, "dead_after_tokens": 100_000}
+REVIVED = {"auxk_coefficient": 1 / 32, "dead_after_tokens": 50_000}
 KINDS = {
-    "standard": Kind((3e-2, 6e-2, 0.12, 0.2)),
-    "gated": Kind((2e-2, 4e-2, 8e-2, 0.15)),
-    "jumprelu": Kind((5e-4, 1e-3, 2e-3, 4e-3)),
+    "standard": Kind((4e-2, 0.1, 0.2)),
+    "gated": Kind((2e-2, 5e-2, 0.12)),
+    "jumprelu": Kind((7e-4, 1.5e-3, 3e-3)),
     "topk": Kind(KS, REVIVED),
     "batchtopk": Kind(KS, REVIVED),
     "matryoshka": Kind(KS, REVIVED),
-    "skip": Kind((5e-4, 1e-3, 2e-3, 4e-3)),
-    "crosscoder": Kind((1e-3, 2e-3, 4e-3, 8e-3)),
-    "transcoder": Kind((5e-4, 1e-3, 2e-3, 4e-3)),
+    "skip": Kind((7e-4, 1.5e-3, 3e-3)),
+    "crosscoder": Kind((1.5e-3, 3e-3, 6e-3)),
+    "transcoder": Kind((7e-4, 1.5e-3, 3e-3)),
     "skip_transcoder": Kind(KS, {"activation": "topk"} | REVIVED),
-    "per_layer_transcoder": Kind((1e-3, 2e-3, 4e-3, 8e-3)),
-    "clt": Kind((1e-3, 2e-3, 4e-3, 8e-3)),
+    "per_layer_transcoder": Kind((1.5e-3, 3e-3, 6e-3)),
+    "clt": Kind((1.5e-3, 3e-3, 6e-3)),
 }
 PAIRED = ("transcoder", "skip_transcoder", "per_layer_transcoder", "clt")
 
@@ -66,8 +66,8 @@ def results_of(architecture: str, kind: Kind) -> list[Result]:
         },
         "server": {"shards_side_by_side": 4, "window_mib": 256},
         "train": {
-            "template": "quick", "architecture": architecture, "widths": [1024], "sparsities": list(kind.sparsities), "tokens": 1_000_000,
-            "checkpoint_every": 10_000, "cpus": 0.5,
+            "template": "quick", "architecture": architecture, "widths": [1024], "sparsities": list(kind.sparsities), "tokens": 500_000,
+            "checkpoint_every": 10_000, "cpus": 0.5, "sparsity_warmup_steps": 150,
         } | kind.fields,
         "evaluation": {
             "corpus": {"source": str(BUCKET / "corpus" / "held_out.jsonl"), "format": "jsonl"}, "sequences": 64,
