@@ -41,12 +41,14 @@ KINDS: list[tuple[str, Shape, dict]] = [
     ("crosscoder", STACK, JUMP),
     ("crosscoder", STACK, COUNTED | {"activation": "batchtopk"}),
     ("clt", CROSS, JUMP),
+    ("per_layer_transcoder", CROSS, JUMP | {"width": WIDTH // 2}),
+    ("skip_transcoder", PAIR, COUNTED | {"activation": "topk"}),
 ]
 
 
 def train(architecture: str, shape: Shape, options: dict, world: SparseWorld) -> Loop:
-    """Transcoders are to rebuild what they read, so that for all kinds the same directions are the truth. (A skip transcoder's
-    matrix does that by itself, and a per-layer transcoder's latents see half of a direction: neither is here.)"""
+    """All are to rebuild what they read, so that for all the same directions are the truth; but a skip transcoder, whose matrix does
+    that by itself, learns what is computed from them."""
     same = dict(
         architecture=architecture, width=WIDTH, tokens=ROWS * STEPS, batch_size=ROWS, learning_rate=1e-2, lr_warmup_steps=20,
         sparsity_warmup_steps=STEPS // 4, initial_decoder_bias="zero", dead_after_tokens=20 * ROWS, log_every=100,
@@ -55,30 +57,35 @@ def train(architecture: str, shape: Shape, options: dict, world: SparseWorld) ->
     loop = Loop(initial_sae(config, shape, torch.zeros(shape.d_out)), config, History())
     while not loop.done:
         x = world.batch(loop.step_number, ROWS)
-        loop.step(x, x)
+        loop.step(*(world.computed(loop.step_number, ROWS) if architecture == "skip_transcoder" else (x, x)))
     return loop
 
 
 def decoder(sae: Sae) -> torch.Tensor:
     """Rows [F, d_out]; of cross-layer transcoders with zeros where a latent does not reach."""
-    weights = (
-        sae.W_dec
-        if isinstance(sae.W_dec, torch.Tensor)
-        else torch.cat([torch.nn.functional.pad(w, (D - w.shape[1], 0)) for w in sae.W_dec])
-    )
-    return weights.detach()
+    if isinstance(sae.W_dec, torch.Tensor):
+        return sae.W_dec.detach()
+    starts = [sum(sae.shape.outputs[:layer]) for layer in range(len(sae.W_dec))]
+    rows = [torch.nn.functional.pad(w, (start, D - start - w.shape[1])) for start, w in zip(starts, sae.W_dec, strict=True)]
+    return torch.cat(rows).detach()
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    world = SparseWorld(D, WIDTH)
+    whole, halves = SparseWorld(D, WIDTH), SparseWorld(D, WIDTH, halves=True)
     title = f"{STEPS} steps of {ROWS} rows, {platform.machine()}, 1 core, {datetime.date.today()}"
     table = Table("architecture", "activation", "options", "mean max cosine", "L0", "FVU", "seconds", title=title, title_justify="left")
     for architecture, shape, options in KINDS:
         start = time.perf_counter()
+        world = halves if architecture == "per_layer_transcoder" else whole  # its latents see one layer, so half of a row
         loop = train(architecture, shape, options, world)
         last, told = loop.history.rows[-1], ", ".join(f"{k} {v}" for k, v in options.items() if k in ("penalty", "sparsity"))
-        figures = (f"{world.recovered(decoder(loop.sae)):.3f}", f"{last.l0:.1f}", f"{last.fvu:.3f}", f"{time.perf_counter() - start:.0f}")
+        figures = (
+            f"{world.recovered(decoder(loop.sae), architecture == 'skip_transcoder'):.3f}",
+            f"{last.l0:.1f}",
+            f"{last.fvu:.3f}",
+            f"{time.perf_counter() - start:.0f}",
+        )
         table.add_row(architecture, loop.config.latents, told, *figures)
     Console(width=130).print(table)
 
