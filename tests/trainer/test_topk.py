@@ -24,7 +24,7 @@ def test_of_a_batch_the_b_times_k_largest_are_kept_wherever_they_are():
     sae = case.sae()
     kept = sae.activation
     kept.width, kept.k = 4, 1
-    codes = kept.codes(PRE, case.config)
+    codes = kept.codes(DensePre(PRE), case.config)
     assert codes.values.tolist() == [[3, 0, 0, 0], [0, 0, 0, 0], [0, 4, 0, 3]], "rows differ in how many they keep"
     assert codes.frequency.tolist() == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
 
