@@ -368,7 +368,7 @@ def _grid_of_hooks(results: list[Result], keys: list[Artist], x_label: str, y_la
     columns = columns_for(len(first), len(sites) if regular else 1)
     figure, axes = _grid(len(first), columns, PANEL_WIDTHS[columns], keys, x_label, y_label, y_ticks_everywhere=len(sites) > 1)
     for ax, r in zip(axes, first.values(), strict=True):
-        ax.set_title(f"layer {r.layer} \u00b7 {r.site}")
+        ax.set_title(r.place)
     return figure, dict(zip(first, axes, strict=True))
 
 

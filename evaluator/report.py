@@ -82,7 +82,7 @@ def _tiles(final: list[Result]) -> list[Tile]:
 
 
 def _described(r: Result) -> str:
-    return f"layer {r.layer} {r.site}, {width_label(r.width)} {r.architecture}, L0 {count(r.l0)}"
+    return f"{r.place}, {width_label(r.width)} {r.architecture}, L0 {count(r.l0)}"
 
 
 def _final_rows(final: list[Result]) -> list[FinalRow]:

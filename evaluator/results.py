@@ -36,6 +36,12 @@ class Result:
     recovered_mean: float
     path: str  # of the checkpoint in the bucket
 
+    @property
+    def place(self) -> str:
+        """For people: the layer and site of an SAE of one hook, all of what another one reads and rebuilds."""
+        single = self.hook.startswith("blocks.") and "--" not in self.hook
+        return f"layer {self.layer} \u00b7 {self.site}" if single else self.hook
+
 
 @dataclass(frozen=True)
 class Histogram:

@@ -152,3 +152,15 @@ def test_a_row_whose_quality_is_no_number_is_not_on_the_frontier_and_hides_nobod
     assert pareto([diverged, *sound], "fvu") == sound
     assert pareto([diverged], "fvu") == []
     assert pareto([make(l0=float("nan")), *sound], "fvu") == sound
+
+
+@pytest.mark.parametrize(
+    ("hook", "place"),
+    [
+        ("blocks.3.hook_resid_post", "layer 3 \u00b7 resid_post"),
+        ("blocks.3.mlp.hook_in--blocks.3.hook_mlp_out", "blocks.3.mlp.hook_in--blocks.3.hook_mlp_out"),
+        ("resid_post.2-4", "resid_post.2-4"),
+    ],
+)
+def test_a_place_names_all_that_is_read_and_rebuilt(hook, place):
+    assert make(hook=hook).place == place
