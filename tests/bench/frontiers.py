@@ -1,10 +1,11 @@
 """Every architecture on the demo's language model: the plots and the table of docs/training-guide.md.
 
 ``python tests/bench/frontiers.py`` harvests once, trains three sparsities of each architecture for half a million tokens, evaluates
-them, and writes docs/images/frontiers.png; the bucket, ./guide-bucket, is kept, so a second run only draws.
+them, and writes docs/images/frontiers.png; the bucket, ./guide-bucket, is kept, so a second run only draws. Architectures may be named; then it is those alone.
 """
 
 import io
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,8 @@ def draw(results: dict[str, list[Result]]) -> None:
 def main() -> None:
     write_corpus(BUCKET / "corpus")
     results = {}
-    for architecture, kind in KINDS.items():
-        results[architecture] = results_of(architecture, kind)
+    for architecture in sys.argv[1:] or KINDS:
+        results[architecture] = results_of(architecture, KINDS[architecture])
         points = [f"L0 {r.l0:.0f} FVU {r.fvu:.3f} delta loss {r.delta_loss:.3f}" for r in results[architecture]]
         print(f"{architecture}: {'; '.join(points)}", flush=True)
     table = Table("architecture", "sparsity", "L0", "FVU", "delta loss", "recovered (zero)", "dead")
