@@ -1,9 +1,8 @@
 """Every architecture on the demo's language model: the plots and the table of docs/training-guide.md.
 
-``python tests/bench/frontiers.py`` harvests once, trains three sparsities of each architecture for half a million tokens, evaluates
-them, and writes docs/images/frontiers.png; the bucket, ./guide-bucket, is kept, so a second run only
-draws. Architectures may be named;
-then it is those alone.
+``python tests/bench/frontiers.py`` harvests once, trains three sparsities of each architecture for half a million tokens,
+evaluates them, and writes docs/images/frontiers.png; the bucket, ./guide-bucket, is kept, so a second run only draws.
+Architectures may be named; then it is those alone.
 """
 
 import io
