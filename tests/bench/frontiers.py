@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -97,7 +98,11 @@ def draw(results: dict[str, list[Result]]) -> None:
             ax.set(
                 xscale="log", yscale="log", xlabel="L0 (active latents per token)", ylabel=label, title=f"{title}: {label.split(' (')[0]}"
             )
-            ax.grid(alpha=0.25, which="both", lw=0.5)
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter(NullFormatter())
+            ax.grid(alpha=0.25, lw=0.5)
         row[1].legend(fontsize=8, frameon=False)
     IMAGE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(IMAGE, dpi=110)
