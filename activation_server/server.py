@@ -17,7 +17,7 @@ import zmq
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.keys import ServerKeys
 from scopemill.activation_server.stream import Stream
-from scopemill.activation_server.window import Detached, Drop, Finish, GaveUp, Load, LoadAlone, Send
+from scopemill.activation_server.window import Detached, Drop, Finish, GaveUp, Load, LoadAlone, Send, Skipped
 from scopemill.proto import metrics, wire
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import DatasetManifest, read_manifest
@@ -193,7 +193,8 @@ class ActivationServer:
         self._peers[identity] = Peer(identity, hello.consumer, stream)
         self._identities[hello.stream, hello.consumer] = identity
         widths = tuple(stream.manifest.hook(hook).d for hook in hello.stream.hooks)
-        self._send(identity, wire.Welcome(wire.VERSION, widths, stream.manifest.dtype, stream.batches_per_epoch))
+        skips = self._config.lag == "skip"
+        self._send(identity, wire.Welcome(wire.VERSION, widths, stream.manifest.dtype, stream.batches_per_epoch, skips))
         self._carry_out(stream, stream.window.join(hello.consumer, hello.cursor, hello.stop, now))
 
     def _stream(self, spec: wire.StreamSpec) -> Stream:
@@ -247,6 +248,9 @@ class ActivationServer:
                 case Detached(consumer):
                     metrics.SERVER_DETACHED.labels(label).inc()
                     log.warning("%s: trainer %s is behind the window and reads on by itself", label, consumer)
+                case Skipped(consumer, count):
+                    metrics.SERVER_SKIPPED.labels(label).inc(count)
+                    log.warning("%s: trainer %s is too slow, and loses %d batches", label, consumer, count)
                 case GaveUp(consumer):
                     metrics.SERVER_LOST.labels(label).inc()
                     log.warning("%s: trainer %s did not come (back); its place in the window is free", label, consumer)

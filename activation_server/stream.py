@@ -35,7 +35,7 @@ class Stream:
                 f"server.window_mib leaves {window_bytes >> 20} MiB to stream {spec.label}, less than two of its batches of "
                 f"{self.batch_bytes / 2**20:.1f} MiB: raise it or lower train.batch_size"
             )
-        self.window = Window(capacity, config.lag, config.join_seconds, config.detach_seconds)
+        self.window = Window(capacity, config.lag, config.join_seconds, config.lag_seconds)
         self.slots: dict[int, bytearray] = {}  # batches held
         self.alone: dict[tuple[str, int], bytearray] = {}  # batches read for one consumer, about to be sent
         self._report = report
@@ -45,7 +45,7 @@ class Stream:
         self._lagging: set[str] = set()  # whose lag the metrics tell
         metrics.SERVER_WINDOW_CAPACITY.labels(spec.label).set(capacity)
         for counter in (metrics.SERVER_BYTES_READ, metrics.SERVER_BYTES_SERVED, metrics.SERVER_DETACHED_BYTES, metrics.SERVER_DETACHED,
-                        metrics.SERVER_LOST):  # fmt: skip
+                        metrics.SERVER_SKIPPED, metrics.SERVER_LOST):  # fmt: skip
             counter.labels(spec.label)  # from 0 on, so that no rate misses the first increase
 
     def load(self, index: int) -> None:

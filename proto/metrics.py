@@ -39,6 +39,7 @@ SERVER_WAIT_SECONDS = Counter(
     ["stream", "reason"],
 )
 SERVER_DETACHED = Counter("scopemill_server_detached", "Times a trainer fell out of the window and read on by itself", ["stream"])
+SERVER_SKIPPED = Counter("scopemill_server_skipped", "Batches that trainers lost because they were too slow", ["stream"])
 SERVER_LOST = Counter("scopemill_server_lost", "Trainers given up after they went silent", ["stream"])
 
 TRAINER_STEP = Gauge("scopemill_trainer_step", "Steps done", ["sae"])

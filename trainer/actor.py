@@ -64,6 +64,7 @@ class Trainer:
         self._stop = threading.Event()
         self._loop: Loop | None = None
         self._waited = 0.0  # seconds of waiting that the metric has
+        self._saved = 0  # the step of the newest checkpoint
         self._metrics_address = metrics.expose()
 
     def metrics_address(self) -> str:
@@ -74,19 +75,21 @@ class Trainer:
         assignment, config = self._assignment, self._assignment.config
         client: StreamClient | None = None
         self._loop = loop = self._begin(lambda: client.waited if client else 0.0)
+        self._saved = loop.step_number
         self._announce(loop)
         if loop.done:
             self._finish(loop)
             return loop.step_number
         client = StreamClient(server, assignment.stream, assignment.name, loop.step_number, config.steps, self._stop.is_set, keys)
         try:
-            for _, arrays in client:
+            for index, arrays in client:
+                loop.skip_to(index)
                 with self._timed("copy"):
                     batch = self._batch(arrays, client.dtype)
                 with self._timed("step"):
                     loop.step(*batch)
                 self._observe(loop, client.waited)
-                if loop.step_number % config.checkpoint_every == 0 or loop.done:
+                if loop.step_number // config.checkpoint_every > self._saved // config.checkpoint_every or loop.done:
                     with self._timed("checkpoint"):
                         self._checkpoint(loop)
                 if self._stop.is_set():
@@ -97,7 +100,7 @@ class Trainer:
             client.close()
         if loop.done:
             self._finish(loop)
-        elif loop.step_number % config.checkpoint_every:
+        elif loop.step_number > self._saved:
             self._checkpoint(loop)
         return loop.step_number
 
@@ -143,12 +146,9 @@ class Trainer:
 
     def _checkpoint(self, loop: Loop) -> None:
         loop.flush()
-        step, config = loop.step_number, self._assignment.config
-        record = checkpoint.CheckpointRecord(
-            step, step, step * config.batch_size, self._assignment.wiring.to_json(), config.model_dump(mode="json")
-        )  # fmt: skip
         loop.history.save(self._bucket, self._layout.history)
-        checkpoint.save(self._bucket, self._layout, record, loop)
+        checkpoint.save(self._bucket, self._layout, self._assignment.wiring, loop)
+        self._saved = loop.step_number
         metrics.TRAINER_CHECKPOINT.labels(self._assignment.name).set_to_current_time()
 
     def _finish(self, loop: Loop) -> None:

@@ -34,7 +34,8 @@ def valid(chance: random.Random) -> wire.Message:
         wire.Hello(wire.VERSION, consumer, OTHER, 0, 40),
         wire.Next(number, chance.choice([0, 1, 256, 10**5, 2**63 - 1])),
         wire.Next(chance.randrange(40), 10**4),
-        wire.Bye(number), wire.Batch(number), wire.End(number), wire.Wait("x"), wire.Error("x", "y"), wire.Welcome(1, (8,), "float32", 4),
+        wire.Bye(number), wire.Batch(number), wire.End(number), wire.Wait("x"), wire.Error("x", "y"),
+        wire.Welcome(1, (8,), "float32", 4, False),
     ])  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def metric(name: str, stream: StreamSpec | None = None) -> float:
 @pytest.fixture
 def gained() -> Callable[..., float]:
     """By how much a counter has grown since the test began."""
-    names = ["bytes_read_total", "bytes_served_total", "detached_bytes_total", "detached_total", "lost_total"]
+    names = ["bytes_read_total", "bytes_served_total", "detached_bytes_total", "detached_total", "skipped_total", "lost_total"]
     before = {name: metric(name) for name in names}
     return lambda name: metric(name) - before[name]
 
@@ -264,7 +264,7 @@ def test_the_metrics_tell_who_lags_and_what_trainers_wait_for(serve, wanted):
 
 
 def test_a_stalled_client_is_left_behind_and_still_gets_every_batch(serve, wanted, gained):
-    server = serve(lag="detach", detach_seconds=0.3)
+    server = serve(lag="detach", lag_seconds=0.3)
     for name in ("a", "b", "stalled"):
         server.expect(spec(), name, 0, EPOCH)
     stalled = Trainee(server, "stalled", steps=0)
@@ -274,6 +274,19 @@ def test_a_stalled_client_is_left_behind_and_still_gets_every_batch(serve, wante
     assert gained("detached_total") == 1
     stalled.allow_all()
     assert stalled.finish() == all_of(wanted)
+
+
+def test_a_stalled_client_loses_batches_where_the_server_skips_and_that_is_counted(serve, wanted, gained):
+    server = serve(lag="skip", lag_seconds=0.3)
+    for name in ("a", "stalled"):
+        server.expect(spec(), name, 0, EPOCH)
+    stalled = Trainee(server, "stalled", steps=0)
+    assert Trainee(server, "a").finish() == all_of(wanted)
+    stalled.allow_all()
+    got = stalled.finish()
+    assert [k for k, _ in got] == sorted({k for k, _ in got}) and got[0][0] == 0 and got[-1][0] == EPOCH - 1
+    assert set(got) < set(all_of(wanted))
+    assert gained("skipped_total") == EPOCH - len(got)
 
 
 def test_clients_that_wait_are_told_that_the_server_is_alive(serve, wanted, monkeypatch):
@@ -721,7 +734,7 @@ def test_nonsense_is_answered_with_a_sentence(serve, stranger, frames, code, sen
         wire.Wait("x"),
         wire.End(0),
         wire.Error("x", "y"),
-        wire.Welcome(1, (1,), "float32", 1),
+        wire.Welcome(1, (1,), "float32", 1, False),
         wire.Next(0, 0),
         wire.Next(0, 99),
     ],
@@ -783,7 +796,7 @@ def test_a_flood_of_messages_stalls_nobody(serve, wanted):
 
 
 def test_a_client_that_reads_nothing_of_what_it_asks_for_is_sent_no_more_than_its_credit(serve, stranger, wanted, gained):
-    server = serve(lag="detach", detach_seconds=0.3, window_mib=32)
+    server = serve(lag="detach", lag_seconds=0.3, window_mib=32)
     one = stranger(server).join()
     one.say(wire.Next(0, 2**62))
     one.say(wire.Next(2**62 // 2, 2**62))  # it says that it has got what it never was sent
@@ -930,7 +943,7 @@ def test_a_slot_is_not_used_again_while_a_slow_connection_still_sends_it(serve, 
     """What a client takes out of the wire after a long time is what was sent to it, not what the slot held later."""
     credit = 48  # 12 MiB, more than the kernel takes
     monkeypatch.setattr(server_module, "MAX_CREDIT_BATCHES", credit)
-    server = serve(lag="detach", detach_seconds=0.1, window_mib=13)
+    server = serve(lag="detach", lag_seconds=0.1, window_mib=13)
     one = stranger(server, RCVHWM=1, RCVBUF=65536).join(stop=credit)
     one.say(wire.Next(0, credit * BATCH * WIDTH * 4))
     assert len(Trainee(server, "good", stop=4 * EPOCH).finish()) == 4 * EPOCH

@@ -114,7 +114,7 @@ def test_a_run_trains_to_the_last_step_exports_and_keeps_its_history(bucket, ser
     layout = SaeLayout(assignment.root)
     assert checkpoint.steps_of(bucket, layout) == [16, 32, 40]
     record = checkpoint.read_record(bucket, layout, 40)
-    assert (record.cursor, record.tokens) == (40, 640) and Wiring.from_json(record.wiring) == Wiring((Port(HOOK, 8, 2.5),))
+    assert (record.step, record.tokens) == (40, 640) and Wiring.from_json(record.wiring) == Wiring((Port(HOOK, 8, 2.5),))
     assert record.config == assignment.config.model_dump(mode="json")
 
     trained, _ = checkpoint.load_sae(bucket, layout, 40)
@@ -169,10 +169,10 @@ def test_a_run_that_died_between_its_history_and_its_checkpoint_does_those_steps
     whole, died, save = assign("whole"), assign("died"), checkpoint.save
     run(Trainer, bucket, whole, server)
 
-    def dies(bucket, layout, record, *rest) -> None:
-        if record.step == 32:
+    def dies(bucket, layout, wiring, loop) -> None:
+        if loop.step_number == 32:
             raise KeyboardInterrupt
-        save(bucket, layout, record, *rest)
+        save(bucket, layout, wiring, loop)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", dies)
