@@ -106,6 +106,8 @@ class _ReadingThread:
 
     def stop(self, at_once: bool = False) -> None:
         """End after the jobs that are waiting, or ``at_once`` without them."""
+        if at_once:
+            self._reader.interrupt()
         with suppress(Empty):
             while at_once:
                 self._jobs.get_nowait()

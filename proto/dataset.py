@@ -143,6 +143,12 @@ class ShardCommit(_Record):
     checksums: dict[str, list[int]]  # per array, the CRC-32C of each chunk
 
 
+class RollingRecord(_Record):
+    """``rolling.json``: shards of this dataset are made while trainers read, and deleted behind them."""
+
+    low: int  # positions before it (see `Order.positions`) are, or will be, deleted
+
+
 def _largest_divisor(n: int, most: int) -> int:
     """The largest divisor of ``n`` that is at most ``most``."""
     divisors = (d for i in range(1, math.isqrt(n) + 1) if n % i == 0 for d in (i, n // i))
@@ -200,6 +206,12 @@ def read_manifest(bucket: Bucket, dataset: str) -> DatasetManifest:
 
 def read_commit(bucket: Bucket, dataset: str, shard: int) -> ShardCommit:
     return _read_record(bucket, DatasetLayout(dataset).commit(shard), ShardCommit)
+
+
+def read_rolling(bucket: Bucket, dataset: str) -> RollingRecord | None:
+    """None unless the dataset is in rolling mode."""
+    path = DatasetLayout(dataset).rolling
+    return _read_record(bucket, path, RollingRecord) if bucket.exists(path) else None
 
 
 def _read_record(bucket: Bucket, path: str, kind: type[R]) -> R:

@@ -30,6 +30,7 @@ class DatasetLayout:
         self.root = f"activations/{checked_name('dataset', name)}"
         self.manifest = f"{self.root}/dataset.json"
         self.packing = f"{self.root}/packing.json"
+        self.rolling = f"{self.root}/rolling.json"
         self.reserved = f"{self.root}/packed/reserved.safetensors"
 
     def packed(self, shard: int) -> str:
