@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 from scopemill.activation_server.keys import ServerKeys, TrainerKeys
 from scopemill.activation_server.order import Order
@@ -35,11 +36,17 @@ class PlannedSae:
     inputs: tuple[Hook, ...]
     targets: tuple[Hook, ...]  # empty: it rebuilds what it reads
     config: SaeConfig
+    priority: int = 0  # of those that are to be trained, the larger come first
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
         """Those of the stream that feeds it."""
         return self.inputs + self.targets
+
+    @property
+    def rivals(self) -> str:
+        """The same for those that differ in their sparsity alone."""
+        return f"{label(self.inputs, self.targets)}/{self.config.width}"
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,9 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     plan = SweepPlan(located, bucket, task, [])
     for inputs, targets in connections(config.train, tuple(hooks)):
         plan.saes.extend(_planned(plan, inputs, targets, sae) for sae in config.train.saes())
+    for pattern in config.train.priority:
+        if not any(fnmatch(sae.name, pattern) for sae in plan.saes):
+            raise InputError(f"train.priority: no SAE of the sweep matches {pattern!r}; one of them is {plan.saes[0].name!r}")
     shards = config.harvest.tokens // config.harvest.rows_per_shard
     Order.check(config.dataset, shards, config.harvest.rows_per_shard, plan.stream(plan.saes[0].hooks))
     return plan
@@ -129,4 +139,6 @@ def _planned(plan: SweepPlan, inputs: tuple[Hook, ...], targets: tuple[Hook, ...
     layout = SaeLayout.of(plan.card.name, label(inputs, targets), sae.width, sae.architecture, f"{sae.sparsity:g}-{digest}")
     layers = "-".join(str(hook.layer) for hook in inputs)
     site = "-".join(dict.fromkeys(hook.site for hook in inputs + targets))
-    return PlannedSae(f"{layers}.{site}/{sae.width}/{sae.architecture}/{sae.sparsity:g}", layout, inputs, targets, sae)
+    name = f"{layers}.{site}/{sae.width}/{sae.architecture}/{sae.sparsity:g}"
+    priority = max((n for pattern, n in plan.config.train.priority.items() if fnmatch(name, pattern)), default=0)
+    return PlannedSae(name, layout, inputs, targets, sae, priority)

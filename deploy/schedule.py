@@ -1,8 +1,9 @@
 """Which SAEs are trained next, as a state machine: events in, decisions out, no Ray, no clock.
 
-SAEs of one stream that train together share one read of it, so they form a *cohort* that starts together. Another cohort of that stream
-waits until the first has ended: it would hold the first up, or read alone until it has caught up. Cohorts are started in order of priority, then of the plan: one that does not fit into the free
-slots is passed by others of its priority, never by those of a lower one. What failed is tried again after all others.
+SAEs of one stream that train together share one read of it, so they form a *cohort* that starts together. Another cohort of
+that stream waits until the first has ended: it would hold the first up, or read alone until it has caught up. Cohorts are
+started in order of priority, then of the plan: one that does not fit into the free slots is passed by others of its
+priority, never by those of a lower one. What failed is tried again after all others.
 """
 
 from collections import Counter
@@ -69,6 +70,14 @@ class Schedule:
     def stopped(self, name: str, why: str) -> None:
         """It was ended early, and is not to go on."""
         self._end(name, "stopped", why)
+
+    def withdraw(self, name: str, why: str) -> bool:
+        """The same of one that waits, to be tried again; False if it does not wait."""
+        entry = next((entry for entry in self._waiting if entry.name == name), None)
+        if entry:
+            self._waiting.remove(entry)
+            self.endings[name] = Ending("stopped", self.tries[name], why)
+        return entry is not None
 
     def failed(self, name: str, why: str, may_pass: bool) -> bool:
         """A try failed; ``may_pass``: another may go better. Returns whether it will be tried again."""

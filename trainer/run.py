@@ -198,4 +198,3 @@ class Run:
                 (metrics.TRAINER_DEAD, row.dead_latents),
             ):
                 gauge.labels(name).set(value)
-
