@@ -80,6 +80,10 @@ class Stream:
         """Read nothing more than what is being read now."""
         for thread in self._threads():
             thread.stop(at_once=True)
+        for gauge in (metrics.SERVER_WINDOW_BATCHES, metrics.SERVER_WINDOW_CAPACITY, metrics.SERVER_CONSUMERS):
+            gauge.remove(self.spec.label)
+        for sae in self._lagging:
+            metrics.SERVER_LAG.remove(self.spec.label, sae)
 
     def join(self, timeout: float) -> None:
         """After ``close``: wait for the reading threads to end."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from scopemill.proto.config import Config, Place
+from scopemill.proto.config import Config, NodeLabels, Place
 from scopemill.proto.dataset import Dtype
 from scopemill.proto.hooks import SITES
 
@@ -64,6 +64,7 @@ class HarvestConfig(Config):
     actors: int = Field(1, ge=1, description="Harvester actors.")
     cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per harvester; also its threads.")
     gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per harvester.")
+    labels: NodeLabels = Field({}, description="Labels of the Ray nodes that harvesters run on; absent: any node.")
 
     @model_validator(mode="after")
     def _consistent(self):

@@ -60,6 +60,7 @@ class SaeLayout:
         self.metrics = f"{root}/metrics.json"
         self.provenance = f"{root}/provenance.json"
         self.history = f"{root}/history.parquet"
+        self.stopped = f"{root}/stopped.json"  # written when rivals outdo it; deleted, its training goes on
         self.checkpoints = f"{root}/checkpoints"
 
     @staticmethod
@@ -87,6 +88,7 @@ class SweepLayout:
     def __init__(self, name: str):
         self.root = f"sweeps/{checked_name('sweep', name)}"
         self.config = f"{self.root}/sweep.yaml"
+        self.halving = f"{self.root}/halving.json"
         self.results = f"{self.root}/results.parquet"
         self.results_csv = f"{self.root}/results.csv"
         self.report = f"{self.root}/report.html"

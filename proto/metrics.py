@@ -56,6 +56,11 @@ TRAINER_LATENTS = Gauge("scopemill_trainer_latents", "Latents of the SAE", ["sae
 TRAINER_CHECKPOINT = Gauge(
     "scopemill_trainer_checkpoint_timestamp_seconds", "When the last checkpoint was committed; before that, when training began", ["sae"]
 )
+# All of one SAE in the process that trains it: removed together once that process trains another.
+OF_TRAINER = (
+    TRAINER_STEP, TRAINER_STEPS, TRAINER_TOKENS, TRAINER_SECONDS, TRAINER_LOSS, TRAINER_L0, TRAINER_FVU, TRAINER_DEAD, TRAINER_LATENTS,
+    TRAINER_CHECKPOINT,
+)  # fmt: skip
 
 EVALUATIONS = Counter("scopemill_evaluations", "Checkpoints evaluated")
 EVALUATED_FVU = Gauge("scopemill_evaluated_fvu", "FVU of the newest evaluated checkpoint", ["sae"])

@@ -517,6 +517,24 @@ def test_streams_of_one_server_are_independent(serve, bucket, tmp_path):
         assert trainee.finish() == list(enumerate(batches(bucket, manifest, trainee.stream, trainee.stop_at)))
 
 
+def test_streams_come_and_go_within_the_memory_of_one(serve, bucket):
+    manifest = make_dataset(bucket, hooks={A: WIDTH, B: 700}, shards=4, rows=256)
+    server = serve(bucket)
+    for stream in (spec((A,)), spec((B,)), spec((A,))):
+        server.expect(stream, "one", 0, 6)  # at once: the word of the last stream's trainer may still be on its way
+        assert Trainee(server, "one", stream, stop=6).finish() == list(enumerate(batches(bucket, manifest, stream, 6)))
+    soon(lambda: not server._streams, "the last one goes too")
+    assert not [t for t in threading.enumerate() if t.name.startswith("reader-") and t.is_alive() and B in t.name]
+
+
+def test_a_stream_whose_trainer_never_comes_gives_its_place_to_another(serve, bucket):
+    make_dataset(bucket, hooks={A: WIDTH, B: 700}, shards=4, rows=256)
+    server = serve(bucket, join_seconds=0.3)
+    server.expect(spec((A,)), "absent", 0, 6)
+    server.expect(spec((B,)), "present", 0, 6)
+    assert [stream.hooks for stream in server._streams] == [(B,)]
+
+
 def test_a_batch_of_several_hooks_comes_as_an_aligned_array_for_each(serve, bucket):
     make_dataset(bucket, hooks={A: 1024, B: 96}, shards=2, rows=128)
     stream = spec((B, A), batch=32)
@@ -613,8 +631,7 @@ def test_a_corrupt_shard_is_reported_to_every_client_by_its_object(serve, bucket
         with pytest.raises(errors.CorruptObject, match=path):
             trainee.finish()
         assert [k for k, _ in trainee.got] == list(range(len(trainee.got)))
-    stream = server._streams[spec()]
-    soon(lambda: not stream.window.loading and not stream.window.consumers, "both have left, and nothing is being read")
+    soon(lambda: not server._streams, "both have left, and so has the stream")
     bucket.write(path, whole)
     assert len(Trainee(server, "a", stop=16).finish()) == 16  # what was mended is read again
 
@@ -902,6 +919,7 @@ def test_memory_is_used_again_however_long_a_stream_is(serve, processes, monkeyp
     trainees = [Trainee(server, name, stop=8 * EPOCH, steps=0) for name in ("a", "b")]
     for trainee in trainees:
         trainee.has(1)
+    stream = server._streams[spec()]
     processes.append(killed := Process(server, pause=1000))
     killed.take(1)
     killed.kill()  # with batches on their way
@@ -909,7 +927,6 @@ def test_memory_is_used_again_however_long_a_stream_is(serve, processes, monkeyp
         trainee.allow_all()
     assert all(len(trainee.finish()) == 8 * EPOCH for trainee in trainees)
     assert CAPACITY <= len(slots) <= CAPACITY + 3 * client_module.CREDIT_BATCHES + 1
-    stream = next(iter(server._streams.values()))
     soon(lambda: {id(s) for s in stream._free} == slots.keys(), "every slot comes back", 10)
     assert len(stream._free) == len(slots), "none comes back twice"
     assert not server._sending and not stream.slots and not stream.alone
