@@ -42,6 +42,8 @@ class Slots:
 
     def take(self) -> Slot:
         """A slot to be filled. How many there are is bounded by the window's capacity and the consumers' credit."""
+        if not self.free:
+            self.recycle()  # what was dropped a moment ago: the window has jumped
         if self.free:
             slot = self.free.pop()
         else:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
-from threading import Thread
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -66,17 +66,23 @@ def serve(dataset) -> Iterator[Callable[..., ActivationServer]]:
 
 
 class Trainee(Thread):
-    def __init__(self, server: ActivationServer, name: str, pause: float = 0.0, cursor: int = 0):
+    """A client in a thread. It begins when ``go`` is set."""
+
+    def __init__(self, server: ActivationServer, name: str, pause: float = 0.0, go: bool = True):
         super().__init__(daemon=True)
-        self.client = StreamClient(server.address, STREAM, name, cursor, BATCHES, take=self.take)
+        self.client = StreamClient(server.address, STREAM, name, 0, BATCHES, take=self.take)
         self.got: list[str] = []
         self.pause, self.from_ring = pause, 0
+        self.go = Event()
+        if go:
+            self.go.set()
         self.start()
 
     def take(self, arrays: list[np.ndarray]) -> str:
         return blake2b(arrays[0].tobytes()).hexdigest()
 
     def run(self) -> None:
+        self.go.wait(60)
         for _, digest in self.client:
             self.got.append(digest)
             self.from_ring += self.client._ring is not None
@@ -84,6 +90,7 @@ class Trainee(Thread):
         self.client.close()
 
     def finish(self) -> list[str]:
+        self.go.set()
         self.join(60)
         assert not self.is_alive()
         return self.got
@@ -189,10 +196,10 @@ def halves(process: subprocess.Popen, count: int) -> list[str]:
 def test_a_killed_trainer_gives_back_its_slots(serve, start, wanted):
     server = serve(join_seconds=0.3)
     process = start(server, 0.0)
-    server.expect(STREAM, "other", 0, BATCHES)
+    other = Trainee(server, "other", go=False)
     halves(process, 3)
     process.kill()
-    assert Trainee(server, "other").finish() == wanted
+    assert other.finish() == wanted
     memory = server._streams[STREAM].memory
     deadline = time.monotonic() + 20
     while len(memory.free) < memory.count and time.monotonic() < deadline:
@@ -204,11 +211,11 @@ def test_a_trainer_that_was_frozen_over_half_a_batch_sees_that_it_was_overwritte
     monkeypatch.setattr(server_module, "LIVENESS", {server_module.zmq.HEARTBEAT_IVL: 50, server_module.zmq.HEARTBEAT_TIMEOUT: 300})
     monkeypatch.setattr(server_module, "HEARTBEAT_SECONDS", 0.2)
     server = serve(join_seconds=0.3)
-    server.expect(STREAM, "other", 0, BATCHES)
-    process = start(server, 0.02)
+    other = Trainee(server, "other", go=False)
+    process = start(server, 0.05)
     lines = halves(process, 3)
     process.send_signal(signal.SIGSTOP)
-    assert Trainee(server, "other").finish() == wanted  # three times through all slots of the ring
+    assert other.finish() == wanted  # three times through all slots of the ring
     process.send_signal(signal.SIGCONT)
     rest, _ = process.communicate(timeout=60)
     lines += rest.split("\n")
