@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as parquet
 import torch
 from prometheus_client import REGISTRY
@@ -171,7 +170,7 @@ stream.close()
 
 
 def ring_over_socket(folder: Path, trainers: int = 4, first: int = 48, batches: int = 160) -> float:
-    """Bytes/s that trainers in processes of their own take from the server of their host, from batch ``first`` on: shared memory over TCP."""
+    """Bytes/s that trainers in processes of their own get from the server of their host: shared memory over TCP."""
     bucket = Bucket(str(folder))
     hooks = tuple(hook.name for hook in read_manifest(bucket, "bench").hooks[:4])
     spec = StreamSpec("bench", hooks, 4096, 0, 4)
