@@ -83,4 +83,5 @@ class BlockLane:
                 return
             metrics.STORE_CORRUPT_READS.inc()
             if last:
+                self.close()  # whoever mends the object puts another file in its place
                 raise wrong_bytes(self._place)
