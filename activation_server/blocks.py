@@ -32,7 +32,7 @@ class BlockLane:
         self._edge_block: int | None = None  # of the open chunk
 
     def want(self, shard: int, row: int, following: int | None) -> None:
-        """The system begins to read the chunk of a row. Of the shard that follows nothing is held before it is there."""
+        """Open the chunk of a row, so that what is wrong with it is known before any row is copied. ``following`` needs no care here."""
         self._open((shard, row // self._chunk_rows))
 
     def read(self, shard: int, start: int, into: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from scopemill.proto.dataset import ArraySpec, DatasetManifest, ShardCommit, rea
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.wire import StreamSpec
 
-# Chunk reads under way per stream. On a local disk two are enough; an object store answers several at once.
+# Chunk reads under way per stream: an object store answers several at once.
 READS_AT_ONCE = 4
 
 
