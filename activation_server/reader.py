@@ -1,4 +1,7 @@
-"""Batches from shards: chunk objects read once, in order, into reused memory, one chunk ahead, over the ends of shards too."""
+"""Batches from shards, each chunk object read once, in order, into reused memory.
+
+From an object store chunks come whole, one ahead, over the ends of shards too. Local files are read in blocks (`blocks`).
+"""
 
 import threading
 import time
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scopemill.activation_server.blocks import BlockLane
 from scopemill.activation_server.order import Order
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import ArraySpec, DatasetManifest, ShardCommit, read_chunk, read_commit, read_rolling
@@ -15,7 +19,7 @@ from scopemill.proto.errors import MissingObject, Stopped
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.wire import StreamSpec
 
-# Chunk reads under way per stream. On a local disk two are enough; an object store answers several at once.
+# Chunk reads under way per stream: an object store answers several at once.
 READS_AT_ONCE = 4
 ROLLING_POLL_SECONDS = 1.0  # between looks for a shard that is still to be made
 
@@ -32,7 +36,7 @@ class StreamReader:
         self._layout = DatasetLayout(manifest.dataset)
         self._specs = [manifest.array(hook) for hook in stream.hooks]
         self._batch_size = stream.batch_size
-        self._lanes: dict[tuple[int, str], _Lane] = {}
+        self._lanes: dict[tuple[int, str], _ChunkLane | BlockLane] = {}
         self._commits: dict[int, ShardCommit] = {}
         self._recycled: list[bytearray] = []
         self._lock = threading.Lock()  # guards what the reading threads share: commits, recycled memory and the count
@@ -58,10 +62,10 @@ class StreamReader:
         pieces, filled = self._order.pieces(k), 0
         upcoming = self._order.next_group(k)
         following = self._order.shards(upcoming) if upcoming < stop and self._are_there(upcoming) else ()
-        lanes = [[self._lane(piece.place, spec, following) for piece in pieces] for spec in self._specs]
+        lanes = [[self._lane(piece.place, spec) for piece in pieces] for spec in self._specs]
         for of_hook in lanes:
             for lane, piece in zip(of_hook, pieces, strict=True):  # what is not on its way yet is read side by side
-                lane.want(piece.shard, piece.start)
+                lane.want(piece.shard, piece.start, following[piece.place] if piece.place < len(following) else None)
         for spec, of_hook in zip(self._specs, lanes, strict=True):
             size = self._batch_size * spec.width * spec.dtype.itemsize
             rows = np.frombuffer(into[filled : filled + size], dtype=spec.dtype).reshape(self._batch_size, spec.width)
@@ -81,6 +85,8 @@ class StreamReader:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        for lane in self._lanes.values():
+            lane.close()
 
     def _wait_for_shards(self, k: int) -> None:
         """In rolling mode a batch's shards may be still to come. MissingObject if they are gone."""
@@ -109,18 +115,24 @@ class StreamReader:
             return self._commit(shard) is not None
         return False
 
-    def _lane(self, place: int, spec: ArraySpec, following: tuple[int, ...]) -> "_Lane":
-        lane = self._lanes.setdefault((place, spec.name), _Lane(self, spec))
-        lane.following = following[place] if place < len(following) else None
-        return lane
+    def _lane(self, place: int, spec: ArraySpec) -> "_ChunkLane | BlockLane":
+        if (place, spec.name) not in self._lanes:
+            local = self._bucket.is_local
+            self._lanes[place, spec.name] = (
+                BlockLane(self._bucket, self._layout, spec, self._commit, self._count) if local else _ChunkLane(self, spec)
+            )
+        return self._lanes[place, spec.name]
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            self.bytes_read += size
 
     def _fetch(self, shard: int, spec: ArraySpec, index: int) -> "_Chunk":
         commit = self._commit(shard)
         buffer = self._memory(spec.chunk_bytes)
         folder, crc = self._layout.array(shard, spec.name), commit.checksums[spec.name][index]
         data = read_chunk(self._bucket, folder, spec, index, crc, memoryview(buffer)[: spec.chunk_bytes])
-        with self._lock:
-            self.bytes_read += spec.chunk_bytes
+        self._count(spec.chunk_bytes)
         return _Chunk(data, buffer)
 
     def _commit(self, shard: int) -> ShardCommit:
@@ -150,21 +162,24 @@ class _Chunk:
     buffer: bytearray  # what `rows` is a view of
 
 
-class _Lane:
+class _ChunkLane:
     """One array at one place of the group, through the shards that come to this place in turn: the chunk in use, and the next one
     on its way."""
 
     def __init__(self, owner: StreamReader, spec: ArraySpec):
-        self.following: int | None = None  # the shard that comes here after the present one
+        self._following: int | None = None  # the shard that comes here after the present one
         self._owner, self._spec = owner, spec
         self._at: tuple[int, int] | None = None  # shard and index of the chunk in use
         self._chunk: _Chunk | None = None
         self._ahead: tuple[int, int] | None = None
         self._coming: Future | None = None
 
-    def want(self, shard: int, row: int) -> None:
-        """See to it that the chunk of a row is here or on its way."""
-        at = (shard, row // self._spec.chunk_rows)
+    def want(self, shard: int, row: int, following: int | None) -> None:
+        """See to it that the chunk of a row is here or on its way. After this shard ``following`` comes to this place."""
+        self._following = following
+        self._see_to((shard, row // self._spec.chunk_rows))
+
+    def _see_to(self, at: tuple[int, int]) -> None:
         if at not in (self._at, self._ahead):
             self._read_ahead(at)
 
@@ -177,18 +192,21 @@ class _Lane:
             into[done : done + n] = self._rows(shard, index)[offset : offset + n]
             done += n
 
+    def close(self) -> None:
+        """What is on its way was cancelled with the pool."""
+
     def _rows(self, shard: int, index: int) -> np.ndarray:
         if self._at != (shard, index):
             if self._chunk:
                 self._owner._recycle(self._chunk.buffer)
             self._chunk = self._at = None  # and so it stays if the read fails
-            self.want(shard, index * self._spec.chunk_rows)
+            self._see_to((shard, index))
             coming, self._coming, self._ahead = self._coming, None, None
             self._chunk, self._at = coming.result(), (shard, index)
             if index + 1 < self._spec.chunks:
                 self._read_ahead((shard, index + 1))
-            elif self.following is not None and (self.following, 0) != self._at:
-                self._read_ahead((self.following, 0))
+            elif self._following is not None and (self._following, 0) != self._at:
+                self._read_ahead((self._following, 0))
         return self._chunk.rows
 
     def _read_ahead(self, at: tuple[int, int]) -> None:

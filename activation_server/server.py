@@ -1,13 +1,13 @@
 """The activation server: a ROUTER socket, and around it the streams' windows.
 
 One thread owns the socket and every window; other threads hand it work through `_inbox` and wake it. Batches leave
-without a copy: a slot is used again only after ZeroMQ has sent the last frame that refers to it.
+without a copy: a slot is used again only after ZeroMQ has sent the last frame that refers to it. A trainer of this
+host is not even sent the bytes, but where they lie in shared memory; such a slot is used again once it has asked beyond it.
 """
 
 import logging
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
@@ -16,6 +16,8 @@ import zmq
 
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.keys import ServerKeys
+from scopemill.activation_server.ring import this_host
+from scopemill.activation_server.slots import Slot
 from scopemill.activation_server.stream import Stream
 from scopemill.activation_server.window import Detached, Drop, Finish, GaveUp, Load, LoadAlone, Send, Skipped
 from scopemill.proto import metrics, wire
@@ -38,8 +40,8 @@ LIVENESS = {zmq.HEARTBEAT_IVL: 5000, zmq.HEARTBEAT_TIMEOUT: 30000}
 class Peer:
     """A connected trainer: its address on the socket, the stream it reads, and what we last sent."""
 
-    def __init__(self, identity: bytes, consumer: str, stream: Stream):
-        self.identity, self.consumer, self.stream = identity, consumer, stream
+    def __init__(self, identity: bytes, consumer: str, stream: Stream, segment: wire.Segment):
+        self.identity, self.consumer, self.stream, self.segment = identity, consumer, stream, segment
         self.last_sent = 0.0
 
 
@@ -58,8 +60,7 @@ class ActivationServer:
         self._manifests: dict[str, DatasetManifest] = {}
         self._peers: dict[bytes, Peer] = {}
         self._identities: dict[tuple[wire.StreamSpec, str], bytes] = {}
-        self._sending: dict[int, list[zmq.MessageTracker]] = defaultdict(list)  # by id of the slot
-        self._draining: list[tuple[Stream, bytearray]] = []
+        self._sending = False  # whether a slot waits for a frame to leave
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stopping = False
         self._ticked = time.monotonic()
@@ -131,10 +132,10 @@ class ActivationServer:
         poller.register(self._wake_in, zmq.POLLIN)
         next_tick = 0.0
         while not self._stopping:
-            for socket, _ in poller.poll(timeout=20 if self._draining else TICK_SECONDS * 500):
+            for socket, _ in poller.poll(timeout=20 if self._sending else TICK_SECONDS * 500):
                 self._drain(socket)
             self._work_off_inbox()  # also when nothing came: what a failed send has left there must not wait for a message
-            self._recycle_sent()
+            self._sending = any([stream.memory.recycle() for stream in self._streams.values()])
             if time.monotonic() >= next_tick:
                 self._tick()
                 next_tick = time.monotonic() + TICK_SECONDS
@@ -186,7 +187,9 @@ class ActivationServer:
             credit = min(message.credit // peer.stream.batch_bytes, MAX_CREDIT_BATCHES)
             if not credit:
                 raise WireError(f"a credit of {message.credit} bytes is less than one batch of {peer.stream.batch_bytes}")
-            self._carry_out(peer.stream, window.ask(peer.consumer, message.cursor, credit, now))
+            decisions = window.ask(peer.consumer, message.cursor, credit, now)
+            peer.stream.memory.passed(peer.consumer, window.consumers[peer.consumer].arrived)
+            self._carry_out(peer.stream, decisions)
         elif isinstance(message, wire.Bye):
             self._forget(peer)
             self._carry_out(peer.stream, window.leave(peer.consumer, now))
@@ -205,11 +208,12 @@ class ActivationServer:
         old = self._identities.get((hello.stream, hello.consumer))
         if old is not None and old in self._peers:
             self._forget(self._peers[old])
-        self._peers[identity] = Peer(identity, hello.consumer, stream)
+        segment = stream.segment if hello.host and hello.host == this_host() else wire.NO_SEGMENT
+        self._peers[identity] = Peer(identity, hello.consumer, stream, segment)
         self._identities[hello.stream, hello.consumer] = identity
         widths = tuple(stream.manifest.hook(hook).d for hook in hello.stream.hooks)
         skips = self._config.lag == "skip"
-        self._send(identity, wire.Welcome(wire.VERSION, widths, stream.manifest.dtype, stream.batches_per_epoch, skips))
+        self._send(identity, wire.Welcome(wire.VERSION, widths, stream.manifest.dtype, stream.batches_per_epoch, skips, segment))
         self._carry_out(stream, stream.window.join(hello.consumer, hello.cursor, hello.stop, now))
 
     def _stream(self, spec: wire.StreamSpec) -> Stream:
@@ -229,18 +233,18 @@ class ActivationServer:
             del self._streams[stream.spec]
             stream.close()
 
-    def _report(self, stream: Stream, index: int, slot: bytearray, consumer: str | None, problem: ScopemillError | None) -> None:
+    def _report(self, stream: Stream, index: int, slot: Slot, consumer: str | None, problem: ScopemillError | None) -> None:
         """From a reading thread: a batch is in its slot, or cannot be."""
         self._post(lambda: self._read_done(stream, index, slot, consumer, problem))
 
-    def _read_done(self, stream: Stream, index: int, slot: bytearray, consumer: str | None, problem: ScopemillError | None) -> None:
+    def _read_done(self, stream: Stream, index: int, slot: Slot, consumer: str | None, problem: ScopemillError | None) -> None:
         now = time.monotonic()
         if self._streams.get(stream.spec) is not stream:  # closed meanwhile
             return
         if problem is not None:
             log.error("%s", problem)
             stream.window.failed(index, consumer)
-            stream.recycle(slot)
+            stream.memory.drop(slot)
             for peer in [p for p in self._peers.values() if p.stream is stream and consumer in (None, p.consumer)]:
                 self._send(peer.identity, wire.Error.of(problem))
         elif consumer is None:
@@ -250,7 +254,7 @@ class ActivationServer:
             stream.alone[consumer, index] = slot
             self._carry_out(stream, stream.window.loaded_alone(consumer, index, now))
             if (unsent := stream.alone.pop((consumer, index), None)) is not None:
-                stream.recycle(unsent)
+                stream.memory.drop(unsent)
 
     def _carry_out(self, stream: Stream, decisions: list) -> None:
         label = stream.spec.label
@@ -263,7 +267,7 @@ class ActivationServer:
                 case Send(consumer, index):
                     self._send_batch(stream, consumer, index)
                 case Drop(index):
-                    self._draining.append((stream, stream.slots.pop(index)))
+                    stream.memory.drop(stream.slots.pop(index))
                 case Finish(consumer):
                     if (identity := self._identities.get((stream.spec, consumer))) is not None:
                         self._send(identity, wire.End(stream.window.consumers[consumer].stop))
@@ -283,16 +287,22 @@ class ActivationServer:
         alone = stream.alone.pop((consumer, index), None)
         slot = stream.slots[index] if alone is None else alone
         if (identity := self._identities.get((stream.spec, consumer))) is not None:
-            tracker = self._send(identity, wire.Batch(index), slot)
-            if tracker is not None:
-                self._sending[id(slot)].append(tracker)
+            if self._peers[identity].segment.slots and slot.place is not None:
+                sent = self._send(identity, wire.Shared(index, slot.place, int(slot.generation[0])))
+                if sent is not None:
+                    stream.memory.lend(slot, consumer, index)
+            else:
+                sent = self._send(identity, wire.Batch(index), slot.memory)
+                if sent is not None:
+                    slot.sending.append(sent)
+            if sent is not None:
                 metrics.SERVER_BYTES_SERVED.labels(stream.spec.label).inc(stream.batch_bytes)
         if alone is not None:
-            self._draining.append((stream, slot))
+            stream.memory.drop(slot)
 
-    def _send(self, identity: bytes, message: wire.Message, slot: bytearray | None = None) -> zmq.MessageTracker | None:
+    def _send(self, identity: bytes, message: wire.Message, body: memoryview | None = None) -> zmq.MessageTracker | None:
         """Send a message; None if the peer is gone, which its window is told at the next tick."""
-        frames = [identity, wire.encode(message)] + ([] if slot is None else [slot])
+        frames = [identity, wire.encode(message)] + ([] if body is None else [body])
         peer = self._peers.get(identity)
         try:
             tracker = self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False, track=True)
@@ -315,6 +325,7 @@ class ActivationServer:
         key = (peer.stream.spec, peer.consumer)
         if self._identities.get(key) == peer.identity:
             del self._identities[key]
+            peer.stream.memory.returned(peer.consumer)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -328,15 +339,3 @@ class ActivationServer:
             stream.observe(now - self._ticked)
             self._close_if_idle(stream)  # where one was expected that never came
         self._ticked = now
-
-    def _recycle_sent(self) -> None:
-        """Take back the slots whose last frame has left."""
-        still = []
-        for stream, slot in self._draining:
-            trackers = self._sending.get(id(slot), [])
-            if all(tracker.done for tracker in trackers):
-                self._sending.pop(id(slot), None)
-                stream.recycle(slot)
-            else:
-                still.append((stream, slot))
-        self._draining = still

@@ -1,22 +1,31 @@
 """One stream of the server: its window, its memory, and the threads that read for it."""
 
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import get_args
 
+import numpy as np
+
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.reader import StreamReader
+from scopemill.activation_server.ring import Ring
+from scopemill.activation_server.slots import Slot, Slots
 from scopemill.activation_server.window import WaitReason, Window
 from scopemill.proto import metrics
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import DatasetManifest
 from scopemill.proto.errors import InputError, ScopemillError
-from scopemill.proto.wire import StreamSpec
+from scopemill.proto.wire import NO_SEGMENT, StreamSpec
+
+log = logging.getLogger(__name__)
 
 # What a reading thread reports: the batch, its memory, whom it was read for (None: the window), or what went wrong.
-Report = Callable[["Stream", int, bytearray, "str | None", "ScopemillError | None"], None]
+Report = Callable[["Stream", int, Slot, "str | None", "ScopemillError | None"], None]
+# Slots beyond the window's: what trainers still read of what it has dropped. Were there more, their bytes would go through the socket.
+SPARE_SLOTS = 64
 
 
 class Stream:
@@ -36,10 +45,12 @@ class Stream:
                 f"{self.batch_bytes / 2**20:.1f} MiB: raise it or lower train.batch_size"
             )
         self.window = Window(capacity, config.lag, config.join_seconds, config.lag_seconds)
-        self.slots: dict[int, bytearray] = {}  # batches held
-        self.alone: dict[tuple[str, int], bytearray] = {}  # batches read for one consumer, about to be sent
+        self.slots: dict[int, Slot] = {}  # batches held
+        self.alone: dict[tuple[str, int], Slot] = {}  # batches read for one consumer, about to be sent
+        self.memory = Slots(self._new_slot)
+        self._ring = self._open_ring(capacity + SPARE_SLOTS)
+        self.segment = self._ring.segment if self._ring else NO_SEGMENT
         self._report = report
-        self._free: list[bytearray] = []
         self._window_reader = _ReadingThread(self, reader, None)
         self._private_readers: dict[str, _ReadingThread] = {}
         self._lagging: set[str] = set()  # whose lag the metrics tell
@@ -49,12 +60,12 @@ class Stream:
             counter.labels(spec.label)  # from 0 on, so that no rate misses the first increase
 
     def load(self, index: int) -> None:
-        self._window_reader.read(index, self._slot(), self.window.stop)
+        self._window_reader.read(index, self.memory.take(), self.window.stop)
 
     def load_alone(self, consumer: str, index: int) -> None:
         if consumer not in self._private_readers:
             self._private_readers[consumer] = _ReadingThread(self, self._new_reader(), consumer)
-        self._private_readers[consumer].read(index, self._slot(), self.window.consumers[consumer].stop)
+        self._private_readers[consumer].read(index, self.memory.take(), self.window.consumers[consumer].stop)
 
     def stop_reading_alone(self, attached: Callable[[str], bool]) -> None:
         """End the private readers of consumers that are back in the window, or gone."""
@@ -72,10 +83,6 @@ class Stream:
         for reason in get_args(WaitReason):
             metrics.SERVER_WAIT_SECONDS.labels(label, reason).inc(waits[reason] * seconds)
 
-    def recycle(self, slot: bytearray) -> None:
-        """Take a slot back that nobody reads or sends any more."""
-        self._free.append(slot)
-
     def close(self) -> None:
         """Read nothing more than what is being read now."""
         for thread in self._threads():
@@ -84,6 +91,8 @@ class Stream:
             gauge.remove(self.spec.label)
         for sae in self._lagging:
             metrics.SERVER_LAG.remove(self.spec.label, sae)
+        if self._ring:
+            self._ring.close()
 
     def join(self, timeout: float) -> None:
         """After ``close``: wait for the reading threads to end."""
@@ -93,19 +102,27 @@ class Stream:
     def _threads(self) -> list["_ReadingThread"]:
         return [self._window_reader, *self._private_readers.values()]
 
-    def _slot(self) -> bytearray:
-        # Slots in flight are bounded by the window's capacity and the consumers' credit, so this cannot grow without end.
-        return self._free.pop() if self._free else bytearray(self.batch_bytes)
+    def _open_ring(self, slots: int) -> Ring | None:
+        try:
+            return Ring(slots, self.batch_bytes)
+        except (OSError, AttributeError) as error:
+            log.warning("%s: no shared memory here (%s); trainers of this host get their bytes through the socket", self.spec.label, error)
+            return None
+
+    def _new_slot(self, number: int) -> Slot:
+        if self._ring and number < self.segment.slots:
+            return Slot(*self._ring.slot(number), number)
+        return Slot(memoryview(bytearray(self.batch_bytes)), np.zeros(1, np.uint64))
 
 
 class _ReadingThread:
     def __init__(self, stream: Stream, reader: StreamReader, consumer: str | None):
-        self._jobs: SimpleQueue[tuple[int, bytearray, int] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[int, Slot, int] | None] = SimpleQueue()
         self._stream, self._reader, self._consumer = stream, reader, consumer
         self._thread = threading.Thread(target=self._run, name=f"reader-{stream.spec.label}", daemon=True)
         self._thread.start()
 
-    def read(self, index: int, slot: bytearray, stop: int) -> None:
+    def read(self, index: int, slot: Slot, stop: int) -> None:
         self._jobs.put((index, slot, stop))
 
     def stop(self, at_once: bool = False) -> None:
@@ -127,7 +144,7 @@ class _ReadingThread:
             index, slot, stop = job
             problem = None
             try:
-                self._reader.read(index, memoryview(slot), stop)
+                self._reader.read(index, slot.memory, stop)
             except ScopemillError as error:
                 problem = error
             except Exception as error:  # whatever it is, it must reach the trainers rather than end this thread silently

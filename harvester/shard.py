@@ -1,5 +1,7 @@
 """One shard in memory, and how it becomes a committed Zarr group in the bucket."""
 
+import base64
+
 import numpy as np
 import torch
 import zarr
@@ -14,6 +16,7 @@ from scopemill.proto.dataset import (
     DatasetManifest,
     HookSums,
     ShardCommit,
+    block_checksums,
     chunk_parts,
     pack_vector,
 )
@@ -84,6 +87,7 @@ def write_shard(bucket: Bucket, shard: int, buffers: ShardBuffers, dropped_outli
     for path, data in zarr_metadata(manifest, buffers.specs).items():
         bucket.write(f"{layout.shard(shard)}/{path}", data)
     checksums: dict[str, list[int]] = {}
+    blocks: dict[str, str] = {}
     for spec in buffers.specs:
         data = buffers.stored(spec)
         checksums[spec.name] = []
@@ -91,12 +95,15 @@ def write_shard(bucket: Bucket, shard: int, buffers: ShardBuffers, dropped_outli
             crc, parts = chunk_parts(data[i * spec.chunk_rows : (i + 1) * spec.chunk_rows])
             bucket.write(f"{layout.array(shard, spec.name)}/{spec.chunk_key(i)}", *parts)
             checksums[spec.name].append(crc)
+        if spec.width is not None:
+            blocks[spec.name] = base64.b64encode(block_checksums(data, spec)).decode("ascii")
     commit = ShardCommit(
         shard=shard,
         rows=manifest.rows_per_shard,
         dropped_outliers=dropped_outliers,
         sums={h.name: buffers.sums(h.name) for h in manifest.hooks},
         checksums=checksums,
+        blocks=blocks,
     )
     bucket.create(layout.commit(shard), sealed_record(commit.model_dump(mode="json")))
     return commit

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -80,6 +80,26 @@ class Bucket:
                 return buffer[:filled]
 
         return self._do("read", path, read)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether objects are files of this machine, which can be read in parts."""
+        return self._local
+
+    def open_local(self, path: str) -> BinaryIO:
+        """The file of an object, of a bucket that is local."""
+        return self._do("read", path, lambda full: open(full, "rb", buffering=0))
+
+    @staticmethod
+    def read_at(file: BinaryIO, place: str, start: int, into: memoryview) -> int:
+        """Fill ``into`` from a byte of such a file on; returns how many bytes came, fewer only at its end."""
+        try:
+            filled = read = os.preadv(file.fileno(), [into], start)
+            while read and filled < len(into):
+                filled += (read := os.preadv(file.fileno(), [into[filled:]], start + filled))
+        except OSError as error:
+            raise StorageError(f"cannot read {place}: {error.strerror or error}") from error
+        return filled
 
     def write(self, path: str, *parts: Bytes) -> None:
         """Write an object, replacing what was there. Parts are joined without a copy where the store can."""

@@ -12,15 +12,18 @@ from typing import Any, Literal, TypeVar
 
 import crc32c
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from scopemill.proto.bucket import Bucket, Bytes
 from scopemill.proto.errors import Conflict, CorruptObject, MissingObject
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.seal import read_record, twice
 
+FORMAT = 2  # of a dataset: 1 had no checksums of blocks
 # A chunk of 32 MiB is large enough for object storage and small enough that K shards are read side by side.
 CHUNK_BYTES = 32 * 2**20
+# A block is checked by itself, so that a reader of local files needs no chunk in memory; it fits a core's cache.
+BLOCK_BYTES = 256 * 1024
 CRC_BYTES = 4
 CRC_RESIDUE = 0x48674BC7  # the CRC-32C of any bytes followed by their own CRC-32C
 ROW_LABELS = {"token_id": np.dtype("<i4"), "document": np.dtype("<i8"), "position": np.dtype("<i4")}
@@ -56,7 +59,7 @@ class HookStats(_Record):
 class DatasetManifest(_Record):
     """``dataset.json``: all that a reader needs, and all that a writer must agree with."""
 
-    format: Literal[1] = 1
+    format: int = FORMAT
     dataset: str
     identity: dict[str, Any]  # what the user asked for: a second harvest here must ask for the same
     model: str
@@ -67,6 +70,15 @@ class DatasetManifest(_Record):
     shards: int
     seed: int
     calibration_rows: int
+
+    @field_validator("format")
+    @classmethod
+    def _known(cls, format: int) -> int:
+        if format != FORMAT:
+            raise ValueError(
+                f"this dataset has format {format}, and this version reads format {FORMAT} only: harvest it anew under another name"
+            )
+        return format
 
     def hook(self, name: str) -> HookStats:
         for hook in self.hooks:
@@ -116,6 +128,19 @@ class ArraySpec(_Record):
         return math.prod(self.chunk_shape) * self.dtype.itemsize + CRC_BYTES
 
     @property
+    def block_rows(self) -> int:
+        return max(1, min(self.chunk_rows, BLOCK_BYTES // (self.dtype.itemsize * (self.width or 1))))
+
+    @property
+    def block_bytes(self) -> int:
+        return self.block_rows * self.dtype.itemsize * (self.width or 1)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a chunk; the last one may be shorter."""
+        return -(-self.chunk_rows // self.block_rows)
+
+    @property
     def chunks(self) -> int:
         return self.rows // self.chunk_rows
 
@@ -141,6 +166,11 @@ class ShardCommit(_Record):
     dropped_outliers: int
     sums: dict[str, HookSums]
     checksums: dict[str, list[int]]  # per array, the CRC-32C of each chunk
+    blocks: dict[str, str]  # per hook, the CRC-32C of each block, chunk after chunk: little-endian uint32 as base64
+
+    def block_checksums(self, spec: ArraySpec, index: int) -> np.ndarray:
+        """The CRC-32C of each block of a chunk."""
+        return np.frombuffer(base64.b64decode(self.blocks[spec.name]), dtype="<u4")[index * spec.blocks : (index + 1) * spec.blocks]
 
 
 class RollingRecord(_Record):
@@ -163,6 +193,13 @@ def pack_vector(x: np.ndarray) -> str:
 def vector(text: str) -> np.ndarray:
     """The inverse of ``pack_vector``."""
     return np.frombuffer(base64.b64decode(text), dtype="<f8")
+
+
+def block_checksums(data: np.ndarray, spec: ArraySpec) -> bytes:
+    """The CRC-32C of each block of an array's rows, as a commit record holds them before they are made text."""
+    chunks = np.split(data, spec.chunks)
+    blocks = [chunk[i : i + spec.block_rows] for chunk in chunks for i in range(0, len(chunk), spec.block_rows)]
+    return np.array([crc32c.crc32c(memoryview(block).cast("B")) for block in blocks], dtype="<u4").tobytes()
 
 
 def chunk_parts(data: np.ndarray) -> tuple[int, tuple[Bytes, Bytes]]:
@@ -190,14 +227,21 @@ def _read_chunk(bucket: Bucket, path: str, spec: ArraySpec, committed_crc: int, 
 
     stored = bucket.read_into(path, buffer, see)
     if len(stored) != spec.chunk_bytes:
-        raise CorruptObject(f"{bucket.place(path)} has {len(stored)} bytes, not the {spec.chunk_bytes} that were committed")
+        raise wrong_size(bucket.place(path), len(stored), spec)
     data, trailer = stored[:-CRC_BYTES], int.from_bytes(stored[-CRC_BYTES:], "little")
     if trailer != committed_crc or crc != CRC_RESIDUE:
-        raise CorruptObject(
-            f"{bucket.place(path)} does not match its checksum in the commit record: "
-            "delete the shard and its commit record, and harvest again"
-        )
+        raise wrong_bytes(bucket.place(path))
     return np.frombuffer(data, dtype=spec.dtype).reshape(spec.chunk_shape)
+
+
+def wrong_size(place: str, size: int, spec: ArraySpec) -> CorruptObject:
+    return CorruptObject(f"{place} has {size} bytes, not the {spec.chunk_bytes} that were committed")
+
+
+def wrong_bytes(place: str) -> CorruptObject:
+    return CorruptObject(
+        f"{place} does not match its checksum in the commit record: delete the shard and its commit record, and harvest again"
+    )
 
 
 def read_manifest(bucket: Bucket, dataset: str) -> DatasetManifest:

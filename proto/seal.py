@@ -57,7 +57,7 @@ def read_record(bucket: Bucket, path: str) -> dict[str, Any]:
             fields = json.loads(bucket.read(path))
             whole = fields.pop(SEAL) == _checksum(fields)
         except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
-            raise CorruptObject(f"{bucket.place(path)} is not a record that this version reads: it carries no checksum") from error
+            raise CorruptObject(f"{bucket.place(path)} carries no checksum: it is damaged, or another version made it") from error
         if not whole:
             raise _corrupt(bucket.place(path))
         return fields

@@ -1,13 +1,16 @@
 """Messages between trainers and the activation server.
 
-A message is one ZeroMQ message of one or two frames: a msgpack header of at most ``MAX_HEADER`` bytes, and for a batch
+A message is one ZeroMQ message of one or two frames: a msgpack header of at most ``MAX_HEADER`` bytes, and for a BATCH
 its raw bytes. A trainer says HELLO, is told the stream's shape (WELCOME), then asks with NEXT; the server answers
 with batches from ``cursor`` on while credit lasts, and with END after the last one. WAIT is the server's
 heartbeat: sent when nothing else was for a while. Each NEXT names a cursor: what lies before it has arrived.
+
+To a trainer of its own host the server's WELCOME names shared memory, and batches come as SHARED: where they lie instead of
+their bytes. A trainer that cannot open it says HELLO again, without a host.
 """
 
 import reprlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
@@ -15,7 +18,7 @@ import msgpack
 
 from scopemill.proto.errors import WireError
 
-VERSION = 1
+VERSION = 2
 NO_HELLO = "NoHello"  # the code of the error that a connection gets which has not said HELLO (again)
 MAX_HEADER = 64 * 1024
 MAX_NAME = 512
@@ -39,6 +42,19 @@ class StreamSpec:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """Shared memory of the server's process, as `activation_server.ring` lays it out. Without slots there is none."""
+
+    process: int
+    descriptor: int  # of the memory, in that process
+    token: str  # which the memory's name holds
+    slots: int
+
+
+NO_SEGMENT = Segment(0, 0, "", 0)
+
+
+@dataclass(frozen=True)
 class Hello:
     kind: ClassVar = "HELLO"
     version: int
@@ -46,6 +62,7 @@ class Hello:
     stream: StreamSpec
     cursor: int
     stop: int  # the first batch that it will not want
+    host: str  # as `activation_server.ring.this_host`; empty: send the bytes
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,7 @@ class Welcome:
     dtype: str
     batches_per_epoch: int
     skips: bool  # whether a trainer that is too slow loses batches
+    segment: Segment
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,16 @@ class Batch:
 
     kind: ClassVar = "BATCH"
     index: int
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A batch that lies in a slot of the segment, as long as the slot's generation is this one and until a NEXT beyond it."""
+
+    kind: ClassVar = "SHARED"
+    index: int
+    slot: int
+    generation: int
 
 
 @dataclass(frozen=True)
@@ -108,7 +136,7 @@ class Bye:
     cursor: int
 
 
-Message = Hello | Welcome | Next | Batch | Wait | End | Error | Bye
+Message = Hello | Welcome | Next | Batch | Shared | Wait | End | Error | Bye
 _KINDS: dict[str, type] = {message.kind: message for message in Message.__args__}  # type: ignore[attr-defined]
 
 
@@ -142,8 +170,8 @@ def _build(cls: type, body: Any) -> Any:
 
 
 def _value(cls: type, name: str, hint: Any, value: Any) -> Any:
-    if hint is StreamSpec:
-        return _build(StreamSpec, value)
+    if is_dataclass(hint):
+        return _build(hint, value)
     if get_origin(hint) is tuple:
         item = get_args(hint)[0]
         if isinstance(value, list) and value and all(_is(item, v) for v in value):

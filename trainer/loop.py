@@ -17,7 +17,6 @@ from scopemill.trainer.schedule import learning_rate, sparsity_factor
 # Of the places [row, latent] of a batch: with fewer entries than the first share the sparse way is the faster one, with more than
 # the second the dense one; between the two what was stays.
 SPARSE_BELOW, DENSE_ABOVE = 0.03, 0.05
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Loop:
@@ -159,13 +158,6 @@ class _Interval:
             waiting_share=min(1.0, (waited - self._waited) / seconds),
             **known,
         )
-
-
-def to_tensor(rows: np.ndarray, dtype: str, device: torch.device) -> torch.Tensor:
-    """A batch as it came over the wire [B, d] to float32 on the device; a copy, so the message's memory is free."""
-    bits = torch.empty(rows.shape, dtype=torch.int16 if dtype == "bfloat16" else torch.int32)
-    bits.numpy()[:] = rows.view(bits.numpy().dtype)
-    return bits.view(DTYPES[dtype]).to(device=device, dtype=torch.float32)
 
 
 def side_by_side(rows: list[torch.Tensor]) -> torch.Tensor:

@@ -23,9 +23,10 @@ from scopemill.trainer.architectures import initial_sae
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.formats import FinishedSae, write_saelens
 from scopemill.trainer.history import History, Row
-from scopemill.trainer.loop import Loop, side_by_side, to_tensor
+from scopemill.trainer.loop import Loop, side_by_side
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.start import started_from
+from scopemill.trainer.transfer import Batch, Transfer
 from scopemill.trainer.wiring import Port, Wiring
 
 log = logging.getLogger(__name__)
@@ -86,12 +87,16 @@ class Run:
         if loop.done:
             self._finish(loop)
             return loop.step_number
-        client = StreamClient(server, assignment.stream, assignment.name, loop.step_number, config.steps, self._stop.is_set, keys)
+        transfer = Transfer(self._device, self._batch)
+
+        def take(arrays: list[np.ndarray]):
+            with self._timed("copy"):
+                return transfer.take(arrays)
+
+        client = StreamClient(server, assignment.stream, assignment.name, loop.step_number, config.steps, self._stop.is_set, keys, take)
         try:
-            for index, arrays in client:
+            for index, batch in transfer.in_turn(client):
                 loop.skip_to(index)
-                with self._timed("copy"):
-                    batch = self._batch(arrays, client.dtype)
                 with self._timed("step"):
                     loop.step(*batch)
                 self._observe(loop, client.waited)
@@ -122,10 +127,9 @@ class Run:
         """Checkpoint after the step in work, and return."""
         self._stop.set()
 
-    def _batch(self, arrays: list[np.ndarray], dtype: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The stream's arrays, one per hook, as x [B, d_in] and y [B, d_out] in the units that the SAE sees."""
+    def _batch(self, rows: list[torch.Tensor]) -> Batch:
+        """The stream's rows, one tensor per hook, as x [B, d_in] and y [B, d_out] in the units that the SAE sees."""
         wiring, config = self._assignment.wiring, self._assignment.config
-        rows = [to_tensor(array, dtype, self._device) for array in arrays]
         for port, of_hook in zip(wiring.inputs + wiring.targets, rows, strict=True):
             if (factor := port.scale / port.unit(config)) != 1:
                 of_hook *= factor

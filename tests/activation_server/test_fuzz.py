@@ -13,6 +13,7 @@ from synthetic import make_dataset
 from scopemill.activation_server.client import StreamClient
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.order import Order
+from scopemill.activation_server.ring import this_host
 from scopemill.activation_server.server import ActivationServer
 from scopemill.proto import wire
 from scopemill.proto.bucket import Bucket
@@ -30,12 +31,12 @@ def valid(chance: random.Random) -> wire.Message:
     number = chance.choice([0, 1, 5, 17, 10**6, 2**40, 2**63 - 1])
     consumer = f"stranger {chance.randrange(50)}"
     return chance.choice([
-        wire.Hello(wire.VERSION, consumer, OTHER, number, chance.choice([0, 1, 40, 2**63 - 1])),
-        wire.Hello(wire.VERSION, consumer, OTHER, 0, 40),
+        wire.Hello(wire.VERSION, consumer, OTHER, number, chance.choice([0, 1, 40, 2**63 - 1]), chance.choice(["", "x", this_host()])),
+        wire.Hello(wire.VERSION, consumer, OTHER, 0, 40, this_host()),
         wire.Next(number, chance.choice([0, 1, 256, 10**5, 2**63 - 1])),
         wire.Next(chance.randrange(40), 10**4),
-        wire.Bye(number), wire.Batch(number), wire.End(number), wire.Wait("x"), wire.Error("x", "y"),
-        wire.Welcome(1, (8,), "float32", 4, False),
+        wire.Bye(number), wire.Batch(number), wire.End(number), wire.Wait("x"), wire.Error("x", "y"), wire.Shared(number, 0, 1),
+        wire.Welcome(1, (8,), "float32", 4, False, wire.Segment(1, 2, "x", 3)),
     ])  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def test_hostile_messages_neither_crash_nor_stall_the_server(bucket: Bucket, mon
             one.setsockopt(zmq.LINGER, 0)
             one.setsockopt(zmq.ROUTING_ID, b"fuzzer %d" % number)
             one.connect(server.address)
-            one.send(wire.encode(wire.Hello(wire.VERSION, "joined", OTHER, 0, 40)))
+            one.send(wire.encode(wire.Hello(wire.VERSION, "joined", OTHER, 0, 40, this_host())))
             assert one.poll(5000)
         # As the loop hands them on: from a peer that it can reach, and from one that it cannot.
         handled = threading.Semaphore(0)

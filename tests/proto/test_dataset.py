@@ -3,6 +3,7 @@
 import json
 import zlib
 
+import google_crc32c
 import numpy as np
 import pytest
 import s3fs
@@ -324,7 +325,7 @@ def test_a_hook_that_was_not_harvested_is_answered_with_those_that_were(manifest
 
 
 UNREADABLE = [
-    ({"format": 2}, "format"),
+    ({"format": 1}, "format"),
     ({"shards": None}, "shards"),
     ({"rows_per_shard": "many"}, "rows_per_shard"),
     ({"more": 1}, "more"),
@@ -377,3 +378,22 @@ def filled(buffers: ShardBuffers, value: float) -> ShardBuffers:
     values = {hook.name: torch.full((ROWS, hook.d), value) for hook in buffers.manifest.hooks}
     buffers.put(np.arange(ROWS), values, {name: np.ones(ROWS) for name in ROW_LABELS})
     return buffers
+
+
+def test_a_dataset_of_another_format_says_what_to_do(bucket, manifest):
+    bucket.write(LAYOUT.manifest, sealed_record(manifest.model_dump(mode="json") | {"format": 1}))
+    with pytest.raises(CorruptObject, match="has format 1, and this version reads format 2 only: harvest it anew under another name"):
+        read_manifest(bucket, "synthetic")
+
+
+@pytest.mark.parametrize("block_bytes", [1, 100, 256, 10**9])
+def test_blocks_cover_every_chunk_and_have_the_checksums_of_their_bytes(monkeypatch, tmp_path, block_bytes):
+    monkeypatch.setattr(schema, "CHUNK_BYTES", 700)
+    monkeypatch.setattr(schema, "BLOCK_BYTES", block_bytes)
+    bucket = Bucket(str(tmp_path))
+    made = make_dataset(bucket, "blocks", hooks={"blocks.0.hook_resid_post": 5}, shards=1, rows=60, dtype="bfloat16")
+    spec, commit, folder = made.array("blocks.0.hook_resid_post"), read_commit(bucket, "blocks", 0), DatasetLayout("blocks")
+    for index in range(spec.chunks):
+        data = bucket.read(f"{folder.array(0, spec.name)}/{spec.chunk_key(index)}")[:-4]
+        found = [google_crc32c.value(data[i : i + spec.block_bytes]) for i in range(0, len(data), spec.block_bytes)]
+        assert commit.block_checksums(spec, index).tolist() == found and len(found) == spec.blocks

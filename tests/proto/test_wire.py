@@ -11,17 +11,34 @@ from hypothesis import strategies as st
 
 from scopemill.proto import wire
 from scopemill.proto.errors import StorageError, WireError
-from scopemill.proto.wire import Batch, Bye, End, Error, Hello, Message, Next, StreamSpec, Wait, Welcome, decode, encode
+from scopemill.proto.wire import (
+    Batch,
+    Bye,
+    End,
+    Error,
+    Hello,
+    Message,
+    Next,
+    Segment,
+    Shared,
+    StreamSpec,
+    Wait,
+    Welcome,
+    decode,
+    encode,
+)
 
 counts = st.integers(0, 2**63 - 1)
 names = st.text(max_size=40)
 hooks = st.lists(names, min_size=1, max_size=6).map(tuple)
 streams = st.builds(StreamSpec, names, hooks, counts, counts, counts)
+segments = st.builds(Segment, counts, counts, names, counts)
 MESSAGES = {
-    Hello: st.builds(Hello, counts, names, streams, counts, counts),
-    Welcome: st.builds(Welcome, counts, st.lists(counts, min_size=1, max_size=20).map(tuple), names, counts),
+    Hello: st.builds(Hello, counts, names, streams, counts, counts, names),
+    Welcome: st.builds(Welcome, counts, st.lists(counts, min_size=1, max_size=20).map(tuple), names, counts, st.booleans(), segments),
     Next: st.builds(Next, counts, counts),
     Batch: st.builds(Batch, counts),
+    Shared: st.builds(Shared, counts, counts, counts),
     Wait: st.builds(Wait, names),
     End: st.builds(End, counts),
     Error: st.builds(Error, names, st.text(max_size=2000)),
@@ -29,10 +46,11 @@ MESSAGES = {
 }
 STREAM = StreamSpec("demo", ("blocks.0.hook_resid_post", "blocks.3.hook_mlp_out"), 4096, 0, 4)
 EXAMPLES = [
-    Hello(1, "sae-7", STREAM, 12, 400),
-    Welcome(1, (192, 192), "bfloat16", 97, True),
+    Hello(1, "sae-7", STREAM, 12, 400, "a boot"),
+    Welcome(1, (192, 192), "bfloat16", 97, True, Segment(4242, 17, "5eed", 80)),
     Next(3, 2**26),
     Batch(2**40),
+    Shared(2**40, 3, 12),
     Wait("reading ahead"),
     End(400),
     Error("Conflict", "The stream is another one."),
@@ -203,7 +221,7 @@ def check_fields(message: Any) -> None:
                 assert len(item) <= (wire.MAX_SENTENCE if field.name == "sentence" else wire.MAX_NAME)
             elif type(item) is not bool:
                 assert type(item) is int and 0 <= item < 2**63
-        shape = {tuple: "tuple", str: "str", int: "int", bool: "bool", StreamSpec: "StreamSpec"}[type(value)]
+        shape = "tuple" if isinstance(value, tuple) else type(value).__name__
         assert str(getattr(field.type, "__name__", field.type)).startswith(shape)
 
 

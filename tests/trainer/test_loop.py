@@ -14,7 +14,7 @@ from scopemill.trainer import checkpoint
 from scopemill.trainer.architectures import initial_sae
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.history import History
-from scopemill.trainer.loop import Loop, to_tensor
+from scopemill.trainer.loop import Loop
 from scopemill.trainer.schedule import learning_rate, sparsity_factor
 from scopemill.trainer.wiring import Port, Shape, Wiring
 
@@ -301,31 +301,3 @@ def test_the_historys_numbers_are_those_of_the_published_formulas(name):
     assert row.fvu == pytest.approx(reference.fvu, rel=1e-4) and row.l0 == pytest.approx(reference.on.sum(axis=1).mean(), rel=1e-6)
     assert row.reconstruction == pytest.approx((reference.error**2).sum(axis=1).mean(), rel=1e-4)
     assert row.sparsity == pytest.approx(reference.penalty(reference.p, reference.f, reference.on.mean(axis=0)), rel=1e-4)
-
-
-def test_every_bfloat16_is_converted_exactly():
-    bits = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
-    expected = (bits.astype(np.uint32) << 16).view(np.float32)
-    found = to_tensor(bits, "bfloat16", torch.device("cpu"))
-    assert found.dtype == torch.float32 and found.shape == (256, 256)
-    number = ~np.isnan(expected)
-    assert np.array_equal(found.numpy().view(np.uint32)[number], expected.view(np.uint32)[number]), "the sign of zero too"
-    assert np.isnan(found.numpy()[~number]).all()
-
-
-def test_float32_is_taken_bit_for_bit():
-    bits = np.random.default_rng(0).integers(0, 2**32, size=(64, 32), dtype=np.uint32)
-    found = to_tensor(bits.view(np.float32), "float32", torch.device("cpu"))
-    assert found.dtype == torch.float32 and np.array_equal(found.numpy().view(np.uint32), bits)
-
-
-@pytest.mark.parametrize(("dtype", "stored"), [("bfloat16", np.uint16), ("float32", np.float32)])
-def test_a_batch_is_independent_of_the_messages_memory(dtype, stored):
-    memory = bytearray(np.arange(1, 13, dtype=stored).tobytes())
-    readonly = np.frombuffer(memoryview(memory).toreadonly(), dtype=stored).reshape(3, 4)
-    found = to_tensor(readonly, dtype, torch.device("cpu"))
-    kept = found.clone()
-    memory[:] = bytes([255]) * len(memory)
-    assert torch.equal(found, kept)
-    found.zero_()
-    assert memory == bytes([255]) * len(memory)

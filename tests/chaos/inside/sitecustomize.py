@@ -78,9 +78,10 @@ def journalled(client: type) -> None:
 
     def noted(self):
         with open(FOLDER / "journal", "a", buffering=1) as journal:
-            for k, arrays in batches(self):
-                journal.write(f"{os.getpid()} {self._consumer} {k} {zlib.crc32(arrays[0].tobytes())}\n")
-                yield k, arrays
+            for k, taken in batches(self):
+                (x, _), _ = taken
+                journal.write(f"{os.getpid()} {self._consumer} {k} {zlib.crc32(x.numpy().tobytes())}\n")
+                yield k, taken
 
     client.__iter__ = noted
 

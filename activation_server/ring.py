@@ -1,0 +1,97 @@
+"""Shared memory between a server and the trainers of its own host: batches lie in it, and messages only say where.
+
+It has no name in any file system: it is a memfd, opened through the server's entry in /proc. So it is gone with its last
+process, however that one ends; it is as large as memory allows, whatever the size of /dev/shm; and nobody opens it
+but the server's own user. Where there is no memfd or no /proc, batches go through the socket.
+
+    generations: uint64 of each slot | slot 0 | slot 1 | ...      (each part begins at a multiple of 64 bytes)
+
+A slot's generation grows before it is filled anew, so a trainer that was taken for dead sees that its batch is gone.
+"""
+
+import fcntl
+import mmap
+import os
+import secrets
+from functools import cache
+
+import numpy as np
+
+from scopemill.proto.wire import Segment
+
+ALIGNMENT = 64
+
+
+@cache
+def this_host() -> str:
+    """Equal for two processes exactly if each finds the other in /proc: the boot's id and the namespace of process ids.
+
+    Empty where that cannot be told.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+class _Layout:
+    def __init__(self, slots: int, slot_bytes: int):
+        self._first, self._stride, self._size = _aligned(8 * slots), _aligned(slot_bytes), slot_bytes
+        self.slots, self.length = slots, self._first + slots * self._stride
+
+    def slot(self, memory: memoryview, place: int) -> memoryview:
+        start = self._first + place * self._stride
+        return memory[start : start + self._size]
+
+
+class Ring:
+    """The server's end. OSError or AttributeError where this system has no such memory."""
+
+    def __init__(self, slots: int, slot_bytes: int):
+        self._layout, token = _Layout(slots, slot_bytes), secrets.token_hex(16)
+        self._file = os.memfd_create(_name(token), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self._file, self._layout.length)  # of which only what is touched takes memory
+        fcntl.fcntl(self._file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        self._memory = memoryview(mmap.mmap(self._file, self._layout.length))
+        self._generations = np.frombuffer(self._memory, dtype="<u8", count=slots)
+        self.segment = Segment(os.getpid(), self._file, token, slots)
+
+    def slot(self, place: int) -> tuple[memoryview, np.ndarray]:
+        """A slot's memory, and its generation (1,)."""
+        return self._layout.slot(self._memory, place), self._generations[place : place + 1]
+
+    def close(self) -> None:
+        """Nobody can open it any more. The memory itself goes with the last view of it."""
+        os.close(self._file)
+
+
+class RingView:
+    """A trainer's end, which can only read. OSError or ValueError if that segment cannot be seen from here."""
+
+    def __init__(self, segment: Segment, slot_bytes: int):
+        path, name = f"/proc/{segment.process}/fd/{segment.descriptor}", _name(segment.token)
+        if os.readlink(path) != f"/memfd:{name} (deleted)":
+            raise ValueError(f"{path} is not {name}")
+        self._layout = _Layout(segment.slots, slot_bytes)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._memory = memoryview(mmap.mmap(file, self._layout.length, prot=mmap.PROT_READ))
+        finally:
+            os.close(file)
+        self._generations = np.frombuffer(self._memory, dtype="<u8", count=segment.slots)
+
+    def holds(self, place: int, generation: int) -> bool:
+        """Whether a slot still holds what it held in that generation."""
+        return place < self._layout.slots and int(self._generations[place]) == generation
+
+    def slot(self, place: int) -> memoryview:
+        return self._layout.slot(self._memory, place)
+
+
+def _name(token: str) -> str:
+    return f"scopemill-{token}"
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
