@@ -12,8 +12,9 @@ from torch import nn
 
 from scopemill.proto.errors import SaeFormatError
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes, DenseCodes, DensePre, EncodeAt, Entries, Pre, SparsePre
+from scopemill.trainer.codes import Codes, DenseCodes, DensePre, Pre, SparsePre
 from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.entries import EncodeAt, Entries
 from scopemill.trainer.skip import Skip
 from scopemill.trainer.wiring import Shape
 
