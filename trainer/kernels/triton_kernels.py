@@ -158,9 +158,7 @@ def update_rows(
 
 
 @triton.jit
-def update_dense(
-    gradients, weights, moments, decay, rate, beta2, epsilon, correction, d, UNIT: tl.constexpr, BLOCK_D: tl.constexpr
-):
+def update_dense(gradients, weights, moments, decay, rate, beta2, epsilon, correction, d, UNIT: tl.constexpr, BLOCK_D: tl.constexpr):
     """Program f: the same for gradients [F, d] of every row."""
     f = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
