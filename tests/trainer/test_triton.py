@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from sparse_kinds import make
@@ -173,12 +172,11 @@ def test_updates_are_those_of_the_cpu_and_rows_without_entries_are_left_alone(tr
 
 
 def trained(architecture: str, backend: Backend | None, monkeypatch, **fields) -> tuple[Loop, list[bool]]:
-    """Three steps, and whether each was sparse."""
+    """Two steps, and whether each was sparse."""
     monkeypatch.setattr(seam, "_backend_on", lambda device: backend)
     activation = {"matryoshka": "batchtopk"}.get(architecture, architecture)
-    config, sae = make(
-        architecture, activation, widths=[F], batch_size=2 * B, adam_epsilon=1e-3, learning_rate=1e-2, lr_warmup_steps=0, **fields
-    )
+    recipe = dict(widths=[F], batch_size=B, adam_epsilon=1e-3, learning_rate=1e-2, lr_warmup_steps=0)
+    config, sae = make(architecture, activation, **recipe, **fields)
     with torch.no_grad():
         sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
         if activation == "jumprelu":
@@ -186,10 +184,10 @@ def trained(architecture: str, backend: Backend | None, monkeypatch, **fields) -
     loop, ways = Loop(sae.to(DEVICE), config, History()), []
     monkeypatch.setattr("scopemill.trainer.loop.SPARSE_BELOW", 1.0)
     monkeypatch.setattr("scopemill.trainer.loop.DENSE_ABOVE", 1.0)
-    for step in range(3):
+    for step in range(2):
         loop.sparse = backend is not None
         loop.tokens_since_fired[: F // 3] = 10**6  # so that AuxK has latents to revive
-        loop.step(random(2 * B, sae.shape.d_in, seed=20 + step))
+        loop.step(random(B, sae.shape.d_in, seed=20 + step))
         ways.append(loop.sparse)
     return loop, ways
 
@@ -211,9 +209,11 @@ def test_training_ends_with_the_weights_of_dense_training(triton, architecture, 
     for (name, ours), wanted in zip(sparse.sae.named_parameters(), plain.sae.parameters(), strict=True):
         close(ours.detach(), wanted.detach(), tolerance)
         assert not torch.equal(ours.detach().cpu(), dict(start.named_parameters())[name].detach()), "it was trained"
-    again, _ = trained(architecture, triton, monkeypatch, **fields)
-    for ours, same in zip(sparse.sae.parameters(), again.sae.parameters(), strict=True):
-        assert torch.equal(ours, same), "to the bit, run to run"
+
+
+def test_training_again_gives_the_same_bits(triton, monkeypatch):
+    one, other = (trained("jumprelu", triton, monkeypatch, bandwidth=0.5)[0] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.sae.parameters(), other.sae.parameters(), strict=True))
 
 
 def test_a_device_has_its_backend_where_the_library_is_there(monkeypatch):
@@ -256,4 +256,4 @@ def test_every_kernel_compiles_for_an_h100(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert len(np.unique(done.stdout.splitlines())) == 15
+    assert len(done.stdout.splitlines()) == 9 + 5  # five gather, and do so in both precisions
