@@ -44,7 +44,7 @@ class BatchTopK(TopK):
         if candidates is None or candidates[1].numel() < wanted:
             return None
         entries, values = candidates
-        keep = values >= values.kthvalue(len(values) - wanted + 1).values
+        keep = values >= values.topk(wanted, sorted=False).values.amin()
         return entries.kept(keep), values[keep]
 
     def _kept(self, values: torch.Tensor) -> None:
