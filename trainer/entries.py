@@ -61,7 +61,7 @@ class Entries:
 def scan(products: torch.Tensor, bias: torch.Tensor, lower: torch.Tensor, at_most: int) -> tuple[Entries, torch.Tensor] | None:
     """The entries of [B, F] products plus bias [F] that lie above ``lower`` [F], and their values. None if there are more than about
     ``at_most``. Where rounding decides, an entry may be in or out; who selects must not depend on it."""
-    backend = backend_for(products)
+    backend = backend_for(bias)
     found = backend.scan(products, bias, lower.detach(), at_most)
     return None if found is None else (Entries(found.starts, found.latents, products.shape[1], backend), found.values)
 

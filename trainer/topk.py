@@ -47,7 +47,7 @@ class TopK(Activation):
     def select(self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
         if len(products) * self.k > at_most:
             return None
-        backend = backend_for(products)
+        backend = backend_for(bias)
         latents, values = backend.largest(products, bias, self.k)
         return Entries.of_equal_rows(latents, values > 0, self.width, backend), values[values > 0]
 

@@ -145,8 +145,8 @@ def traffic(n: int, firing: int, width: int, precision: str) -> tuple[int, int]:
     size, rows, pre = DTYPES[precision].itemsize, BATCH * D, BATCH * width
     state = 2 * 4 * 4 * firing * D  # of two matrices weights and moments, read and written
     cast = 0 if size == 4 else 2 * 6 * width * D  # of two matrices
-    product = size * (rows + width * D) + 4 * pre
-    scan = 4 * pre + pre // 4 + (4 + 8) * n
+    product = size * (rows + width * D) + size * pre
+    scan = size * pre + pre // 4 + (size + 8) * n
     entries = 4 * size * n * D + 24 * n  # the decoder twice, rows of x and of the error; by latents
     return cast + product + scan + entries + 4 * 4 * rows + state, 4 * rows + state
 

@@ -93,6 +93,15 @@ def test_a_scan_finds_what_lies_above_in_order(triton, kind, scanned, monkeypatc
         assert triton.scan(products, bias, lower, len(latents) - 1) is None
 
 
+def test_products_may_be_bfloat16(triton):
+    products, bias, lower = random(B, F, seed=3).bfloat16(), random(F, seed=4), random(F, seed=5)
+    pre = products.float()
+    found = triton.scan(products, bias, lower, B * F)
+    rows, latents = (pre > lower - bias).nonzero().T
+    assert found.latents.tolist() == latents.tolist() and found.starts[-1] == len(latents)
+    assert found.values.dtype == torch.float32 and found.values.tolist() == (pre + bias)[rows, latents].tolist()
+
+
 @pytest.mark.parametrize("width", [1, 31, 32, 33])
 def test_a_scan_takes_any_width(triton, width):
     pre = random(5, width, seed=6)
@@ -234,15 +243,16 @@ from scopemill.trainer.kernels import triton_kernels
 types = dict.fromkeys(["starts", "order", "updated"], "*i64") | dict.fromkeys(["latents", "marks", "counts"], "*i32")
 types |= dict.fromkeys(["rate", "beta2", "epsilon", "correction"], "fp32") | {"update": "i32", "d": "i32", "F": "i32"}
 sizes = {"BLOCK": 2048, "BLOCK_D": 4096, "AT_ONCE": 2, "UNIT": True}
-gathered = {"decode": "weights", "rebuild": "weights", "products": "weights", "gradient": "matrix", "update_rows": "matrix"}
+either = dict.fromkeys(["mark", "compact"], "products") | dict.fromkeys(["decode", "rebuild", "products"], "weights")
+either |= dict.fromkeys(["gradient", "update_rows"], "matrix")
 for name, kernel in vars(triton_kernels).items():
     if isinstance(kernel, JITFunction) and not name.startswith("_"):
         signature = {a: "constexpr" if a in sizes else types.get(a, "*fp32") for a in kernel.arg_names}
         if name in ("gradient", "update_rows"):
             signature["rows"] = "*i32"
-        for precision in ("*fp32", "*bf16") if name in gathered else ("*fp32",):
-            if name in gathered:
-                signature[gathered[name]] = precision
+        for precision in ("*fp32", "*bf16") if name in either else ("*fp32",):
+            if name in either:
+                signature[either[name]] = precision
             constants = {a: sizes[a] for a in kernel.arg_names if a in sizes}
             made = triton.compile(ASTSource(kernel, signature, constants), GPUTarget("cuda", 90, 32), {"num_warps": 8})
             assert "ld.local" not in made.asm["ptx"]
@@ -256,4 +266,4 @@ def test_every_kernel_compiles_for_an_h100(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 9 + 5  # five gather, and do so in both precisions
+    assert len(done.stdout.splitlines()) == 9 + 7  # seven read what may be of either precision

@@ -46,7 +46,7 @@ class Backend(ABC):
         """The calling thread is about to take a training step."""
 
     def operand(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A matrix in the precision in which its rows are to be gathered."""
+        """A matrix in the precision that products are to be taken in. Products of such are what `scan` and `largest` read."""
         return tensor
 
     def moments(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,7 +27,7 @@ class TritonBackend(Backend):
         n = int(starts[-1])  # the one thing that the host has to wait for
         if n > at_most:
             return None
-        latents, values = products.new_empty(n, dtype=torch.int32), products.new_empty(n)
+        latents, values = products.new_empty(n, dtype=torch.int32), bias.new_empty(n)
         kernels.compact[(rows,)](products, bias, marks, starts, latents, values, width, block)
         return Found(starts, latents, values)
 

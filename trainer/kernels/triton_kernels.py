@@ -2,7 +2,7 @@
 
 One program owns a whole row or a whole latent and takes its entries in their order, so the same batch gives the same bits.
 A row of d numbers stays in registers, in a block of ``BLOCK_D`` >= d; ``AT_ONCE`` entries' rows are gathered together.
-What is gathered may be float32 or bfloat16; sums are float32.
+Products and what is gathered may be float32 or bfloat16; sums are float32.
 """
 
 import triton
@@ -21,7 +21,7 @@ def mark(products, bias, lower, marks, counts, F, BLOCK: tl.constexpr):
         word = start + tl.arange(0, BLOCK // 32)
         latent = word[:, None] * 32 + bits
         inside = latent < F
-        z = tl.load(products + i * F + latent, mask=inside, other=0.0)
+        z = tl.load(products + i * F + latent, mask=inside, other=0.0).to(tl.float32)
         bound = tl.load(lower + latent, mask=inside, other=0.0) - tl.load(bias + latent, mask=inside, other=0.0)
         hit = ((z > bound) & inside).to(tl.int32)
         tl.store(marks + i * words + word, tl.sum(hit << bits, axis=1), mask=word < words)
@@ -40,7 +40,8 @@ def compact(products, bias, marks, starts, latents, values, F, BLOCK: tl.constex
         word = tl.load(marks + i * words + latent // 32, mask=latent < F, other=0)
         hit = (word >> (latent % 32)) & 1
         at = place + tl.cumsum(hit, axis=0) - 1
-        z = tl.load(products + i * F + latent, mask=hit != 0, other=0.0) + tl.load(bias + latent, mask=hit != 0, other=0.0)
+        z = tl.load(products + i * F + latent, mask=hit != 0, other=0.0).to(tl.float32)
+        z += tl.load(bias + latent, mask=hit != 0, other=0.0)
         tl.store(latents + at, latent, mask=hit != 0)
         tl.store(values + at, z, mask=hit != 0)
         place += tl.sum(hit, axis=0)
