@@ -6,7 +6,7 @@ import triton
 from scopemill.trainer.kernels import triton_kernels as kernels
 from scopemill.trainer.kernels.backend import Adam, Backend, Columns, Found, offsets
 
-SCANNED = 2048  # latents that a program looks at together
+SCANNED = 1024  # latents that a program looks at together
 TILE = 8192  # numbers that a program gathers together: with 256 threads, 32 registers each
 WARPS = 8
 
