@@ -29,8 +29,10 @@ class ServerActor:
     def metrics_address(self) -> str:
         return self._metrics_address
 
-    def expect(self, spec: StreamSpec, consumer: str, cursor: int, stop: int) -> None:
-        self._server.expect(spec, consumer, cursor, stop)
+    def expect(self, spec: StreamSpec, cursors: dict[str, int], stop: int) -> None:
+        """Keep the window for trainers that will come together: their names, and the batch each begins with."""
+        for consumer, cursor in cursors.items():
+            self._server.expect(spec, consumer, cursor, stop)
 
     def stop(self) -> None:
         self._server.stop()

@@ -12,10 +12,11 @@ class ServerConfig(Config):
     shards_side_by_side: int = Field(8, ge=1, le=1024, description="Shards that a batch takes its rows from (K).")
     seed: int = Field(0, ge=0, lt=2**63, description="Of the order in which shards are read.")
     window_mib: int = Field(1024, ge=1, description="Memory for batches, shared by all streams of the server, in MiB.")
-    lag: Literal["block", "detach"] = Field(
-        "block", description="A slow trainer slows the others (block), or is left behind to read on by itself (detach)."
+    lag: Literal["block", "detach", "skip"] = Field(
+        "block",
+        description="A slow trainer slows the others (block), is left behind to read on by itself (detach), or loses batches (skip).",
     )
-    detach_seconds: float = Field(30, gt=0, description="How long others wait for a slow trainer before it is detached.")
+    lag_seconds: float = Field(30, gt=0, description="How long others wait for a slow trainer before it is detached or skips.")
     join_seconds: float = Field(120, gt=0, description="How long the window is kept for a trainer that is to come or come back.")
     host: str = Field("127.0.0.1", description="The address to listen on; trainers must be able to reach it.")
     keys: str | None = Field(

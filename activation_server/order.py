@@ -48,9 +48,17 @@ class Order:
 
     def shards(self, k: int) -> tuple[int, ...]:
         """The shards that are read side by side when batch k is made. A batch of fewer rows takes none of some."""
+        return tuple(map(self.shard_at, self.positions(k)))
+
+    def positions(self, k: int) -> range:
+        """Where the shards of batch k stand in the sequence of all shards, epoch after epoch."""
         epoch, within = divmod(k, self.batches_per_epoch)
         first = within // self._per_group * self._side_by_side
-        return _shard_order(self._seed, epoch, self._shards)[first : first + self._side_by_side]
+        return range(epoch * self._shards + first, epoch * self._shards + min(first + self._side_by_side, self._shards))
+
+    def shard_at(self, position: int) -> int:
+        epoch, place = divmod(position, self._shards)
+        return _shard_order(self._seed, epoch, self._shards)[place]
 
     def pieces(self, k: int) -> tuple[Piece, ...]:
         """The rows of batch k, in the order in which they lie in it."""

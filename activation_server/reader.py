@@ -1,19 +1,23 @@
 """Batches from shards: chunk objects read once, in order, into reused memory, one chunk ahead, over the ends of shards too."""
 
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from scopemill.activation_server.order import Order
 from scopemill.proto.bucket import Bucket
-from scopemill.proto.dataset import ArraySpec, DatasetManifest, ShardCommit, read_chunk, read_commit
+from scopemill.proto.dataset import ArraySpec, DatasetManifest, ShardCommit, read_chunk, read_commit, read_rolling
+from scopemill.proto.errors import MissingObject, Stopped
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.wire import StreamSpec
 
 # Chunk reads under way per stream. On a local disk two are enough; an object store answers several at once.
 READS_AT_ONCE = 4
+ROLLING_POLL_SECONDS = 1.0  # between looks for a shard that is still to be made
 
 
 class StreamReader:
@@ -34,6 +38,8 @@ class StreamReader:
         self._lock = threading.Lock()  # guards what the reading threads share: commits, recycled memory and the count
         self._pool = ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="chunk-reader")
         self.bytes_read = 0
+        self._interrupted = threading.Event()
+        self._look_again = 0.0
 
     @property
     def batch_bytes(self) -> int:
@@ -48,9 +54,10 @@ class StreamReader:
 
         Of batches from ``stop`` on nobody will ask: nothing is read ahead for them.
         """
+        self._wait_for_shards(k)
         pieces, filled = self._order.pieces(k), 0
         upcoming = self._order.next_group(k)
-        following = self._order.shards(upcoming) if upcoming < stop else ()
+        following = self._order.shards(upcoming) if upcoming < stop and self._are_there(upcoming) else ()
         lanes = [[self._lane(piece.place, spec, following) for piece in pieces] for spec in self._specs]
         for of_hook in lanes:
             for lane, piece in zip(of_hook, pieces, strict=True):  # what is not on its way yet is read side by side
@@ -68,8 +75,39 @@ class StreamReader:
             for shard in self._commits.keys() - set(self._order.shards(k)) - set(following):
                 del self._commits[shard]
 
+    def interrupt(self) -> None:
+        """End a `read` that waits for shards, with Stopped. From any thread."""
+        self._interrupted.set()
+
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _wait_for_shards(self, k: int) -> None:
+        """In rolling mode a batch's shards may be still to come. MissingObject if they are gone."""
+        for position in self._order.positions(k):
+            shard = self._order.shard_at(position)
+            while not self._is_there(shard):
+                rolling = read_rolling(self._bucket, self._manifest.dataset)
+                if rolling is None or position < rolling.low:
+                    gone = "is not committed: harvest it" if rolling is None else (
+                        "was deleted, because every trainer of the sweep had passed it: start the sweep again, which makes it anew"
+                    )  # fmt: skip
+                    raise MissingObject(f"batch {k} needs shard {shard} of {self._bucket.place(self._layout.root)}, which {gone}")
+                if self._interrupted.wait(ROLLING_POLL_SECONDS):
+                    raise Stopped(f"batch {k} was still to be harvested")
+
+    def _are_there(self, k: int) -> bool:
+        """Whether the shards of batch k may be read ahead. While they are not made yet, the bucket is asked only now and then."""
+        if time.monotonic() < self._look_again:
+            return False
+        there = all(map(self._is_there, self._order.shards(k)))
+        self._look_again = 0.0 if there else time.monotonic() + ROLLING_POLL_SECONDS
+        return there
+
+    def _is_there(self, shard: int) -> bool:
+        with suppress(MissingObject):
+            return self._commit(shard) is not None
+        return False
 
     def _lane(self, place: int, spec: ArraySpec, following: tuple[int, ...]) -> "_Lane":
         lane = self._lanes.setdefault((place, spec.name), _Lane(self, spec))

@@ -17,7 +17,7 @@ import zmq
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.keys import ServerKeys
 from scopemill.activation_server.stream import Stream
-from scopemill.activation_server.window import Detached, Drop, Finish, GaveUp, Load, LoadAlone, Send
+from scopemill.activation_server.window import Detached, Drop, Finish, GaveUp, Load, LoadAlone, Send, Skipped
 from scopemill.proto import metrics, wire
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import DatasetManifest, read_manifest
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 2.0
 TICK_SECONDS = 0.5
 MESSAGES_AT_ONCE = 1000  # taken from a socket before anything else is looked after: no trainer's flood stops the others
+LEAVING_SECONDS = 5.0  # for the word of a stream's last trainer to arrive
 MAX_CONSUMERS = 1024  # of one stream: each costs memory, and a moment at every event
 MAX_CREDIT_BATCHES = 16  # on their way to one trainer; the socket's high-water mark lies above it
 SOCKET_OPTIONS = {zmq.LINGER: 0, zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.MAXMSGSIZE: wire.MAX_HEADER}
@@ -43,10 +44,13 @@ class Peer:
 
 
 class ActivationServer:
-    """Serves streams of a bucket's datasets until ``stop``. ``address`` is where trainers connect."""
+    """Serves streams of a bucket's datasets until ``stop``. ``address`` is where trainers connect.
+
+    A stream is there as long as a trainer reads it, or is expected to; then it is closed and its memory given back.
+    """
 
     def __init__(self, bucket: Bucket, config: ServerConfig, streams: int = 1):
-        """``streams`` is how many the window's memory is shared by; more are refused."""
+        """``streams`` is how many the window's memory is shared by; more at a time are refused."""
         keys = ServerKeys.load(config.keys) if config.keys else None
         self._bucket, self._config, self._most_streams = bucket, config, max(1, streams)
         self._window_bytes = (config.window_mib << 20) // self._most_streams
@@ -78,19 +82,29 @@ class ActivationServer:
     # Called from other threads.
 
     def expect(self, spec: wire.StreamSpec, consumer: str, cursor: int, stop: int) -> None:
-        """Keep the window for a trainer that will come. Raises what is wrong with the stream, if anything is."""
+        """Keep the window for a trainer that will come. Raises what is wrong with the stream, if anything is.
+
+        Where there are as many streams as may be, it waits a little: the last trainer's BYE may be on its way.
+        """
+        deadline = time.monotonic() + LEAVING_SECONDS
+        while isinstance(error := self._announce(spec, consumer, cursor, stop), WireError) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if error is not None:
+            raise error
+
+    def _announce(self, spec: wire.StreamSpec, consumer: str, cursor: int, stop: int) -> Exception | None:
         done: SimpleQueue[Exception | None] = SimpleQueue()
 
         def task() -> None:
             try:
-                self._carry_out(self._stream(spec), self._stream(spec).window.expect(consumer, cursor, stop, time.monotonic()))
+                stream = self._stream(spec)
+                self._carry_out(stream, stream.window.expect(consumer, cursor, stop, time.monotonic()))
                 done.put(None)
             except Exception as error:
                 done.put(error)
 
         self._post(task)
-        if (error := done.get(timeout=60)) is not None:
-            raise error
+        return done.get(timeout=60)
 
     def stop(self) -> None:
         """Stop serving. Trainers are told nothing: they go on at their cursor with the next server."""
@@ -176,6 +190,7 @@ class ActivationServer:
         elif isinstance(message, wire.Bye):
             self._forget(peer)
             self._carry_out(peer.stream, window.leave(peer.consumer, now))
+            self._close_if_idle(peer.stream)
         else:
             raise WireError(f"{message.kind} is not for a server")
 
@@ -193,7 +208,8 @@ class ActivationServer:
         self._peers[identity] = Peer(identity, hello.consumer, stream)
         self._identities[hello.stream, hello.consumer] = identity
         widths = tuple(stream.manifest.hook(hook).d for hook in hello.stream.hooks)
-        self._send(identity, wire.Welcome(wire.VERSION, widths, stream.manifest.dtype, stream.batches_per_epoch))
+        skips = self._config.lag == "skip"
+        self._send(identity, wire.Welcome(wire.VERSION, widths, stream.manifest.dtype, stream.batches_per_epoch, skips))
         self._carry_out(stream, stream.window.join(hello.consumer, hello.cursor, hello.stop, now))
 
     def _stream(self, spec: wire.StreamSpec) -> Stream:
@@ -204,9 +220,14 @@ class ActivationServer:
                 self._manifests[spec.dataset] = read_manifest(self._bucket, spec.dataset)
             manifest = self._manifests[spec.dataset]
             if len(self._streams) >= self._most_streams:
-                raise WireError(f"stream {spec.label} is not one of the {self._most_streams} that this server was started for")
+                raise WireError(f"stream {spec.label} is more than the {self._most_streams} that this server was started for at a time")
             self._streams[spec] = Stream(self._bucket, manifest, spec, self._config, self._window_bytes, self._report)
         return self._streams[spec]
+
+    def _close_if_idle(self, stream: Stream) -> None:
+        if not stream.window.consumers and self._streams.get(stream.spec) is stream:
+            del self._streams[stream.spec]
+            stream.close()
 
     def _report(self, stream: Stream, index: int, slot: bytearray, consumer: str | None, problem: ScopemillError | None) -> None:
         """From a reading thread: a batch is in its slot, or cannot be."""
@@ -214,6 +235,8 @@ class ActivationServer:
 
     def _read_done(self, stream: Stream, index: int, slot: bytearray, consumer: str | None, problem: ScopemillError | None) -> None:
         now = time.monotonic()
+        if self._streams.get(stream.spec) is not stream:  # closed meanwhile
+            return
         if problem is not None:
             log.error("%s", problem)
             stream.window.failed(index, consumer)
@@ -247,6 +270,9 @@ class ActivationServer:
                 case Detached(consumer):
                     metrics.SERVER_DETACHED.labels(label).inc()
                     log.warning("%s: trainer %s is behind the window and reads on by itself", label, consumer)
+                case Skipped(consumer, count):
+                    metrics.SERVER_SKIPPED.labels(label).inc(count)
+                    log.warning("%s: trainer %s is too slow, and loses %d batches", label, consumer, count)
                 case GaveUp(consumer):
                     metrics.SERVER_LOST.labels(label).inc()
                     log.warning("%s: trainer %s did not come (back); its place in the window is free", label, consumer)
@@ -295,11 +321,12 @@ class ActivationServer:
         for peer in list(self._peers.values()):
             if now - peer.last_sent > HEARTBEAT_SECONDS:
                 self._send(peer.identity, wire.Wait("the next batch is not in the window yet"))
-        for stream in self._streams.values():
+        for stream in list(self._streams.values()):
             self._carry_out(stream, stream.window.tick(now))
             consumers = stream.window.consumers
             stream.stop_reading_alone(lambda name, consumers=consumers: name not in consumers or not consumers[name].detached)
             stream.observe(now - self._ticked)
+            self._close_if_idle(stream)  # where one was expected that never came
         self._ticked = now
 
     def _recycle_sent(self) -> None:

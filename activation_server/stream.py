@@ -35,7 +35,7 @@ class Stream:
                 f"server.window_mib leaves {window_bytes >> 20} MiB to stream {spec.label}, less than two of its batches of "
                 f"{self.batch_bytes / 2**20:.1f} MiB: raise it or lower train.batch_size"
             )
-        self.window = Window(capacity, config.lag, config.join_seconds, config.detach_seconds)
+        self.window = Window(capacity, config.lag, config.join_seconds, config.lag_seconds)
         self.slots: dict[int, bytearray] = {}  # batches held
         self.alone: dict[tuple[str, int], bytearray] = {}  # batches read for one consumer, about to be sent
         self._report = report
@@ -45,7 +45,7 @@ class Stream:
         self._lagging: set[str] = set()  # whose lag the metrics tell
         metrics.SERVER_WINDOW_CAPACITY.labels(spec.label).set(capacity)
         for counter in (metrics.SERVER_BYTES_READ, metrics.SERVER_BYTES_SERVED, metrics.SERVER_DETACHED_BYTES, metrics.SERVER_DETACHED,
-                        metrics.SERVER_LOST):  # fmt: skip
+                        metrics.SERVER_SKIPPED, metrics.SERVER_LOST):  # fmt: skip
             counter.labels(spec.label)  # from 0 on, so that no rate misses the first increase
 
     def load(self, index: int) -> None:
@@ -80,6 +80,10 @@ class Stream:
         """Read nothing more than what is being read now."""
         for thread in self._threads():
             thread.stop(at_once=True)
+        for gauge in (metrics.SERVER_WINDOW_BATCHES, metrics.SERVER_WINDOW_CAPACITY, metrics.SERVER_CONSUMERS):
+            gauge.remove(self.spec.label)
+        for sae in self._lagging:
+            metrics.SERVER_LAG.remove(self.spec.label, sae)
 
     def join(self, timeout: float) -> None:
         """After ``close``: wait for the reading threads to end."""
@@ -106,6 +110,8 @@ class _ReadingThread:
 
     def stop(self, at_once: bool = False) -> None:
         """End after the jobs that are waiting, or ``at_once`` without them."""
+        if at_once:
+            self._reader.interrupt()
         with suppress(Empty):
             while at_once:
                 self._jobs.get_nowait()

@@ -3,10 +3,11 @@
 The window is the run of batches [low, low + capacity) held in memory. `low` is the first batch that an attached
 consumer has not got yet; batches before it are dropped, batches ahead are loaded. Consumers move inside it at their
 own pace. A consumer behind the window (it came late, or lagged too long under ``detach``) is detached: it is read for
-alone, until it has caught up. One that is expected, or was lost, keeps its place for a while.
+alone, until it has caught up. Under ``skip`` one that lags too long loses batches instead. One that is expected, or was
+lost, keeps its place for a while.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -52,13 +53,21 @@ class Detached:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """Take note: this consumer will not get ``count`` batches."""
+
+    consumer: str
+    count: int
+
+
+@dataclass(frozen=True)
 class GaveUp:
     """Take note: this consumer never came (back), and its place is free."""
 
     consumer: str
 
 
-Decision = Load | LoadAlone | Send | Drop | Finish | Detached | GaveUp
+Decision = Load | LoadAlone | Send | Drop | Finish | Detached | Skipped | GaveUp
 
 
 # What a consumer's next batch waits for: the consumer itself, which has enough to do; a read; or a slower consumer.
@@ -67,29 +76,50 @@ WaitReason = Literal["credit", "read", "window"]
 
 @dataclass
 class Consumer:
-    arrived: int  # what lies before it has arrived: where it goes on when it comes back
+    next: int  # the next batch to send
     stop: int
     here: bool = False  # connected; otherwise expected until `deadline`
     detached: bool = False
     deadline: float = 0.0
-    next: int = field(init=False)  # the next batch to send
-    limit: int = field(init=False)  # first batch that its credit does not cover
+    credit: int = 0  # how many batches may be on their way
+    sent: deque[int] = field(default_factory=deque)  # and not known to have arrived
+    floor: int = 0  # under ``skip``: what lies before it is not kept any more
 
-    def __post_init__(self) -> None:
-        self.next = self.limit = self.arrived
+    @property
+    def arrived(self) -> int:
+        """What lies before it has arrived, or was skipped: where it goes on when it comes back."""
+        return max(self.floor, self.sent[0] if self.sent else self.next)
+
+    @property
+    def attached(self) -> bool:
+        """Whether the window is kept for it: it neither reads alone nor has everything."""
+        return not self.detached and self.arrived < self.stop
 
     @property
     def wants(self) -> bool:
         """Whether the next batch may be sent as soon as it is there."""
-        return self.here and self.next < self.limit and self.next < self.stop
+        return self.here and len(self.sent) < self.credit and self.next < self.stop
+
+    def send(self) -> int:
+        """Note that the next batch goes out; returns which."""
+        self.sent.append(self.next)
+        self.next += 1
+        return self.sent[-1]
+
+    def skip_to(self, index: int) -> int:
+        """Give up what comes before a batch, but for the last of all, and what is on its way; returns how many it loses."""
+        lost = max(0, min(index, self.stop - 1) - self.next)
+        self.next += lost
+        self.floor = self.next
+        return lost
 
 
 @dataclass
 class Window:
     capacity: int  # batches
-    lag: Literal["block", "detach"]
+    lag: Literal["block", "detach", "skip"]
     join_seconds: float
-    detach_seconds: float
+    lag_seconds: float
     consumers: dict[str, Consumer] = field(default_factory=dict)
     held: set[int] = field(default_factory=set)
     loading: set[int] = field(default_factory=set)
@@ -123,8 +153,9 @@ class Window:
     def ask(self, name: str, cursor: int, credit: int, now: float) -> list[Decision]:
         """What lies before ``cursor`` has arrived, and ``credit`` batches from there on may be on their way."""
         consumer = self.consumers[name]
-        consumer.arrived = max(consumer.arrived, min(cursor, consumer.next))  # nothing arrives that was not sent
-        consumer.limit = max(consumer.limit, consumer.arrived + credit)
+        while consumer.sent and consumer.sent[0] < cursor:
+            consumer.sent.popleft()
+        consumer.credit = credit
         finish: list[Decision] = [Finish(name)] if cursor >= consumer.stop else []
         return finish + self._proceed(now)
 
@@ -141,8 +172,7 @@ class Window:
         consumer = self.consumers.get(name)
         send: list[Decision] = []
         if consumer and consumer.detached and consumer.wants and consumer.next == index:
-            send = [Send(name, index)]
-            consumer.next += 1
+            send = [Send(name, consumer.send())]
         return send + self._proceed(now)
 
     def failed(self, index: int, name: str | None) -> None:
@@ -170,7 +200,7 @@ class Window:
         for name in overdue:
             del self.consumers[name]
         self._note_starvation(now)
-        return [GaveUp(name) for name in overdue] + self._detach_laggards() + self._proceed(now)
+        return [GaveUp(name) for name in overdue] + self._overtake_laggards() + self._proceed(now)
 
     # State
 
@@ -199,7 +229,7 @@ class Window:
         return waits
 
     def _attached(self) -> list[Consumer]:
-        return [c for c in self.consumers.values() if not c.detached and c.arrived < c.stop]
+        return [c for c in self.consumers.values() if c.attached]
 
     def _proceed(self, now: float) -> list[Decision]:
         """Everything that the state allows now: send, drop, load. Its cost grows with the consumers, not with the window."""
@@ -207,8 +237,7 @@ class Window:
         decisions: list[Decision] = []
         for name, c in self.consumers.items():
             while c.next in self.held and not c.detached and c.wants:
-                decisions.append(Send(name, c.next))
-                c.next += 1
+                decisions.append(Send(name, c.send()))
         decisions += self._move()
         decisions += self._load()
         for name, c in self.consumers.items():
@@ -264,12 +293,15 @@ class Window:
         low = min((c.arrived for c in attached), default=0)
         self._starving = any(c.wants and c.arrived > low and c.next >= low + self.capacity for c in attached)
 
-    def _detach_laggards(self) -> list[Decision]:
-        if self.lag != "detach" or not self._starving or self._starved < self.detach_seconds:
+    def _overtake_laggards(self) -> list[Decision]:
+        """Let the others go on, if they have waited long enough."""
+        if self.lag == "block" or not self._starving or self._starved < self.lag_seconds:
             return []
-        low = self.low
-        laggards = [name for name, c in self.consumers.items() if not c.detached and c.arrived == low and c.arrived < c.stop]
-        for name in laggards:
-            self.consumers[name].detached = True
+        low, foremost = self.low, max(c.arrived for c in self._attached())
+        laggards = {name: c for name, c in self.consumers.items() if c.attached and c.arrived == low}
         self._starved = 0.0
+        if self.lag == "skip":
+            return [Skipped(name, c.skip_to(foremost)) for name, c in laggards.items()]
+        for c in laggards.values():
+            c.detached = True
         return [Detached(name) for name in laggards]

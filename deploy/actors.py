@@ -37,14 +37,26 @@ class ActorGroup:
     def __init__(self, role: str, actors: list, targets: Targets):
         self.actors, self.open = actors, list[Any]()
         self._role, self._targets = role, targets
+        self._addresses: list[str] = []
 
     def __enter__(self) -> "ActorGroup":
         try:
-            self._targets.set(self._role, get([actor.metrics_address.remote() for actor in self.actors]))
+            self._addresses = get([actor.metrics_address.remote() for actor in self.actors])
+            self._targets.set(self._role, self._addresses)
         except BaseException:
             self._end()
             raise
         return self
+
+    def replace(self, old: Any, new: Any) -> None:
+        """Take in an actor that came up in place of one that died for good; ``old`` None: one more."""
+        if old is None:
+            self.actors.append(new)
+            self._addresses.append(get(new.metrics_address.remote()))
+        else:
+            place = self.actors.index(old)
+            self.actors[place], self._addresses[place] = new, get(new.metrics_address.remote())
+        self._targets.set(self._role, self._addresses)
 
     def __exit__(self, kind: type | None, *_) -> None:
         try:
@@ -90,8 +102,13 @@ def get(refs: Any) -> Any:
     try:
         return ray.get(refs)
     except RayError as error:
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        raise (cause if isinstance(cause, ScopemillError) else ScopemillError(reason(error))) from error
+        raise ours(error) from error
+
+
+def ours(error: RayError) -> ScopemillError:
+    """Our own error as it was raised, or one of ours that says why."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return cause if isinstance(cause, ScopemillError) else ScopemillError(reason(error))
 
 
 def ask(refs: list) -> list:

@@ -4,8 +4,10 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 OBJECT_STORE_BYTES = 128 * 2**20  # plans and receipts only: activations never travel through it
 
@@ -48,8 +50,33 @@ def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-def room_for(cpus: float, gpus: float) -> int:
-    """How many actors of this size run at once in the cluster; at least one, which then waits for its place."""
-    have = ray.cluster_resources()
-    limits = [have.get(kind, 0) / need for kind, need in (("CPU", cpus), ("GPU", gpus)) if need]
-    return max(1, int(min(limits, default=1)))
+class Needs(Protocol):
+    """What a section of the sweep file says of its actors."""
+
+    @property
+    def cpus(self) -> float: ...
+    @property
+    def gpus(self) -> float: ...
+    @property
+    def labels(self) -> dict[str, str]: ...
+
+
+def needs(config: Needs) -> dict[str, Any]:
+    """The options of an actor that Ray is to find a place for."""
+    return {"num_cpus": config.cpus, "num_gpus": config.gpus, "label_selector": config.labels}
+
+
+def on_node(node: str) -> dict[str, Any]:
+    """The options of an actor that belongs on a node, and goes elsewhere only if the node is gone."""
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+
+
+def room_for(config: Needs) -> int:
+    """How many such actors run at once in the cluster; at least one, which then waits for its place."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and config.labels.items() <= node["Labels"].items()]
+    return max(1, sum(_room(have, config) for have in nodes))
+
+
+def _room(have: dict[str, float], config: Needs) -> int:
+    limits = [have.get(kind, 0) / need for kind, need in (("CPU", config.cpus), ("GPU", config.gpus)) if need]
+    return int(min(limits, default=1) + 1e-9)

@@ -2,23 +2,19 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import ray
-from ray.exceptions import RayError
-
-from scopemill.activation_server.actor import ServerActor, Whereabouts
-from scopemill.deploy.actors import POLL_SECONDS, ActorGroup, Targets, ask, get, reason
-from scopemill.deploy.cluster import room_for
+from scopemill.deploy.actors import ActorGroup, Targets, ask, get
+from scopemill.deploy.cluster import needs, room_for
 from scopemill.deploy.plan import PlannedSae, SweepPlan
 from scopemill.deploy.progress import Reporter
+from scopemill.deploy.rolling import RollingHarvest, announce, check_room
+from scopemill.deploy.training import Training, summary
 from scopemill.evaluator.actor import EvaluatorActor, Job, committed
 from scopemill.harvester.actor import IN_FLIGHT, HarvesterActor
 from scopemill.proto import metrics
-from scopemill.proto.dataset import DatasetManifest, committed_shards
+from scopemill.proto.dataset import committed_shards
 from scopemill.proto.errors import MissingObject, ScopemillError
 from scopemill.trainer import checkpoint
-from scopemill.trainer.actor import Assignment, TrainerActor
 
 
 class SweepDriver:
@@ -36,19 +32,25 @@ class SweepDriver:
         return any(left[phase]() for phase in phases)
 
     def harvest(self) -> None:
-        """Pack, calibrate, and make every shard that is not committed."""
+        """Pack, calibrate, and make every shard that is not committed; in rolling mode they are made when trainers need them."""
         plan, config = self.plan, self.plan.config.harvest
+        if not config.rolling:
+            plan.bucket.remove(plan.harvest.layout.rolling)  # whatever it was so far, from here on it is kept whole
         if plan.harvested:
-            self._reporter.say(f"harvest: all {plan.manifest.shards} shards are committed")
+            what = "made while SAEs are trained" if config.rolling else "committed"
+            self._reporter.say(f"harvest: all {plan.manifest.shards} shards are {what}")
             return
         wanted = config.tokens // config.rows_per_shard
-        options = HarvesterActor.options(num_cpus=config.cpus, num_gpus=config.gpus)
-        actors = [options.remote(plan.harvest) for _ in range(min(config.actors, room_for(config.cpus, config.gpus), wanted))]
+        options = HarvesterActor.options(**needs(config))
+        actors = [options.remote(plan.harvest) for _ in range(min(config.actors, room_for(config), wanted))]
         with ActorGroup("harvester", actors, self.targets) as group:
             self._reporter.say("preparing: packing the corpus, fixing the scale of each hook")
             manifest = get(actors[0].prepare.remote())
             if manifest.shards < wanted:
                 self._reporter.say(f"the corpus fills {manifest.shards} of the {wanted} shards asked for")
+            if config.rolling:
+                announce(plan.bucket, manifest.dataset, 0)
+                return
             done = committed_shards(plan.bucket, manifest.dataset)
             todo = [shard for shard in range(manifest.shards) if shard not in done]
             calls = [actor.harvest.remote for _ in range(IN_FLIGHT) for actor in actors]
@@ -63,59 +65,23 @@ class SweepDriver:
 
     def train(self) -> None:
         """Train every SAE that is not finished, as many at once as there is room for."""
-        plan, train = self.plan, self.plan.config.train
-        manifest = plan.manifest
+        plan, manifest = self.plan, self.plan.manifest
         if manifest is None:
             raise MissingObject(f"dataset {plan.config.dataset!r} is not in {plan.config.bucket}: harvest it first")
         todo = self.unfinished()
         if not todo:
-            self._reporter.say(f"training: all {len(plan.saes)} SAEs are finished")
+            self._reporter.say(f"training: of {len(plan.saes)} SAEs none is left to train")
             return
-        at_once = min(train.at_once, room_for(train.cpus, train.gpus))
-        failed: dict[str, str] = {}
-        for start in range(0, len(todo), at_once):
-            failed |= self._train_together([self._assignment(sae, manifest) for sae in todo[start : start + at_once]])
-        if failed:
-            listed = "\n".join(f"  {name}: {why}" for name, why in failed.items())
+        if plan.config.harvest.rolling:
+            check_room(plan, len(todo))
+            with RollingHarvest(plan, manifest, self.targets, self._reporter) as harvest:
+                endings = Training(plan, manifest, todo, self.targets, self._reporter).run(harvest.look)
+        else:
+            endings = Training(plan, manifest, todo, self.targets, self._reporter).run()
+        self._reporter.show(summary(endings))
+        if failed := [f"  {name}: {ending.why}" for name, ending in endings.items() if ending.state == "failed"]:
+            listed = "\n".join(failed)
             raise ScopemillError(f"{len(failed)} of {len(todo)} SAEs failed; the others are finished:\n{listed}")
-
-    def _train_together(self, assignments: list[Assignment]) -> dict[str, str]:
-        """Train SAEs concurrently from one server; returns why each that failed did."""
-        plan, train = self.plan, self.plan.config.train
-        streams = len({a.stream for a in assignments})
-        server = ServerActor.remote(plan.config.bucket, plan.config.server, streams)
-        options = TrainerActor.options(num_cpus=train.cpus, num_gpus=train.gpus)
-        with ActorGroup("activation_server", [server], self.targets):
-            # Before any trainer is there, the window is told where each will begin: so none misses the others' reads.
-            get([server.expect.remote(a.stream, a.name, self._steps_done(a), a.config.steps) for a in assignments])
-            where = Whereabouts(server, get(server.address.remote()))
-            actors = [options.remote(plan.config.bucket, a, max(1, int(train.cpus)), train.gpus > 0) for a in assignments]
-            with ActorGroup("trainer", actors, self.targets) as group:
-                title = f"training {len(actors)} SAEs at once, {assignments[0].config.steps:,} steps each, from {streams} shared streams"
-                with self._reporter.phase(title, {a.name: a.config.steps for a in assignments}):
-                    runs = {
-                        actor.run.remote(where, plan.config.server.keys): (a.name, actor)
-                        for a, actor in zip(assignments, actors, strict=True)
-                    }
-                    return self._watch_training(runs, group)
-
-    def _watch_training(self, runs: dict[Any, tuple[str, Any]], group: ActorGroup) -> dict[str, str]:
-        failed: dict[str, str] = {}
-        while runs:
-            group.open = list(runs)
-            finished, _ = ray.wait(group.open, num_returns=len(runs), timeout=POLL_SECONDS)
-            for ref in finished:
-                name, _ = runs.pop(ref)
-                try:
-                    self._reporter.update(name, ray.get(ref))
-                except RayError as error:
-                    failed[name] = reason(error)
-            for (name, _), row in zip(runs.values(), ask([actor.progress.remote() for _, actor in runs.values()]), strict=True):
-                if row:
-                    self._reporter.update(name, int(row["step"]), f"L0 {row['l0']:6.1f}  FVU {row['fvu']:.3f}" if "l0" in row else "")
-            metrics.SWEEP_SAES.labels("training").set(len(runs))
-            metrics.SWEEP_SAES.labels("failed").set(len(failed))
-        return failed
 
     def evaluate(self) -> None:
         """Measure every checkpoint that is not measured yet; a hook's checkpoints go to one evaluator."""
@@ -127,8 +93,8 @@ class SweepDriver:
             return
         total = sum(map(len, jobs))
         arguments = (plan.config.bucket, plan.config.dataset, plan.config.model, plan.card, config, plan.config.harvest.context_length)
-        options = EvaluatorActor.options(num_cpus=config.cpus, num_gpus=config.gpus)
-        actors = [options.remote(*arguments) for _ in range(min(config.actors, room_for(config.cpus, config.gpus), len(jobs)))]
+        options = EvaluatorActor.options(**needs(config))
+        actors = [options.remote(*arguments) for _ in range(min(config.actors, room_for(config), len(jobs)))]
         queues: list[list[Job]] = [[] for _ in actors]
         for of_hook in sorted(jobs, key=len, reverse=True):
             min(queues, key=len).extend(of_hook)
@@ -143,7 +109,10 @@ class SweepDriver:
                 group.work_off(queues, [actor.evaluate.remote for actor in actors], advance)
 
     def unfinished(self) -> list[PlannedSae]:
-        return [sae for sae in self.plan.saes if not self.plan.bucket.exists(sae.layout.config)]
+        """Those that training goes on with: neither finished, nor stopped early where that is asked for."""
+        bucket, halving = self.plan.bucket, self.plan.config.train.halving
+        left = [sae for sae in self.plan.saes if not bucket.exists(sae.layout.config)]
+        return [sae for sae in left if not (halving and bucket.exists(sae.layout.stopped))]
 
     def unevaluated(self) -> list[list[Job]]:
         """The checkpoints that the sweep's evaluation covers and that have none yet, by what they rebuild."""
@@ -157,22 +126,3 @@ class SweepDriver:
                 todo += [Job(sae.name, sae.layout.root, step) for step in steps]
             by_hook.append([job for job in todo if not committed(plan.bucket, job, plan.evaluation_settings)])
         return [todo for todo in by_hook if todo]
-
-    def _assignment(self, sae: PlannedSae, manifest: DatasetManifest) -> Assignment:
-        plan = self.plan
-        inputs, targets = (tuple(manifest.hook(hook.name) for hook in hooks) for hooks in (sae.inputs, sae.targets))
-        metadata = {"context_size": manifest.context_length, "dataset_path": plan.harvest.identity["corpus.source"]}
-        provenance = {
-            "sweep": plan.config.name,
-            "dataset": plan.config.dataset,
-            "identity": plan.harvest.identity,
-            "scales": {hook.name: hook.scale for hook in inputs + targets},
-            "sae": sae.config.model_dump(mode="json"),
-        }
-        return Assignment(
-            sae.name, sae.layout.root, inputs, targets, plan.stream(sae.hooks), sae.config, plan.card.name, metadata, provenance
-        )
-
-    def _steps_done(self, assignment: Assignment) -> int:
-        sae = next(s for s in self.plan.saes if s.name == assignment.name)
-        return max(checkpoint.steps_of(self.plan.bucket, sae.layout), default=0)

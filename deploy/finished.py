@@ -1,6 +1,5 @@
 """Which finished SAEs a bucket holds, and how good they are."""
 
-import json
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
@@ -33,7 +32,7 @@ def finished_entries(source: str, pattern: str = "*") -> list[FinishedEntry]:
     entries = []
     for folder in finished_folders(bucket, pattern):
         path = SaeLayout(folder).metrics
-        quality = Evaluation.from_json(json.loads(bucket.read(path))).result if bucket.exists(path) else None
+        quality = Evaluation.read(bucket, path).result if bucket.exists(path) else None
         entries.append(FinishedEntry(folder.removeprefix("saes/"), quality))
     return entries
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 from scopemill.activation_server.keys import ServerKeys, TrainerKeys
 from scopemill.activation_server.order import Order
@@ -20,7 +21,7 @@ from scopemill.proto.dataset import (
     committed_shards,
     read_manifest,
 )
-from scopemill.proto.errors import InputError, ModelError
+from scopemill.proto.errors import Conflict, InputError, ModelError
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.wire import StreamSpec
@@ -35,11 +36,17 @@ class PlannedSae:
     inputs: tuple[Hook, ...]
     targets: tuple[Hook, ...]  # empty: it rebuilds what it reads
     config: SaeConfig
+    priority: int = 0  # of those that are to be trained, the larger come first
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
         """Those of the stream that feeds it."""
         return self.inputs + self.targets
+
+    @property
+    def rivals(self) -> str:
+        """The same for those that differ in their sparsity alone."""
+        return f"{label(self.inputs, self.targets)}/{self.config.width}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,10 @@ class SweepPlan:
 
     @property
     def harvested(self) -> bool:
+        """Whether training can begin: every shard is committed, or in rolling mode will be."""
         manifest = self.manifest
+        if self.config.harvest.rolling:
+            return manifest is not None and self.bucket.exists(self.harvest.layout.rolling)
         return manifest is not None and len(committed_shards(self.bucket, manifest.dataset)) == manifest.shards
 
     @property
@@ -105,9 +115,37 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     plan = SweepPlan(located, bucket, task, [])
     for inputs, targets in connections(config.train, tuple(hooks)):
         plan.saes.extend(_planned(plan, inputs, targets, sae) for sae in config.train.saes())
+    for pattern in config.train.priority:
+        if not any(fnmatch(sae.name, pattern) for sae in plan.saes):
+            raise InputError(f"train.priority: no SAE of the sweep matches {pattern!r}; one of them is {plan.saes[0].name!r}")
     shards = config.harvest.tokens // config.harvest.rows_per_shard
     Order.check(config.dataset, shards, config.harvest.rows_per_shard, plan.stream(plan.saes[0].hooks))
+    if config.harvest.rolling:
+        _check_rolling(plan, shards)
     return plan
+
+
+def _check_rolling(plan: SweepPlan, shards: int) -> None:
+    """InputError if rolling mode would come to a stop, Conflict if it would delete what was harvested to be kept."""
+    harvest, train, side_by_side = plan.config.harvest, plan.config.train, plan.config.server.shards_side_by_side
+    if not plan.bucket.exists(plan.harvest.layout.rolling) and committed_shards(plan.bucket, plan.config.dataset):
+        raise Conflict(
+            f"dataset {plan.config.dataset!r} was harvested to be kept, and rolling mode deletes what trainers have passed: leave "
+            "harvest.rolling out, or choose another harvest.dataset"
+        )
+    if len(plan.saes) > train.at_once:
+        raise InputError(
+            f"harvest.rolling: all {len(plan.saes)} SAEs have to train at once, because shards are deleted behind them, and "
+            f"train.at_once is {train.at_once}: raise it, or make several sweeps"
+        )
+    # Until its next checkpoint a trainer may have to go back to the last one, so all shards between are kept.
+    batches = max(1, side_by_side * harvest.rows_per_shard // train.batch_size)  # of shards that are read side by side
+    needed = min(shards, side_by_side * (-(-(train.checkpoint_every - 1) // batches) + 1))
+    if harvest.rolling < needed:
+        raise InputError(
+            f"harvest.rolling: between two checkpoints ({train.checkpoint_every} steps) up to {needed} shards are needed, and "
+            f"{harvest.rolling} may lie on disk: raise it, or lower train.checkpoint_every or server.shards_side_by_side"
+        )
 
 
 def _check_chunks(task: HarvestTask) -> None:
@@ -129,4 +167,6 @@ def _planned(plan: SweepPlan, inputs: tuple[Hook, ...], targets: tuple[Hook, ...
     layout = SaeLayout.of(plan.card.name, label(inputs, targets), sae.width, sae.architecture, f"{sae.sparsity:g}-{digest}")
     layers = "-".join(str(hook.layer) for hook in inputs)
     site = "-".join(dict.fromkeys(hook.site for hook in inputs + targets))
-    return PlannedSae(f"{layers}.{site}/{sae.width}/{sae.architecture}/{sae.sparsity:g}", layout, inputs, targets, sae)
+    name = f"{layers}.{site}/{sae.width}/{sae.architecture}/{sae.sparsity:g}"
+    priority = max((n for pattern, n in plan.config.train.priority.items() if fnmatch(name, pattern)), default=0)
+    return PlannedSae(name, layout, inputs, targets, sae, priority)

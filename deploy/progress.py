@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 LOG_SECONDS = 15.0  # between lines where there is no terminal
 MOST_BARS = 24  # more SAEs than fit on a screen share one bar
@@ -26,6 +27,9 @@ class Reporter:
 
     def say(self, text: str) -> None:
         self.console.print(f"[dim]{time.monotonic() - self._started:6.0f}s[/dim] {text}", highlight=False)
+
+    def show(self, table: Table) -> None:
+        self.console.print(table)
 
     @contextmanager
     def phase(self, title: str, totals: dict[str, int]) -> Iterator[None]:

@@ -88,7 +88,7 @@ def _converted(bucket: Bucket, folders: list[str], target: Bucket) -> list[str]:
 def _l0(bucket: Bucket, layout: SaeLayout) -> str:
     """The L0 that was measured, or that an imported SAE came with."""
     if bucket.exists(layout.metrics):
-        return str(round(Evaluation.from_json(json.loads(bucket.read(layout.metrics))).result.l0))
+        return str(round(Evaluation.read(bucket, layout.metrics).result.l0))
     l0 = json.loads(bucket.read(layout.config)).get("metadata", {}).get("l0")
     if l0 is None:
         raise InputError(f"{bucket.place(layout.root)} has no metrics.json: evaluate it first, Gemma Scope's paths are named by L0")

@@ -1,6 +1,5 @@
 """The evaluator: measures checkpoints of one hook after the other, and commits each."""
 
-import json
 import threading
 from dataclasses import dataclass
 
@@ -49,7 +48,7 @@ def committed(bucket: Bucket, job: Job, settings: dict) -> Evaluation | None:
     path = SaeLayout(job.root).checkpoint(job.step).metrics
     if not bucket.exists(path):
         return None
-    evaluation = Evaluation.from_json(json.loads(bucket.read(path)))
+    evaluation = Evaluation.read(bucket, path)
     return evaluation if evaluation.settings == settings else None
 
 
@@ -106,7 +105,7 @@ class Evaluator:
         fidelity = measure(self._lm, sae, inputs, outputs, self._text, baseline, self._config.splice_special)
         result = _result(record, config, inputs, outputs if wiring.targets else (), layout, baseline, fidelity)
         evaluation = Evaluation(result, fidelity.histogram, baseline.rows, self._settings)
-        data = json.dumps(evaluation.to_json(), indent=1).encode()
+        data = evaluation.sealed()
         if self._bucket.exists(layout.config) and job.step == max(checkpoint.steps_of(self._bucket, layout)):
             self._bucket.write(layout.metrics, data)
         self._bucket.write(layout.checkpoint(job.step).metrics, data)  # last: with it the evaluation is done

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from scopemill.harvester.config import CorpusConfig
-from scopemill.proto.config import Config
+from scopemill.proto.config import Config, NodeLabels
 
 
 class EvaluationConfig(Config):
@@ -19,3 +19,4 @@ class EvaluationConfig(Config):
     actors: int = Field(1, ge=1, description="Evaluator actors.")
     cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per evaluator; also its threads, at least one.")
     gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per evaluator.")
+    labels: NodeLabels = Field({}, description="Labels of the Ray nodes that evaluators run on; absent: any node.")

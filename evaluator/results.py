@@ -10,6 +10,7 @@ import pyarrow.parquet as parquet
 
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.layout import SweepLayout
+from scopemill.proto.seal import read_record, sealed_record
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,13 @@ class Evaluation:
     evaluated_tokens: int
     settings: dict  # of the evaluation: another setting is another evaluation
 
-    def to_json(self) -> dict:
-        return asdict(self)
+    def sealed(self) -> bytes:
+        return sealed_record(asdict(self))
 
     @staticmethod
-    def from_json(data: dict) -> "Evaluation":
+    def read(bucket: Bucket, path: str) -> "Evaluation":
+        """CorruptObject if it is damaged."""
+        data = read_record(bucket, path)
         return Evaluation(Result(**data["result"]), Histogram(**data["histogram"]), data["evaluated_tokens"], data["settings"])
 
 

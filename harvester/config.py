@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from scopemill.proto.config import Config, Place
+from scopemill.proto.config import Config, NodeLabels, Place
 from scopemill.proto.dataset import Dtype
 from scopemill.proto.hooks import SITES
 
@@ -56,9 +56,15 @@ class HarvestConfig(Config):
     )
     outlier_spare: float = Field(0.01, gt=0, lt=1, description="Share of extra rows per shard that may be dropped as outliers.")
     sequences_per_forward: int = Field(32, ge=1, description="Sequences in one forward pass.")
+    rolling: int | None = Field(
+        None,
+        ge=1,
+        description="Rolling mode: at most so many shards on disk, made while trainers read and deleted behind them; absent: all are kept.",
+    )
     actors: int = Field(1, ge=1, description="Harvester actors.")
     cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per harvester; also its threads.")
     gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per harvester.")
+    labels: NodeLabels = Field({}, description="Labels of the Ray nodes that harvesters run on; absent: any node.")
 
     @model_validator(mode="after")
     def _consistent(self):

@@ -3,7 +3,6 @@
 Both results are committed objects, so every harvester works from the same plan and a restart finds it as it was.
 """
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 
@@ -19,6 +18,7 @@ from scopemill.harvester.task import HarvestTask
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import DatasetManifest, HookStats, pack_vector, read_manifest
 from scopemill.proto.errors import CorpusError
+from scopemill.proto.seal import read_record, read_tensors, sealed_record, sealed_tensors
 
 TOKENIZER_BATCH = 256  # documents at once: the tokenizer works on them in parallel
 CALIBRATION_SHARDS = 64  # at most: reading every packed bucket of a large corpus would take longer than the model
@@ -40,7 +40,7 @@ def pack_corpus(task: HarvestTask) -> int:
     """
     bucket, layout, corpus, harvest = task.bucket, task.layout, task.corpus, task.config
     if bucket.exists(layout.packing):
-        return json.loads(bucket.read(layout.packing))["shards"]
+        return read_record(bucket, layout.packing)["shards"]
     packed = sequences(tokenized(task.model, corpus), harvest.context_length, task.card.bos)
     if task.reserved:
         held = list(islice(packed, task.reserved))
@@ -57,16 +57,16 @@ def pack_corpus(task: HarvestTask) -> int:
         raise CorpusError(
             f"corpus {corpus.source!r} is shorter than one shard: lower harvest.rows_per_shard ({harvest.rows_per_shard}) or give more text"
         )
-    bucket.create(layout.packing, json.dumps({"shards": shards, "identity": task.identity}).encode())
+    bucket.create(layout.packing, sealed_record({"shards": shards, "identity": task.identity}))
     return shards
 
 
 def save_sequences(bucket: Bucket, path: str, block: Sequences) -> None:
-    bucket.write(path, safetensors.numpy.save({name: np.ascontiguousarray(x) for name, x in vars(block).items()}))
+    bucket.write(path, *sealed_tensors(safetensors.numpy.save({name: np.ascontiguousarray(x) for name, x in vars(block).items()})))
 
 
 def load_sequences(bucket: Bucket, path: str) -> Sequences:
-    return Sequences(**safetensors.numpy.load(bucket.read(path)))
+    return Sequences(**safetensors.numpy.load(read_tensors(bucket, path)))
 
 
 def calibrate(task: HarvestTask, lm: LanguageModel, shards: int) -> DatasetManifest:
@@ -110,7 +110,7 @@ def calibrate(task: HarvestTask, lm: LanguageModel, shards: int) -> DatasetManif
         seed=harvest.seed,
         calibration_rows=count,
     )
-    task.bucket.create(task.layout.manifest, manifest.model_dump_json(indent=1).encode())
+    task.bucket.create(task.layout.manifest, sealed_record(manifest.model_dump(mode="json")))
     return read_manifest(task.bucket, task.dataset)
 
 

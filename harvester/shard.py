@@ -18,6 +18,7 @@ from scopemill.proto.dataset import (
     pack_vector,
 )
 from scopemill.proto.layout import DatasetLayout
+from scopemill.proto.seal import sealed_record
 
 SUM_ROWS = 1024
 
@@ -97,7 +98,7 @@ def write_shard(bucket: Bucket, shard: int, buffers: ShardBuffers, dropped_outli
         sums={h.name: buffers.sums(h.name) for h in manifest.hooks},
         checksums=checksums,
     )
-    bucket.create(layout.commit(shard), commit.model_dump_json().encode())
+    bucket.create(layout.commit(shard), sealed_record(commit.model_dump(mode="json")))
     return commit
 
 

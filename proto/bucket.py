@@ -138,6 +138,15 @@ class Bucket:
 
         self._do("delete", path, remove)
 
+    def remove_tree(self, path: str) -> None:
+        """Delete all objects below a folder; nothing if there are none."""
+
+        def remove(full: str) -> None:
+            with suppress(FileNotFoundError):
+                self._fs.rm(full, recursive=True)
+
+        self._do("delete", path, remove)
+
     def check_writable(self) -> None:
         """StorageError unless an object can be written here. Tried once: a URL that is wrong should be told at once."""
         probe = f"{TEMPORARY}{uuid.uuid4().hex}"

@@ -23,4 +23,15 @@ def _without_credentials(url: str) -> str:
     return url
 
 
+_LABEL = re.compile(r"([\w.-]+/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?")
+
+
+def _are_labels(labels: dict[str, str]) -> dict[str, str]:
+    for part in (*labels, *labels.values()):
+        if not _LABEL.fullmatch(part):
+            raise ValueError(f"{part!r} is no label: letters, digits, '.', '_' and '-', at most 63, such as accelerator: h100")
+    return labels
+
+
+NodeLabels = Annotated[dict[str, str], AfterValidator(_are_labels)]  # Ray's, as in `ray start --labels`
 Place = Annotated[str, AfterValidator(_without_credentials)]  # a path or an fsspec URL

@@ -6,7 +6,6 @@ their CRC-32C: harvester and server write and read these objects themselves, and
 """
 
 import base64
-import json
 import math
 import re
 from typing import Any, Literal, TypeVar
@@ -15,10 +14,10 @@ import crc32c
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from scopemill.proto import metrics
 from scopemill.proto.bucket import Bucket, Bytes
 from scopemill.proto.errors import Conflict, CorruptObject, MissingObject
 from scopemill.proto.layout import DatasetLayout
+from scopemill.proto.seal import read_record, twice
 
 # A chunk of 32 MiB is large enough for object storage and small enough that K shards are read side by side.
 CHUNK_BYTES = 32 * 2**20
@@ -144,6 +143,12 @@ class ShardCommit(_Record):
     checksums: dict[str, list[int]]  # per array, the CRC-32C of each chunk
 
 
+class RollingRecord(_Record):
+    """``rolling.json``: shards of this dataset are made while trainers read, and deleted behind them."""
+
+    low: int  # positions before it (see `Order.positions`) are, or will be, deleted
+
+
 def _largest_divisor(n: int, most: int) -> int:
     """The largest divisor of ``n`` that is at most ``most``."""
     divisors = (d for i in range(1, math.isqrt(n) + 1) if n % i == 0 for d in (i, n // i))
@@ -173,13 +178,7 @@ def read_chunk(bucket: Bucket, folder: str, spec: ArraySpec, index: int, committ
     A missing object is an error (zarr would read zeros), and so are wrong bytes: CorruptObject names the object.
     """
     path = f"{folder}/{spec.chunk_key(index)}"
-    for last in (False, True):
-        try:
-            return _read_chunk(bucket, path, spec, committed_crc, buffer)
-        except CorruptObject:
-            metrics.STORE_CORRUPT_READS.inc()
-            if last:  # at first it may have been damaged on its way: what lies in the store may be whole
-                raise
+    return twice(lambda: _read_chunk(bucket, path, spec, committed_crc, buffer))
 
 
 def _read_chunk(bucket: Bucket, path: str, spec: ArraySpec, committed_crc: int, buffer: memoryview) -> np.ndarray:
@@ -209,11 +208,17 @@ def read_commit(bucket: Bucket, dataset: str, shard: int) -> ShardCommit:
     return _read_record(bucket, DatasetLayout(dataset).commit(shard), ShardCommit)
 
 
+def read_rolling(bucket: Bucket, dataset: str) -> RollingRecord | None:
+    """None unless the dataset is in rolling mode."""
+    path = DatasetLayout(dataset).rolling
+    return _read_record(bucket, path, RollingRecord) if bucket.exists(path) else None
+
+
 def _read_record(bucket: Bucket, path: str, kind: type[R]) -> R:
     """CorruptObject, naming the first field that does not fit, if the object is not such a record."""
-    data = bucket.read(path)
+    fields = read_record(bucket, path)
     try:
-        return kind.model_validate_json(data)
+        return kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "its text"
@@ -228,9 +233,9 @@ def committed_shards(bucket: Bucket, dataset: str) -> set[int]:
 def committed_identity(bucket: Bucket, path: str) -> dict[str, Any]:
     """What was asked for by whoever wrote a manifest or a packing record."""
     try:
-        return json.loads(bucket.read(path))["identity"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptObject(f"{bucket.place(path)} cannot be read: {error}") from error
+        return read_record(bucket, path)["identity"]
+    except KeyError as error:
+        raise CorruptObject(f"{bucket.place(path)} does not say what it was made from") from error
 
 
 def refuse_other_identity(place: str, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ class DatasetLayout:
         self.root = f"activations/{checked_name('dataset', name)}"
         self.manifest = f"{self.root}/dataset.json"
         self.packing = f"{self.root}/packing.json"
+        self.rolling = f"{self.root}/rolling.json"
         self.reserved = f"{self.root}/packed/reserved.safetensors"
 
     def packed(self, shard: int) -> str:
@@ -59,6 +60,7 @@ class SaeLayout:
         self.metrics = f"{root}/metrics.json"
         self.provenance = f"{root}/provenance.json"
         self.history = f"{root}/history.parquet"
+        self.stopped = f"{root}/stopped.json"  # written when rivals outdo it; deleted, its training goes on
         self.checkpoints = f"{root}/checkpoints"
 
     @staticmethod
@@ -86,6 +88,7 @@ class SweepLayout:
     def __init__(self, name: str):
         self.root = f"sweeps/{checked_name('sweep', name)}"
         self.config = f"{self.root}/sweep.yaml"
+        self.halving = f"{self.root}/halving.json"
         self.results = f"{self.root}/results.parquet"
         self.results_csv = f"{self.root}/results.csv"
         self.report = f"{self.root}/report.html"

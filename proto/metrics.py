@@ -39,6 +39,7 @@ SERVER_WAIT_SECONDS = Counter(
     ["stream", "reason"],
 )
 SERVER_DETACHED = Counter("scopemill_server_detached", "Times a trainer fell out of the window and read on by itself", ["stream"])
+SERVER_SKIPPED = Counter("scopemill_server_skipped", "Batches that trainers lost because they were too slow", ["stream"])
 SERVER_LOST = Counter("scopemill_server_lost", "Trainers given up after they went silent", ["stream"])
 
 TRAINER_STEP = Gauge("scopemill_trainer_step", "Steps done", ["sae"])
@@ -55,6 +56,11 @@ TRAINER_LATENTS = Gauge("scopemill_trainer_latents", "Latents of the SAE", ["sae
 TRAINER_CHECKPOINT = Gauge(
     "scopemill_trainer_checkpoint_timestamp_seconds", "When the last checkpoint was committed; before that, when training began", ["sae"]
 )
+# All of one SAE in the process that trains it: removed together once that process trains another.
+OF_TRAINER = (
+    TRAINER_STEP, TRAINER_STEPS, TRAINER_TOKENS, TRAINER_SECONDS, TRAINER_LOSS, TRAINER_L0, TRAINER_FVU, TRAINER_DEAD, TRAINER_LATENTS,
+    TRAINER_CHECKPOINT,
+)  # fmt: skip
 
 EVALUATIONS = Counter("scopemill_evaluations", "Checkpoints evaluated")
 EVALUATED_FVU = Gauge("scopemill_evaluated_fvu", "FVU of the newest evaluated checkpoint", ["sae"])

@@ -55,6 +55,7 @@ class Welcome:
     widths: tuple[int, ...]  # d of each hook of the stream
     dtype: str
     batches_per_epoch: int
+    skips: bool  # whether a trainer that is too slow loses batches
 
 
 @dataclass(frozen=True)
@@ -159,4 +160,4 @@ def _is(hint: type, value: Any, longest: int = MAX_NAME) -> bool:
         return False
     if hint is int:
         return 0 <= value < 2**63
-    return len(value) <= longest
+    return hint is bool or len(value) <= longest

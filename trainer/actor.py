@@ -1,196 +1,63 @@
-"""One trainer: an SAE, its stream, its checkpoints."""
+"""The trainer as a Ray actor: a process that trains one SAE after another."""
 
-import importlib.metadata
-import json
-import logging
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import ray
 import torch
 
-from scopemill.activation_server.client import StreamClient
-from scopemill.proto import metrics, wire
+from scopemill.proto import metrics
 from scopemill.proto.bucket import Bucket
-from scopemill.proto.dataset import HookStats
-from scopemill.proto.errors import Stopped
-from scopemill.proto.layout import SaeLayout
 from scopemill.proto.memory import keep_freed_memory
-from scopemill.trainer import checkpoint
-from scopemill.trainer.architectures import initial_sae
-from scopemill.trainer.config import SaeConfig
-from scopemill.trainer.formats import FinishedSae, write_saelens
-from scopemill.trainer.history import History
-from scopemill.trainer.loop import Loop, side_by_side, to_tensor
-from scopemill.trainer.sae import Sae
-from scopemill.trainer.start import started_from
-from scopemill.trainer.wiring import Port, Wiring
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """One SAE to train: which, on what, and where it goes."""
-
-    name: str  # unique in the sweep; names the consumer of the stream and the metrics' label
-    root: str  # the SAE's folder in the bucket
-    inputs: tuple[HookStats, ...]
-    targets: tuple[HookStats, ...]  # empty: it rebuilds what it reads
-    stream: wire.StreamSpec
-    config: SaeConfig
-    model: str
-    metadata: dict[str, Any]  # what SAELens' users want to know beside it, such as context_size
-    provenance: dict[str, Any]
-
-    @property
-    def wiring(self) -> Wiring:
-        return Wiring(*(tuple(Port(h.name, h.d, h.scale) for h in side) for side in (self.inputs, self.targets)))
+from scopemill.trainer.run import Assignment, Progress, Run
 
 
 class Trainer:
-    """``run`` trains until the last step or until ``stop``; it begins at the newest checkpoint."""
+    """``run`` one assignment after another. ``leave`` ends one of them early, ``stop`` all of them."""
 
-    def __init__(self, bucket_url: str, assignment: Assignment, threads: int, gpu: bool):
+    def __init__(self, bucket_url: str, threads: int, gpu: bool):
         keep_freed_memory()
         torch.set_num_threads(threads)
-        self._bucket, self._assignment = Bucket(bucket_url), assignment
-        self._layout = SaeLayout(assignment.root)
-        self._device = torch.device("cuda" if gpu else "cpu")
-        self._stop = threading.Event()
-        self._loop: Loop | None = None
-        self._waited = 0.0  # seconds of waiting that the metric has
+        self._bucket, self._device = Bucket(bucket_url), torch.device("cuda" if gpu else "cpu")
+        self._run: Run | None = None
+        self._stopping = False
+        self._lock = threading.Lock()  # between a run's beginning and the words that end it
         self._metrics_address = metrics.expose()
 
     def metrics_address(self) -> str:
         return self._metrics_address
 
-    def run(self, server: str | Callable[[], str], keys: str | None = None) -> int:
-        """Train from the server that is, or is found, there; returns the steps done: all of them, or those before ``stop``."""
-        assignment, config = self._assignment, self._assignment.config
-        client: StreamClient | None = None
-        self._loop = loop = self._begin(lambda: client.waited if client else 0.0)
-        self._announce(loop)
-        if loop.done:
-            self._finish(loop)
-            return loop.step_number
-        client = StreamClient(server, assignment.stream, assignment.name, loop.step_number, config.steps, self._stop.is_set, keys)
-        try:
-            for _, arrays in client:
-                with self._timed("copy"):
-                    batch = self._batch(arrays, client.dtype)
-                with self._timed("step"):
-                    loop.step(*batch)
-                self._observe(loop, client.waited)
-                if loop.step_number % config.checkpoint_every == 0 or loop.done:
-                    with self._timed("checkpoint"):
-                        self._checkpoint(loop)
-                if self._stop.is_set():
-                    break
-        except Stopped:
-            pass
-        finally:
-            client.close()
-        if loop.done:
-            self._finish(loop)
-        elif loop.step_number % config.checkpoint_every:
-            self._checkpoint(loop)
-        return loop.step_number
+    def node(self) -> str:
+        """The id of the Ray node that this process is on."""
+        return ray.get_runtime_context().get_node_id()
 
-    def progress(self) -> dict[str, float]:
-        """Steps done, and the last row of the history."""
-        loop = self._loop
-        if loop is None:
-            return {"step": 0}
-        return (vars(loop.history.rows[-1]) if loop.history.rows else {}) | {"step": loop.step_number}
+    def run(self, assignment: Assignment, server: str | Callable[[], str], keys: str | None = None) -> int:
+        """Train one SAE; returns the steps done: all of them, or those before it was stopped."""
+        run = Run(self._bucket, assignment, self._device)
+        with self._lock:
+            for metric in metrics.OF_TRAINER:
+                metric.clear()  # only now: until here they told how the SAE before ended
+            self._run = run
+            if self._stopping:
+                run.stop()
+        return run.run(server, keys)
+
+    def progress(self, steps: Sequence[int] = ()) -> Progress | None:
+        """Of the assignment that was begun last."""
+        return self._run.progress(steps) if self._run else None
+
+    def leave(self, name: str) -> None:
+        """Checkpoint and return from the run of this SAE; of another that is in work by now nothing is stopped."""
+        with self._lock:
+            if self._run and self._run.name == name:
+                self._run.stop()
 
     def stop(self) -> None:
-        """Checkpoint after the step in work, and return."""
-        self._stop.set()
-
-    def _batch(self, arrays: list[np.ndarray], dtype: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The stream's arrays, one per hook, as x [B, d_in] and y [B, d_out] in the units that the SAE sees."""
-        wiring, config = self._assignment.wiring, self._assignment.config
-        rows = [to_tensor(array, dtype, self._device) for array in arrays]
-        for port, of_hook in zip(wiring.inputs + wiring.targets, rows, strict=True):
-            if (factor := port.scale / port.unit(config)) != 1:
-                of_hook *= factor
-        inputs, targets = rows[: len(wiring.inputs)], rows[len(wiring.inputs) :]
-        return side_by_side(inputs), side_by_side(targets) if targets else None
-
-    def _begin(self, waited) -> Loop:
-        """A loop at the newest checkpoint, or at the start."""
-        config = self._assignment.config
-        steps = checkpoint.steps_of(self._bucket, self._layout)
-        if not steps:
-            return Loop(self._initial().to(self._device), config, History(), waited)
-        return checkpoint.load_loop(self._bucket, self._layout, steps[-1], config, self._device, waited)
-
-    def _initial(self) -> Sae:
-        assignment, config = self._assignment, self._assignment.config
-        wiring = assignment.wiring
-        if config.initial_sae:
-            return started_from(config, wiring)
-        means = [
-            torch.from_numpy(stats.mean_vector / port.unit(config)).float()
-            for stats, port in zip(assignment.targets or assignment.inputs, wiring.outputs, strict=True)
-        ]
-        return initial_sae(config, wiring.shape, torch.cat(means))
-
-    def _checkpoint(self, loop: Loop) -> None:
-        loop.flush()
-        step, config = loop.step_number, self._assignment.config
-        record = checkpoint.CheckpointRecord(
-            step, step, step * config.batch_size, self._assignment.wiring.to_json(), config.model_dump(mode="json")
-        )  # fmt: skip
-        loop.history.save(self._bucket, self._layout.history)
-        checkpoint.save(self._bucket, self._layout, record, loop)
-        metrics.TRAINER_CHECKPOINT.labels(self._assignment.name).set_to_current_time()
-
-    def _finish(self, loop: Loop) -> None:
-        if not self._bucket.exists(self._layout.config):
-            wiring, config = self._assignment.wiring, self._assignment.config
-            sae = loop.sae.cpu().finished(wiring.input_units(config), wiring.output_units(config))
-            provenance = {"scopemill": importlib.metadata.version("scopemill")} | self._assignment.provenance
-            self._bucket.write(self._layout.provenance, json.dumps(provenance, indent=1).encode())
-            inputs, outputs = (tuple(port.hook for port in ports) for ports in (wiring.inputs, wiring.outputs))
-            write_saelens(
-                self._bucket, self._layout.root, FinishedSae(sae, inputs, outputs, self._assignment.model, self._assignment.metadata)
-            )
-
-    def _timed(self, phase: str) -> AbstractContextManager[None]:
-        return metrics.timed(metrics.TRAINER_SECONDS.labels(self._assignment.name, phase))
-
-    def _announce(self, loop: Loop) -> None:
-        """What the metrics can tell before the first step. Counters begin at 0, so that no rate misses the first increase."""
-        name = self._assignment.name
-        metrics.TRAINER_STEP.labels(name).set(loop.step_number)
-        metrics.TRAINER_STEPS.labels(name).set(self._assignment.config.steps)
-        metrics.TRAINER_LATENTS.labels(name).set(loop.sae.width)
-        metrics.TRAINER_CHECKPOINT.labels(name).set_to_current_time()
-        metrics.TRAINER_TOKENS.labels(name)
-        for phase in ("wait", "copy", "step", "checkpoint"):
-            metrics.TRAINER_SECONDS.labels(name, phase)
-
-    def _observe(self, loop: Loop, waited: float) -> None:
-        name = self._assignment.name
-        metrics.TRAINER_STEP.labels(name).set(loop.step_number)
-        metrics.TRAINER_TOKENS.labels(name).inc(self._assignment.config.batch_size)
-        metrics.TRAINER_SECONDS.labels(name, "wait").inc(waited - self._waited)
-        self._waited = waited
-        if loop.history.rows and loop.history.rows[-1].step == loop.step_number:
-            row = loop.history.rows[-1]
-            for gauge, value in (
-                (metrics.TRAINER_LOSS, row.loss),
-                (metrics.TRAINER_L0, row.l0),
-                (metrics.TRAINER_FVU, row.fvu),
-                (metrics.TRAINER_DEAD, row.dead_latents),
-            ):
-                gauge.labels(name).set(value)
+        """Checkpoint and return, now and from every run that is still to begin: this process is about to end."""
+        with self._lock:
+            self._stopping = True
+            if self._run:
+                self._run.stop()
 
 
 # One thread trains; the others answer questions and take the word to stop. If the process dies, Ray starts another and

@@ -1,7 +1,8 @@
 """Checkpoints: all that a trainer needs to go on as if it had never stopped.
 
 The weights are safetensors, the optimiser's state and the dead counters too; ``checkpoint.json`` is written
-last and makes the checkpoint. Its ``cursor`` is the number of the next batch of the stream: the whole of the data's state.
+last and makes the checkpoint. Its ``step`` is the number of the next batch of the stream: the whole of the data's state.
+Each carries its checksum.
 """
 
 import json
@@ -12,9 +13,11 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from scopemill.proto import seal
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import Conflict, SaeFormatError
 from scopemill.proto.layout import SaeLayout
+from scopemill.proto.seal import sealed_record, sealed_tensors
 from scopemill.trainer.architectures import initial_sae
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.history import History
@@ -27,8 +30,8 @@ from scopemill.trainer.wiring import Wiring
 class CheckpointRecord:
     """``checkpoint.json``."""
 
-    step: int  # steps done; equal to the cursor, as a step takes one batch
-    cursor: int
+    step: int  # the next batch of the stream: the cursor, and the checkpoint's number
+    skipped: int  # of the batches before, how many never came: 0 unless the server was told to `skip`
     tokens: int
     wiring: dict[str, Any]  # see `Wiring`
     config: dict[str, Any]
@@ -44,13 +47,14 @@ def steps_of(bucket: Bucket, layout: SaeLayout) -> list[int]:
     return [step for step in steps if bucket.exists(layout.checkpoint(step).record)]
 
 
-def save(bucket: Bucket, layout: SaeLayout, record: CheckpointRecord, loop: Loop) -> None:
+def save(bucket: Bucket, layout: SaeLayout, wiring: Wiring, loop: Loop) -> None:
     """Commit a checkpoint, then drop the state of the one before: only the newest is ever resumed."""
+    record = CheckpointRecord(loop.step_number, loop.skipped, loop.tokens, wiring.to_json(), loop.config.model_dump(mode="json"))
     place = layout.checkpoint(record.step)
     older = [step for step in steps_of(bucket, layout) if step < record.step]
-    bucket.write(place.weights, safetensors.torch.save(_cpu(loop.sae.state_dict())))
-    bucket.write(place.optimizer, safetensors.torch.save(_cpu(loop.state())))
-    bucket.create(place.record, json.dumps(vars(record), indent=1).encode())
+    bucket.write(place.weights, *sealed_tensors(safetensors.torch.save(_cpu(loop.sae.state_dict()))))
+    bucket.write(place.optimizer, *sealed_tensors(safetensors.torch.save(_cpu(loop.state()))))
+    bucket.create(place.record, sealed_record(vars(record)))
     for step in older:
         bucket.remove(layout.checkpoint(step).optimizer)
 
@@ -58,8 +62,8 @@ def save(bucket: Bucket, layout: SaeLayout, record: CheckpointRecord, loop: Loop
 def read_record(bucket: Bucket, layout: SaeLayout, step: int) -> CheckpointRecord:
     path = layout.checkpoint(step).record
     try:
-        return CheckpointRecord(**json.loads(bucket.read(path)))
-    except (ValueError, TypeError) as error:
+        return CheckpointRecord(**seal.read_record(bucket, path))
+    except TypeError as error:
         raise SaeFormatError(f"{bucket.place(path)} is not a checkpoint's record: {error}") from error
 
 
@@ -102,7 +106,7 @@ def load_loop(
 
 
 def _read(bucket: Bucket, path: str) -> dict[str, torch.Tensor]:
-    data = bucket.read(path)
+    data = seal.read_tensors(bucket, path)
     try:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:

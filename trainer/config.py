@@ -1,10 +1,11 @@
 """What to train and how: the fields of a sweep's ``train`` section. Templates fill them, see ``templates.py``."""
 
-from typing import Any, Literal
+import math
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from scopemill.proto.config import Config
+from scopemill.proto.config import Config, NodeLabels
 from scopemill.proto.errors import TemplateError
 from scopemill.trainer.templates import load_template
 
@@ -154,6 +155,25 @@ class SaeConfig(Recipe):
         return self.target_coefficient if self.latents == "jumprelu" and self.penalty == "target_l0" else self.sparsity
 
 
+class HalvingConfig(Config):
+    """Successive halving: of rivals (SAEs of the same hooks and width) those that others outdo in both L0 and FVU are stopped early."""
+
+    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.25, 0.5), min_length=1, description="Shares of the steps at which rivals are compared, by the next row of their histories."
+    )
+    keep: float = Field(0.5, gt=0, lt=1, description="At least this share of the rivals goes on from each rung.")
+
+    @model_validator(mode="after")
+    def _rising(self):
+        if list(self.rungs) != sorted(set(self.rungs)):
+            raise ValueError("rungs: shares of the steps that rise, such as [0.25, 0.5]")
+        return self
+
+    def steps(self, steps: int, log_every: int) -> tuple[int, ...]:
+        """The step of each rung: the first row of the history at or after its share of the steps."""
+        return tuple(math.ceil(rung * steps / log_every - 1e-9) * log_every for rung in self.rungs)
+
+
 class TrainConfig(Recipe):
     """A sweep's ``train`` section: every width with every sparsity, at every hook."""
 
@@ -168,6 +188,12 @@ class TrainConfig(Recipe):
     at_once: int = Field(16, ge=1, description="Trainers that run at the same time.")
     cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per trainer; also its threads, at least one.")
     gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per trainer; a fraction shares one.")
+    labels: NodeLabels = Field({}, description="Labels of the Ray nodes that trainers run on; absent: any node.")
+    priority: dict[str, int] = Field(
+        {}, description="Which SAEs come first: patterns of their names, such as '*resid_post*', and a number each; others have 0."
+    )
+    retries: int = Field(1, ge=0, description="How often an SAE whose trainer failed is tried again, after all others.")
+    halving: HalvingConfig | None = Field(None, description="Stop SAEs early that others outdo; absent: none is.")
 
     @model_validator(mode="before")
     @classmethod
@@ -190,11 +216,26 @@ class TrainConfig(Recipe):
                 raise ValueError(f"{field} names a value twice")
         if min(self.widths) < 1 or min(self.sparsities) < 0:
             raise ValueError("widths must be at least 1, and sparsities not negative")
+        if self.halving:
+            self._check_halving(self.halving)
         try:
             self.saes()  # every pair has to fit
         except ValidationError as error:
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
         return self
+
+    def _check_halving(self, halving: HalvingConfig) -> None:
+        rungs = halving.steps(self.steps, self.log_every)
+        if len(set(rungs)) < len(rungs) or rungs[-1] >= self.steps:
+            raise ValueError(
+                f"halving: the history has a row every {self.log_every} of the {self.steps} steps, so the rungs would be at the steps "
+                f"{', '.join(map(str, rungs))}: lower log_every, or choose other rungs"
+            )
+        if self.at_once < len(self.sparsities):
+            raise ValueError(
+                f"halving: the {len(self.sparsities)} SAEs of a hook and width are compared while they train, and at_once is "
+                f"{self.at_once}: raise it to {len(self.sparsities)}"
+            )
 
     def saes(self) -> list[SaeConfig]:
         """One configuration per SAE of a hook."""

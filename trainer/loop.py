@@ -27,7 +27,8 @@ class Loop:
         self.sae, self.config, self.history = sae, config, history
         self.optimizer = Optimizer(sae, config)
         self.tokens_since_fired = torch.zeros(sae.width, dtype=torch.int64, device=sae.b_dec.device)
-        self.step_number = 0  # steps done
+        self.step_number = 0  # of the stream's batches, how many lie behind; each was a step, but for those skipped
+        self.skipped = 0
         self.sparse = False  # whether the next step tries the sparse way first
         self._backend = backend_for(sae.b_dec)  # None where every step is dense
         self._waited = waited  # seconds spent waiting for data so far
@@ -40,11 +41,13 @@ class Loop:
             **{f"updated.{name}": updates for name, updates in self.optimizer.updated.items()},
             "tokens_since_fired": self.tokens_since_fired,
             "sparse": torch.tensor(self.sparse),
+            "skipped": torch.tensor(self.skipped),
         }
 
     def restore(self, step: int, state: dict[str, torch.Tensor]) -> None:
-        """Go on after ``step`` steps, with the ``state`` of then."""
-        self.step_number = self.optimizer.updates = step
+        """Go on after batch ``step``, with the ``state`` of then."""
+        self.step_number, self.skipped = step, int(state["skipped"])
+        self.optimizer.updates = step - self.skipped
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
         self.sparse = bool(state["sparse"])
@@ -54,16 +57,26 @@ class Loop:
         return self.step_number >= self.config.steps
 
     @property
+    def tokens(self) -> int:
+        """Rows trained on."""
+        return (self.step_number - self.skipped) * self.config.batch_size
+
+    @property
     def dead(self) -> torch.Tensor:
         """Which latents [F] have not fired for long."""
         return self.tokens_since_fired >= self.config.dead_after_tokens
+
+    def skip_to(self, step: int) -> None:
+        """The stream goes on at batch ``step``: those before are lost. Schedules go by the stream, so it ends when others do."""
+        self.skipped += step - self.step_number
+        self.step_number = step
 
     def step(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """One batch x [B, d_in], to become y [B, d_out]; an autoencoder's y is x."""
         config, y = self.config, x if y is None else y
         if self._backend:
             self._backend.begin_step()
-        if self.step_number == 0:
+        if self.optimizer.updates == 0:
             self.sae.begin(x, config)
         coefficient = config.coefficient * sparsity_factor(config, self.step_number)
         fired = torch.zeros_like(self.tokens_since_fired, dtype=torch.bool)
@@ -98,7 +111,7 @@ class Loop:
         self.history.rows.append(
             self._interval.row(
                 step=self.step_number,
-                tokens=self.step_number * self.config.batch_size,
+                tokens=self.tokens,
                 dead_latents=int(self.dead.sum()),
                 learning_rate=learning_rate(self.config, last),
                 sparsity_coefficient=self.config.coefficient,

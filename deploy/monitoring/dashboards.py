@@ -139,13 +139,15 @@ _MISHAPS = Row(
     "Trainers that come and go",
     (
         Panel("Joined", "Trainers connected.",
-              (Query(f"sum by (stream) ({of(m.SERVER_CONSUMERS, STREAM)})", "{{stream}}"),), "none", width=6),
+              (Query(f"sum by (stream) ({of(m.SERVER_CONSUMERS, STREAM)})", "{{stream}}"),), "none", width=4),
         Panel("Fell out of the window", "And read on by themselves.",
-              (Query(f"increase({of(m.SERVER_DETACHED, STREAM)}[{WINDOW}])", "{{stream}}"),), "none", width=6),
+              (Query(f"increase({of(m.SERVER_DETACHED, STREAM)}[{WINDOW}])", "{{stream}}"),), "none", width=5),
         Panel("Read for single trainers", "Bytes that serve one trainer only.",
-              (Query(f"sum by (stream) ({rate(m.SERVER_DETACHED_BYTES, STREAM)})", "{{stream}}"),), "Bps", width=6),
+              (Query(f"sum by (stream) ({rate(m.SERVER_DETACHED_BYTES, STREAM)})", "{{stream}}"),), "Bps", width=5),
+        Panel("Batches lost", "Under lag: skip, by trainers that were too slow.",
+              (Query(f"increase({of(m.SERVER_SKIPPED, STREAM)}[{WINDOW}])", "{{stream}}"),), "none", width=5),
         Panel("Given up", "Trainers that went silent and did not come back in time.",
-              (Query(f"increase({of(m.SERVER_LOST, STREAM)}[{WINDOW}])", "{{stream}}"),), "none", width=6),
+              (Query(f"increase({of(m.SERVER_LOST, STREAM)}[{WINDOW}])", "{{stream}}"),), "none", width=5),
     ),
 )  # fmt: skip
 

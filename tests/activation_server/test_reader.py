@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from scopemill.activation_server.order import Order
 from scopemill.activation_server.reader import StreamReader
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import STORED_DTYPES, DatasetManifest
-from scopemill.proto.errors import CorruptObject, MissingObject, StorageError
+from scopemill.proto.errors import CorruptObject, MissingObject, Stopped, StorageError
 from scopemill.proto.layout import DatasetLayout
+from scopemill.proto.seal import sealed_record
 from scopemill.proto.wire import StreamSpec
 
 A, B = "blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"
@@ -219,7 +221,7 @@ def test_a_shard_that_was_never_committed_is_missing(bucket, small_chunks):
     shard, _ = chunk_path(bucket, manifest, spec(), 0)
     bucket.remove(DatasetLayout(manifest.dataset).commit(shard))
     reader = StreamReader(bucket, manifest, spec())
-    with pytest.raises(MissingObject, match=f"commits/{shard:05d}.json"):
+    with pytest.raises(MissingObject, match=f"batch 0 needs shard {shard} of .*, which is not committed"):
         read(reader, manifest, spec(), 0)
     reader.close()
 
@@ -257,3 +259,59 @@ def test_a_closed_reader_leaves_no_thread(bucket, small_chunks):
     while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not left
+
+
+# Rolling mode
+
+
+def roll(bucket: Bucket, low: int) -> None:
+    bucket.write(DatasetLayout("synthetic").rolling, sealed_record({"low": low}))
+
+
+def withheld(bucket: Bucket, shard: int) -> Callable[[], None]:
+    """Take a shard's commit away; call it to give it back."""
+    path = DatasetLayout("synthetic").commit(shard)
+    record = bucket.read(path)
+    bucket.remove(path)
+    return lambda: bucket.write(path, record)
+
+
+def test_in_rolling_mode_a_batch_waits_until_its_shards_are_made(bucket, monkeypatch):
+    monkeypatch.setattr(reader_module, "ROLLING_POLL_SECONDS", 0.01)
+    manifest, stream = make_dataset(bucket, shards=4, rows=24), spec()
+    order, reader = Order(manifest, stream), StreamReader(bucket, manifest, stream)
+    first_of_the_second_group = order.next_group(0)
+    give_back = withheld(bucket, order.shards(first_of_the_second_group)[1])
+    roll(bucket, 0)
+    wanted = {k: gathered(bucket, manifest, stream, k) for k in range(first_of_the_second_group + 1)}
+    got: dict[int, list[np.ndarray]] = {}
+    thread = threading.Thread(target=lambda: got.update({k: read(reader, manifest, stream, k, stop=99) for k in wanted}))
+    thread.start()
+    thread.join(0.5)
+    assert thread.is_alive()
+    give_back()
+    thread.join(20)
+    assert not thread.is_alive() and all(np.array_equal(got[k][0], wanted[k][0]) for k in wanted)
+    reader.close()
+
+
+def test_in_rolling_mode_a_batch_whose_shards_are_gone_is_told_as_such(bucket):
+    manifest, stream = make_dataset(bucket, shards=4, rows=24), spec()
+    reader = StreamReader(bucket, manifest, stream)
+    withheld(bucket, Order(manifest, stream).shards(0)[0])
+    roll(bucket, 2)
+    with pytest.raises(MissingObject, match=r"batch 0 needs shard \d of .*, which was deleted, because every trainer"):
+        read(reader, manifest, stream, 0)
+    assert read(reader, manifest, stream, 4)  # of the group that is there
+    reader.close()
+
+
+def test_a_read_that_waits_for_a_shard_can_be_interrupted(bucket):
+    manifest, stream = make_dataset(bucket, shards=4, rows=24), spec()
+    reader = StreamReader(bucket, manifest, stream)
+    withheld(bucket, Order(manifest, stream).shards(0)[0])
+    roll(bucket, 0)
+    threading.Timer(0.1, reader.interrupt).start()
+    with pytest.raises(Stopped, match="batch 0 was still to be harvested"):
+        read(reader, manifest, stream, 0)
+    reader.close()

@@ -93,7 +93,7 @@ def metric(name: str, stream: StreamSpec | None = None) -> float:
 @pytest.fixture
 def gained() -> Callable[..., float]:
     """By how much a counter has grown since the test began."""
-    names = ["bytes_read_total", "bytes_served_total", "detached_bytes_total", "detached_total", "lost_total"]
+    names = ["bytes_read_total", "bytes_served_total", "detached_bytes_total", "detached_total", "skipped_total", "lost_total"]
     before = {name: metric(name) for name in names}
     return lambda name: metric(name) - before[name]
 
@@ -264,7 +264,7 @@ def test_the_metrics_tell_who_lags_and_what_trainers_wait_for(serve, wanted):
 
 
 def test_a_stalled_client_is_left_behind_and_still_gets_every_batch(serve, wanted, gained):
-    server = serve(lag="detach", detach_seconds=0.3)
+    server = serve(lag="detach", lag_seconds=0.3)
     for name in ("a", "b", "stalled"):
         server.expect(spec(), name, 0, EPOCH)
     stalled = Trainee(server, "stalled", steps=0)
@@ -274,6 +274,19 @@ def test_a_stalled_client_is_left_behind_and_still_gets_every_batch(serve, wante
     assert gained("detached_total") == 1
     stalled.allow_all()
     assert stalled.finish() == all_of(wanted)
+
+
+def test_a_stalled_client_loses_batches_where_the_server_skips_and_that_is_counted(serve, wanted, gained):
+    server = serve(lag="skip", lag_seconds=0.3)
+    for name in ("a", "stalled"):
+        server.expect(spec(), name, 0, EPOCH)
+    stalled = Trainee(server, "stalled", steps=0)
+    assert Trainee(server, "a").finish() == all_of(wanted)
+    stalled.allow_all()
+    got = stalled.finish()
+    assert [k for k, _ in got] == sorted({k for k, _ in got}) and got[0][0] == 0 and got[-1][0] == EPOCH - 1
+    assert set(got) < set(all_of(wanted))
+    assert gained("skipped_total") == EPOCH - len(got)
 
 
 def test_clients_that_wait_are_told_that_the_server_is_alive(serve, wanted, monkeypatch):
@@ -504,6 +517,24 @@ def test_streams_of_one_server_are_independent(serve, bucket, tmp_path):
         assert trainee.finish() == list(enumerate(batches(bucket, manifest, trainee.stream, trainee.stop_at)))
 
 
+def test_streams_come_and_go_within_the_memory_of_one(serve, bucket):
+    manifest = make_dataset(bucket, hooks={A: WIDTH, B: 700}, shards=4, rows=256)
+    server = serve(bucket)
+    for stream in (spec((A,)), spec((B,)), spec((A,))):
+        server.expect(stream, "one", 0, 6)  # at once: the word of the last stream's trainer may still be on its way
+        assert Trainee(server, "one", stream, stop=6).finish() == list(enumerate(batches(bucket, manifest, stream, 6)))
+    soon(lambda: not server._streams, "the last one goes too")
+    assert not [t for t in threading.enumerate() if t.name.startswith("reader-") and t.is_alive() and B in t.name]
+
+
+def test_a_stream_whose_trainer_never_comes_gives_its_place_to_another(serve, bucket):
+    make_dataset(bucket, hooks={A: WIDTH, B: 700}, shards=4, rows=256)
+    server = serve(bucket, join_seconds=0.3)
+    server.expect(spec((A,)), "absent", 0, 6)
+    server.expect(spec((B,)), "present", 0, 6)
+    assert [stream.hooks for stream in server._streams] == [(B,)]
+
+
 def test_a_batch_of_several_hooks_comes_as_an_aligned_array_for_each(serve, bucket):
     make_dataset(bucket, hooks={A: 1024, B: 96}, shards=2, rows=128)
     stream = spec((B, A), batch=32)
@@ -600,8 +631,7 @@ def test_a_corrupt_shard_is_reported_to_every_client_by_its_object(serve, bucket
         with pytest.raises(errors.CorruptObject, match=path):
             trainee.finish()
         assert [k for k, _ in trainee.got] == list(range(len(trainee.got)))
-    stream = server._streams[spec()]
-    soon(lambda: not stream.window.loading and not stream.window.consumers, "both have left, and nothing is being read")
+    soon(lambda: not server._streams, "both have left, and so has the stream")
     bucket.write(path, whole)
     assert len(Trainee(server, "a", stop=16).finish()) == 16  # what was mended is read again
 
@@ -721,7 +751,7 @@ def test_nonsense_is_answered_with_a_sentence(serve, stranger, frames, code, sen
         wire.Wait("x"),
         wire.End(0),
         wire.Error("x", "y"),
-        wire.Welcome(1, (1,), "float32", 1),
+        wire.Welcome(1, (1,), "float32", 1, False),
         wire.Next(0, 0),
         wire.Next(0, 99),
     ],
@@ -783,7 +813,7 @@ def test_a_flood_of_messages_stalls_nobody(serve, wanted):
 
 
 def test_a_client_that_reads_nothing_of_what_it_asks_for_is_sent_no_more_than_its_credit(serve, stranger, wanted, gained):
-    server = serve(lag="detach", detach_seconds=0.3, window_mib=32)
+    server = serve(lag="detach", lag_seconds=0.3, window_mib=32)
     one = stranger(server).join()
     one.say(wire.Next(0, 2**62))
     one.say(wire.Next(2**62 // 2, 2**62))  # it says that it has got what it never was sent
@@ -889,6 +919,7 @@ def test_memory_is_used_again_however_long_a_stream_is(serve, processes, monkeyp
     trainees = [Trainee(server, name, stop=8 * EPOCH, steps=0) for name in ("a", "b")]
     for trainee in trainees:
         trainee.has(1)
+    stream = server._streams[spec()]
     processes.append(killed := Process(server, pause=1000))
     killed.take(1)
     killed.kill()  # with batches on their way
@@ -896,7 +927,6 @@ def test_memory_is_used_again_however_long_a_stream_is(serve, processes, monkeyp
         trainee.allow_all()
     assert all(len(trainee.finish()) == 8 * EPOCH for trainee in trainees)
     assert CAPACITY <= len(slots) <= CAPACITY + 3 * client_module.CREDIT_BATCHES + 1
-    stream = next(iter(server._streams.values()))
     soon(lambda: {id(s) for s in stream._free} == slots.keys(), "every slot comes back", 10)
     assert len(stream._free) == len(slots), "none comes back twice"
     assert not server._sending and not stream.slots and not stream.alone
@@ -930,7 +960,7 @@ def test_a_slot_is_not_used_again_while_a_slow_connection_still_sends_it(serve, 
     """What a client takes out of the wire after a long time is what was sent to it, not what the slot held later."""
     credit = 48  # 12 MiB, more than the kernel takes
     monkeypatch.setattr(server_module, "MAX_CREDIT_BATCHES", credit)
-    server = serve(lag="detach", detach_seconds=0.1, window_mib=13)
+    server = serve(lag="detach", lag_seconds=0.1, window_mib=13)
     one = stranger(server, RCVHWM=1, RCVBUF=65536).join(stop=credit)
     one.say(wire.Next(0, credit * BATCH * WIDTH * 4))
     assert len(Trainee(server, "good", stop=4 * EPOCH).finish()) == 4 * EPOCH

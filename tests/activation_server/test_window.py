@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from scopemill.activation_server.window import Detached, Drop, Finish, GaveUp, Load, LoadAlone, Send, Window
+from scopemill.activation_server.window import Detached, Drop, Finish, GaveUp, Load, LoadAlone, Send, Skipped, Window
 
-JOIN_SECONDS, DETACH_SECONDS = 60.0, 20.0
+JOIN_SECONDS, LAG_SECONDS = 60.0, 20.0
 NAMES = ["a", "b", "c", "d"]
 
 
@@ -20,27 +20,28 @@ class Place:
 
     def __init__(self, cursor: int, stop: int, here: bool, deadline: float = 0.0):
         self.stop, self.here, self.deadline = stop, here, deadline
-        self.told = cursor  # the cursor that it last named
+        self.told = cursor  # the cursor that it last named, or where it skipped to
         self.received = cursor
-        self.sent = cursor  # what was sent and has not arrived lies between
-        self.limit = cursor
+        self.sent = cursor  # the next to be sent
+        self.on_their_way: list[int] = []  # sent, and not told to have arrived
+        self.credit = 0
         self.detached = self.finished = False
 
     @property
     def hungry(self) -> bool:
-        return self.here and self.sent < min(self.limit, self.stop)
+        return self.here and len(self.on_their_way) < self.credit and self.sent < self.stop
 
 
 class WindowMachine(RuleBasedStateMachine):
-    @initialize(capacity=st.integers(2, 6), lag=st.sampled_from(["block", "detach"]))
+    @initialize(capacity=st.integers(2, 6), lag=st.sampled_from(["block", "detach", "skip"]))
     def begin(self, capacity, lag):
-        self.window = Window(capacity, lag, JOIN_SECONDS, DETACH_SECONDS)
+        self.window = Window(capacity, lag, JOIN_SECONDS, LAG_SECONDS)
         self.capacity, self.lag, self.now = capacity, lag, 1000.0
         self.places: dict[str, Place] = {}
         self.memory: set[int] = set()
         self.loading: set[int] = set()
         self.alone: dict[str, int] = {}
-        self.starved_since_detach = self.starved_without_a_break = 0.0
+        self.starved_since_then = self.starved_without_a_break = 0.0
         self.reads_at_the_next_event = False  # after a read that failed, and while consumers are announced
 
     # What the model says.
@@ -66,13 +67,14 @@ class WindowMachine(RuleBasedStateMachine):
                 case Send(name, index):
                     place = self.places[name]
                     assert place.here and index == place.sent, "in order, once, and only to who is there"
-                    assert index < place.limit and index < place.stop, "within credit, and up to its stop"
+                    assert len(place.on_their_way) < place.credit and index < place.stop, "within credit, and up to its stop"
                     if read_for == name:
                         read_for = None
                     else:
                         assert index in self.memory and not place.detached
                         assert index < self.low() + self.capacity, "the slowest holds the others"
                     place.sent += 1
+                    place.on_their_way.append(index)
                 case Load(index):
                     assert index not in self.memory | self.loading, "nothing is read twice while it is there"
                     self.loading.add(index)
@@ -92,6 +94,11 @@ class WindowMachine(RuleBasedStateMachine):
                     self.places[name].finished = True
                 case Detached(name):
                     self.places[name].detached = self.window.consumers[name].detached
+                case Skipped(name, count):
+                    place, foremost = self.places[name], max(p.told for p in self.attached().values())
+                    assert count == max(0, min(foremost, place.stop - 1) - place.sent), "up to the foremost one, and never the last"
+                    place.sent += count
+                    place.told = max(place.told, place.sent)
                 case GaveUp(name):
                     place = self.places.pop(name)
                     assert not place.here and self.now >= place.deadline
@@ -133,11 +140,13 @@ class WindowMachine(RuleBasedStateMachine):
     def ask(self, name, take, credit):
         place = self.places.get(name)
         if place and place.here:
-            self._ask(name, place, min(place.sent, place.received + take), credit)
+            arrived = [place.received, *(index + 1 for index in place.on_their_way if index >= place.received)]
+            self._ask(name, place, arrived[min(take, len(arrived) - 1)], credit)
 
     def _ask(self, name, place, cursor, credit):
-        place.received = place.told = cursor
-        place.limit = max(place.limit, cursor + credit)
+        place.received, place.told = cursor, max(place.told, cursor)
+        place.on_their_way = [index for index in place.on_their_way if index >= cursor]
+        place.credit = credit
         decisions = self.obey(self.window.ask(name, cursor, credit, self.now))
         assert (Finish(name) in decisions) == (cursor >= place.stop)
 
@@ -203,19 +212,21 @@ class WindowMachine(RuleBasedStateMachine):
     def time_passes(self, seconds):
         starving = self.starving()
         self.now += seconds
-        self.starved_since_detach += seconds if starving else 0
+        self.starved_since_then += seconds if starving else 0
         self.starved_without_a_break = self.starved_without_a_break + seconds if starving else 0.0
         attached = {name: p for name, p in self.attached().items() if p.here or p.deadline > self.now}
+        told = {name: p.told for name, p in self.places.items()}
         decisions = self.obey(self.window.tick(self.now))
         assert {d.consumer for d in decisions if isinstance(d, GaveUp)}.isdisjoint(n for n, p in self.places.items() if p.here)
         assert all(p.here or p.deadline > self.now for p in self.places.values()), "no place is kept for longer than promised"
-        detached = [d.consumer for d in decisions if isinstance(d, Detached)]
-        if detached:
-            assert self.lag == "detach" and self.starved_since_detach >= DETACH_SECONDS
-            assert {attached[name].told for name in detached} == {min(p.told for p in attached.values())}
-            self.starved_since_detach = self.starved_without_a_break = 0.0
-        elif self.lag == "detach" and starving and self.starving():
-            assert self.starved_without_a_break < DETACH_SECONDS, "nobody waits longer for a laggard than was promised"
+        overtaken = [d.consumer for d in decisions if isinstance(d, Detached | Skipped)]
+        if overtaken:
+            assert {type(d) for d in decisions} & {Detached, Skipped} == {Detached if self.lag == "detach" else Skipped}
+            assert self.starved_since_then >= LAG_SECONDS
+            assert {told[name] for name in overtaken} == {min(told[name] for name in attached)}
+            self.starved_since_then = self.starved_without_a_break = 0.0
+        elif self.lag != "block" and starving and self.starving():
+            assert self.starved_without_a_break < LAG_SECONDS, "nobody waits longer for a laggard than was promised"
 
     # What always holds
 
@@ -266,7 +277,7 @@ class WindowMachine(RuleBasedStateMachine):
                 return
             for name, place in self.places.items():
                 if not place.finished:
-                    self._ask(name, place, place.sent, 2)
+                    self._ask(name, place, place.on_their_way[-1] + 1 if place.on_their_way else place.received, 2)
             while self.loading:
                 index = max(self.loading)
                 self.loading.remove(index)
@@ -286,8 +297,8 @@ TestWindow.settings = settings(
 class Mill:
     """A window with consumers that are driven by hand; reads end at once."""
 
-    def __init__(self, capacity=4, lag="block", join_seconds=60.0, detach_seconds=20.0):
-        self.window = Window(capacity, lag, join_seconds, detach_seconds)
+    def __init__(self, capacity=4, lag="block", join_seconds=60.0, lag_seconds=20.0):
+        self.window = Window(capacity, lag, join_seconds, lag_seconds)
         self.got: dict[str, list[int]] = {}
         self.loads, self.alone, self.notes = Counter(), Counter(), []
 
@@ -431,7 +442,7 @@ def test_blocking_is_for_ever_if_the_slow_one_is_there():
     assert mill.run("fast", 100, 10_000.0) == 4
 
 
-def test_a_stalled_consumer_is_detached_after_detach_seconds_of_waiting_and_still_gets_everything():
+def test_a_stalled_consumer_is_detached_after_lag_seconds_of_waiting_and_still_gets_everything():
     mill = Mill(capacity=4, lag="detach")
     mill.join("fast")
     mill.join("stalled")
@@ -450,7 +461,29 @@ def test_a_stalled_consumer_is_detached_after_detach_seconds_of_waiting_and_stil
     assert max(mill.loads.values()) <= 2
 
 
-def test_each_laggard_has_the_whole_of_detach_seconds():
+def test_under_skip_a_stalled_consumer_loses_batches_but_never_the_last():
+    mill = Mill(capacity=4, lag="skip")
+    mill.join("fast")
+    mill.join("stalled")
+    mill.ask("stalled", 0)  # 0 and 1 are on their way
+    assert mill.run("fast", 100) == 4
+    mill.tick(0.0)
+    mill.tick(20.0)
+    assert mill.notes == [Skipped("stalled", 2)]
+    now = 20.0
+    while mill.run("fast", 100, now) < 100:
+        now += 20.0
+        mill.tick(now - 20.0)
+        mill.tick(now)
+    for cursor in (1, 2, 99, 100):
+        mill.ask("stalled", cursor, now=now)
+    first, second, *later = mill.got["stalled"]
+    assert (first, second) == (0, 1) and later == sorted(later) and later[-1] == 99
+    assert sum(note.count for note in mill.notes if isinstance(note, Skipped)) + len(mill.got["stalled"]) == 100
+    assert max(mill.loads.values()) == 1, "nothing is read for it alone"
+
+
+def test_each_laggard_has_the_whole_of_lag_seconds():
     mill = Mill(capacity=4, lag="detach")
     for name in ("fast", "slow", "stalled"):
         mill.join(name)
@@ -467,7 +500,7 @@ def test_each_laggard_has_the_whole_of_detach_seconds():
 
 
 def test_a_consumer_ten_times_slower_is_detached_though_it_moves():
-    mill = Mill(capacity=4, lag="detach", detach_seconds=20.0)
+    mill = Mill(capacity=4, lag="detach", lag_seconds=20.0)
     mill.join("fast")
     mill.join("slow")
     for second in range(60):
@@ -479,7 +512,7 @@ def test_a_consumer_ten_times_slower_is_detached_though_it_moves():
 
 
 def test_consumers_of_one_speed_are_never_detached_though_each_waits_at_times():
-    mill = Mill(capacity=4, lag="detach", detach_seconds=20.0)
+    mill = Mill(capacity=4, lag="detach", lag_seconds=20.0)
     mill.join("a", stop=10_000)
     mill.join("b", stop=10_000)
     for second in range(0, 2000, 4):
@@ -492,7 +525,7 @@ def test_consumers_of_one_speed_are_never_detached_though_each_waits_at_times():
 
 
 def test_a_consumer_cannot_starve_behind_itself():
-    mill = Mill(capacity=2, lag="detach", detach_seconds=1.0)
+    mill = Mill(capacity=2, lag="detach", lag_seconds=1.0)
     mill.join("only")
     mill.ask("only", 0, credit=16)
     for now in range(100):

@@ -1,6 +1,5 @@
 """Fidelity against an independent computation: transformers' own forward hooks, then numpy in float64, in two passes."""
 
-import json
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,6 @@ from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout, SaeLayout
 from scopemill.trainer import checkpoint
 from scopemill.trainer.architectures import initial_sae
-from scopemill.trainer.checkpoint import CheckpointRecord
 from scopemill.trainer.crosscoder import Crosscoder
 from scopemill.trainer.formats import FinishedSae, write_saelens
 from scopemill.trainer.history import History
@@ -448,8 +446,9 @@ def evaluator(bucket, model, card, lm, tokens, monkeypatch) -> Evaluator:
     save_sequences(bucket, DatasetLayout("d").reserved, block)
     sae = initial_sae(CONFIG, WIRING.shape, torch.zeros(D))
     for step in (10, 20):
-        record = CheckpointRecord(step, step, step * 1024, WIRING.to_json(), CONFIG.model_dump(mode="json"))
-        checkpoint.save(bucket, LAYOUT, record, Loop(sae, CONFIG, History()))
+        loop = Loop(sae, CONFIG, History())
+        loop.step_number = step
+        checkpoint.save(bucket, LAYOUT, WIRING, loop)
     write_saelens(bucket, LAYOUT.root, FinishedSae(sae.finished([20.0], [20.0]), WIRING.hooks, WIRING.hooks, "m"))
     monkeypatch.setattr(actor, "LanguageModel", lambda model: lm)
     return Evaluator(bucket.url, "d", model, card, EVALUATION, CONTEXT)
@@ -477,7 +476,7 @@ def test_the_evaluator_commits_a_checkpoints_numbers_and_those_of_the_last_besid
     assert r.recovered_zero == pytest.approx(1 - r.delta_loss / (r.loss_zero_ablated - r.loss_clean), rel=1e-9)
     assert r.recovered_mean == pytest.approx(1 - r.delta_loss / (r.loss_mean_ablated - r.loss_clean), rel=1e-9)
     assert evaluation.evaluated_tokens == int(text.is_row.sum()) and evaluation.histogram == fidelity.histogram
-    assert Evaluation.from_json(json.loads(bucket.read(LAYOUT.metrics))) == evaluation
+    assert Evaluation.read(bucket, LAYOUT.metrics) == evaluation
 
 
 def test_a_committed_evaluation_is_not_done_again_unless_its_settings_differ(bucket, evaluator, monkeypatch):

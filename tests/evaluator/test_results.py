@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 
 import pyarrow as pa
@@ -96,9 +95,10 @@ def test_a_table_replaces_the_one_before(bucket):
     assert read_parquet(bucket).column("step").to_pylist() == [1000]
 
 
-def test_an_evaluation_survives_json():
+def test_an_evaluation_comes_back_from_its_record(bucket):
     evaluation = Evaluation(make(), Histogram([-1.0, -0.5, 0.0], [3, 4], 2), 1000, {"sequences": 8, "corpus": None})
-    assert Evaluation.from_json(json.loads(json.dumps(evaluation.to_json()))) == evaluation
+    bucket.write("metrics.json", evaluation.sealed())
+    assert Evaluation.read(bucket, "metrics.json") == evaluation
 
 
 def test_of_each_sae_the_newest_checkpoint_is_chosen():

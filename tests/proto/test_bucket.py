@@ -217,8 +217,17 @@ def test_a_removed_object_is_gone_and_its_neighbours_stay(store):
     assert store.find("folder") == ["folder/b"]
 
 
+def test_a_removed_folder_is_gone_with_all_below_it_and_its_neighbours_stay(store):
+    for path in ("folder/a", "folder/deep/er/b", "folder2/c"):
+        store.write(path, b"1")
+    store.remove_tree("folder")
+    assert store.find("folder") == []
+    assert store.find("folder2") == ["folder2/c"]
+
+
 def test_what_is_not_there_can_be_removed(store):
     store.remove("never/was")
+    store.remove_tree("never")
 
 
 def test_asking_whether_a_bucket_can_be_written_leaves_nothing_in_it(store):
@@ -240,6 +249,7 @@ def test_a_path_that_leaves_the_bucket_is_refused_by_every_verb(store, path):
         lambda: store.names(path),
         lambda: store.find(path),
         lambda: store.remove(path),
+        lambda: store.remove_tree(path),
     ]
     for verb in verbs:
         with pytest.raises(StorageError, match="not a path inside the bucket"):

@@ -32,6 +32,7 @@ from scopemill.proto.dataset import (
 )
 from scopemill.proto.errors import Conflict, CorruptObject, MissingObject, StorageError
 from scopemill.proto.layout import DatasetLayout
+from scopemill.proto.seal import sealed_record
 
 HOOKS = {"blocks.0.hook_resid_post": 8, "blocks.3.attn.hook_z": 12}
 ROWS = 60
@@ -332,7 +333,7 @@ UNREADABLE = [
 
 @pytest.mark.parametrize(("change", "named"), UNREADABLE)
 def test_a_manifest_that_cannot_be_understood_is_answered_with_its_place_and_field(bucket, manifest, change, named):
-    bucket.write(LAYOUT.manifest, json.dumps(manifest.model_dump(mode="json") | change).encode())
+    bucket.write(LAYOUT.manifest, sealed_record(manifest.model_dump(mode="json") | change))
     with pytest.raises(CorruptObject) as caught:
         read_manifest(bucket, "synthetic")
     assert bucket.place(LAYOUT.manifest) in str(caught.value)

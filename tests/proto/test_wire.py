@@ -30,7 +30,7 @@ MESSAGES = {
 STREAM = StreamSpec("demo", ("blocks.0.hook_resid_post", "blocks.3.hook_mlp_out"), 4096, 0, 4)
 EXAMPLES = [
     Hello(1, "sae-7", STREAM, 12, 400),
-    Welcome(1, (192, 192), "bfloat16", 97),
+    Welcome(1, (192, 192), "bfloat16", 97, True),
     Next(3, 2**26),
     Batch(2**40),
     Wait("reading ahead"),
@@ -201,9 +201,9 @@ def check_fields(message: Any) -> None:
                 check_fields(item)
             elif type(item) is str:
                 assert len(item) <= (wire.MAX_SENTENCE if field.name == "sentence" else wire.MAX_NAME)
-            else:
+            elif type(item) is not bool:
                 assert type(item) is int and 0 <= item < 2**63
-        shape = {tuple: "tuple", str: "str", int: "int", StreamSpec: "StreamSpec"}[type(value)]
+        shape = {tuple: "tuple", str: "str", int: "int", bool: "bool", StreamSpec: "StreamSpec"}[type(value)]
         assert str(getattr(field.type, "__name__", field.type)).startswith(shape)
 
 

@@ -9,11 +9,11 @@ import torch
 from sae_reference import CASES, Case, quick
 
 from scopemill.proto.bucket import Bucket
-from scopemill.proto.errors import Conflict, MissingObject, SaeFormatError
+from scopemill.proto.errors import Conflict, CorruptObject, MissingObject, SaeFormatError
 from scopemill.proto.layout import SaeLayout
+from scopemill.proto.seal import read_record, sealed_record, sealed_tensors
 from scopemill.trainer import checkpoint
 from scopemill.trainer.architectures import ARCHITECTURES, initial_sae
-from scopemill.trainer.checkpoint import CheckpointRecord
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.history import History
 from scopemill.trainer.loop import Loop
@@ -37,11 +37,7 @@ def make_config(**changes) -> SaeConfig:
     return quick(**dict(width=F, sparsity=0.5) | changes)
 
 
-def make_record(step: int, config: SaeConfig, wiring: Wiring = WIRING) -> CheckpointRecord:
-    return CheckpointRecord(step, step, step * config.batch_size, wiring.to_json(), config.model_dump(mode="json"))
-
-
-def make_loop(config: SaeConfig, seed: int, shape: Shape = WIRING.shape) -> Loop:
+def make_loop(config: SaeConfig, seed: int, shape: Shape = WIRING.shape, step: int = 500) -> Loop:
     """In a state of its own in every part."""
     generator = torch.Generator().manual_seed(seed)
     loop = Loop(initial_sae(config, shape, torch.zeros(shape.d_out)), config, History())
@@ -49,12 +45,12 @@ def make_loop(config: SaeConfig, seed: int, shape: Shape = WIRING.shape) -> Loop
         for p in [*loop.sae.state_dict().values(), *loop.state().values()]:
             whole = p.dtype in (torch.int64, torch.bool)
             p.copy_(torch.randint(0, 2**40, p.shape, generator=generator) if whole else torch.rand(p.shape, generator=generator))
-    loop.sparse = bool(seed % 2)
+    loop.sparse, loop.skipped, loop.step_number = bool(seed % 2), seed % 3, step
     return loop
 
 
 def save(bucket: Bucket, step: int, config: SaeConfig, seed: int = 0) -> None:
-    checkpoint.save(bucket, LAYOUT, make_record(step, config), make_loop(config, seed))
+    checkpoint.save(bucket, LAYOUT, WIRING, make_loop(config, seed, step=step))
 
 
 class Interrupted(Exception):
@@ -86,15 +82,15 @@ class FailingBucket(Bucket):
 def test_everything_comes_back_bit_for_bit(bucket, case: Case):
     config, wiring = case.config, wired(case.shape)
     loop = make_loop(config, 5, case.shape)
-    checkpoint.save(bucket, LAYOUT, make_record(500, config, wiring), loop)
+    checkpoint.save(bucket, LAYOUT, wiring, loop)
     loaded, record = checkpoint.load_sae(bucket, LAYOUT, 500)
-    assert (record.step, record.cursor, record.tokens) == (500, 500, 500 * 1024)
+    assert (record.step, record.skipped, record.tokens) == (500, 2, 498 * 1024)
     assert Wiring.from_json(record.wiring) == wiring and record.sae_config == config
     sae = loop.sae
     assert type(loaded) is ARCHITECTURES[config.architecture] and loaded.activation.name == config.latents
     assert (loaded.shape, loaded.width, loaded.centred, loaded.layer_norm) == (sae.shape, sae.width, sae.centred, sae.layer_norm)
     again = checkpoint.load_loop(bucket, LAYOUT, 500, config)
-    assert again.step_number == again.optimizer.updates == 500 and again.sparse
+    assert (again.step_number, again.skipped, again.optimizer.updates) == (500, 2, 498) and again.sparse
     for found, expected in ((again.sae.state_dict(), sae.state_dict()), (again.state(), loop.state())):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
@@ -174,9 +170,11 @@ def test_another_configuration_is_a_conflict_that_names_the_key_and_both_values(
 
 def test_a_key_that_only_the_checkpoint_knows_is_a_conflict_too(bucket):
     config = make_config()
-    record = make_record(500, config)
-    record.config["auxiliary_loss"] = 3
-    checkpoint.save(bucket, LAYOUT, record, make_loop(config, 0))
+    save(bucket, 500, config)
+    path = LAYOUT.checkpoint(500).record
+    record = read_record(bucket, path)
+    record["config"]["auxiliary_loss"] = 3
+    bucket.write(path, sealed_record(record))
     with pytest.raises(Conflict, match="auxiliary_loss = 3"):
         checkpoint.load_loop(bucket, LAYOUT, 500, config)
 
@@ -211,7 +209,7 @@ def test_weights_that_do_not_fit_are_a_format_error_that_names_the_file(bucket, 
     path = LAYOUT.checkpoint(500).weights
     weights = tensors_of(bucket, path)
     change(weights)
-    bucket.write(path, safetensors.torch.save(weights))
+    bucket.write(path, *sealed_tensors(safetensors.torch.save(weights)))
     with pytest.raises(SaeFormatError) as caught:
         checkpoint.load_sae(bucket, LAYOUT, 500)
     assert path in str(caught.value) and "\n" not in str(caught.value)
@@ -219,13 +217,21 @@ def test_weights_that_do_not_fit_are_a_format_error_that_names_the_file(bucket, 
 
 @pytest.mark.parametrize("name", ["weights", "optimizer"])
 @pytest.mark.parametrize(
-    "damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"\xff" * 64, lambda data: b"not a tensor"]
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[: len(data) // 2],
+        lambda data: b"\xff" * 64,
+        lambda data: b"not a tensor",
+        lambda data: data[:-1] + bytes([data[-1] ^ 1]),  # the last bit of the last tensor
+        lambda data: data.replace(b'"F32"', b'"I32"', 1) if b'"F32"' in data else b"",
+    ],
 )
-def test_a_file_that_is_damaged_is_a_format_error_that_names_it(bucket, name, damage):
+def test_a_file_that_is_damaged_is_corrupt_and_named(bucket, name, damage):
     save(bucket, 500, make_config())
     path = getattr(LAYOUT.checkpoint(500), name)
     bucket.write(path, damage(bucket.read(path)))
-    with pytest.raises(SaeFormatError) as caught:
+    with pytest.raises(CorruptObject) as caught:
         checkpoint.load_loop(bucket, LAYOUT, 500, make_config())
     assert path in str(caught.value)
 
@@ -236,28 +242,35 @@ def test_an_optimisers_state_that_is_not_whole_is_a_format_error(bucket, missing
     path = LAYOUT.checkpoint(500).optimizer
     state = tensors_of(bucket, path)
     del state[missing]
-    bucket.write(path, safetensors.torch.save(state))
+    bucket.write(path, *sealed_tensors(safetensors.torch.save(state)))
     with pytest.raises(SaeFormatError, match="optimizer.safetensors"):
         checkpoint.load_loop(bucket, LAYOUT, 500, make_config())
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{",
-        "[]",
-        "{}",
-        '{"step": 1}',
-        '{"step": 500, "cursor": 500, "tokens": 1, "wiring": {"inputs": [], "targets": []}, "config": {"architecture": "topk"}}',
-        '{"step": 500, "cursor": 500, "tokens": 1, "wiring": {"inputs": 3}, "config": {}}',
-        '{"step": 500, "cursor": 500, "tokens": 1, "wiring": [], "config": []}',
-    ],
-)
-def test_a_record_that_is_none_is_a_format_error_that_names_it(bucket, text):
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"step": 1}', '{"step": 500, "crc32c": "00000000"}', '{"crc32c": 3}', "3"])
+def test_a_record_that_carries_no_such_checksum_is_corrupt_and_named(bucket, text):
     save(bucket, 500, make_config())
     path = LAYOUT.checkpoint(500).record
     bucket.write(path, text.encode())
+    with pytest.raises(CorruptObject) as caught:
+        checkpoint.load_sae(bucket, LAYOUT, 500)
+    assert path in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"step": 1},
+        {"step": 500, "skipped": 0, "tokens": 1, "wiring": {"inputs": [], "targets": []}, "config": {"architecture": "topk"}},
+        {"step": 500, "skipped": 0, "tokens": 1, "wiring": {"inputs": 3}, "config": {}},
+        {"step": 500, "skipped": 0, "tokens": 1, "wiring": [], "config": []},
+    ],
+)
+def test_a_record_of_another_kind_is_a_format_error_that_names_it(bucket, fields):
+    save(bucket, 500, make_config())
+    path = LAYOUT.checkpoint(500).record
+    bucket.write(path, sealed_record(fields))
     with pytest.raises(SaeFormatError) as caught:
         checkpoint.load_sae(bucket, LAYOUT, 500)
     assert path in str(caught.value) and "\n" not in str(caught.value)

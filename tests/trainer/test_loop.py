@@ -68,6 +68,31 @@ def batch_of(case: Case, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, x if case.shape.autoencoder else torch.randn(B, case.shape.d_out, generator=generator)
 
 
+def test_batches_that_were_skipped_count_for_the_schedules_and_not_as_steps(bucket: Bucket):
+    case = CASES["jumprelu l0"]
+    config = case.config.model_copy(update=dict(tokens=24 * B, batch_size=B, lr_warmup_steps=12, lr_decay_fraction=0.5, log_every=3))
+    whole, stopped = (Loop(case.sae(torch.float32), config, History()) for _ in range(2))
+    wiring = Wiring((Port("blocks.0.hook_resid_pre", case.shape.d_in, 1.0),))
+    seen = [0, 1, 2, 3, 10, 11, 12, 13, 22, 23]
+    for k in seen:
+        whole.skip_to(k)
+        whole.step(*batch_of(case, k))
+    assert whole.done and whole.skipped == 14 and whole.optimizer.updates == len(seen)
+    assert [(row.step, row.tokens) for row in whole.history.rows] == [(3, 3 * B), (12, 6 * B), (24, 10 * B)]
+    assert [row.learning_rate for row in whole.history.rows] == [learning_rate(config, k) for k in (2, 11, 23)]
+    for k in seen[:5]:
+        stopped.skip_to(k)
+        stopped.step(*batch_of(case, k))
+    checkpoint.save(bucket, LAYOUT, wiring, stopped)
+    resumed = checkpoint.load_loop(bucket, LAYOUT, 11, config)
+    for k in seen[5:]:
+        resumed.skip_to(k)
+        resumed.step(*batch_of(case, k))
+    assert resumed.skipped == 14 and known(resumed.history)[-1:] == known(whole.history)[-1:]
+    for name, tensor in (whole.sae.state_dict() | whole.state()).items():
+        assert torch.equal((resumed.sae.state_dict() | resumed.state())[name], tensor), name
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_run_resumed_from_a_checkpoint_ends_bit_for_bit_like_one_that_was_not_interrupted(case: Case, bucket: Bucket):
     steps, dead = (
@@ -89,9 +114,8 @@ def test_a_run_resumed_from_a_checkpoint_ends_bit_for_bit_like_one_that_was_not_
 
     for k in range(12):
         first.step(*batch_of(case, k))
-    record = checkpoint.CheckpointRecord(12, 12, 12 * B, wiring.to_json(), config.model_dump(mode="json"))
     first.history.save(bucket, LAYOUT.history)
-    checkpoint.save(bucket, LAYOUT, record, first)
+    checkpoint.save(bucket, LAYOUT, wiring, first)
     for k in range(12, 15):  # work that the crash loses
         first.step(*batch_of(case, k))
 

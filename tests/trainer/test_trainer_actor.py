@@ -1,4 +1,4 @@
-"""The trainer without Ray, against a real activation server in this process: it finishes, stops, and goes on."""
+"""One SAE's run without Ray, against a real activation server in this process: it finishes, stops, and goes on; and the actor around it."""
 
 import json
 import shutil
@@ -16,15 +16,18 @@ from synthetic import make_dataset
 from scopemill.activation_server import client
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.server import ActivationServer
+from scopemill.proto import metrics
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import HookStats, pack_vector
 from scopemill.proto.errors import Conflict, InputError, MissingObject, ScopemillError, ServerGone
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.wire import StreamSpec
-from scopemill.trainer import actor, checkpoint, load_sae
-from scopemill.trainer.actor import Assignment, Trainer
+from scopemill.trainer import checkpoint, load_sae
+from scopemill.trainer import run as run_module
+from scopemill.trainer.actor import Trainer
 from scopemill.trainer.history import History
 from scopemill.trainer.loop import Loop
+from scopemill.trainer.run import Assignment, Run
 from scopemill.trainer.wiring import Port, Wiring
 
 HOOK = "blocks.0.hook_resid_post"
@@ -66,7 +69,7 @@ def assign(folder: str = "a", **changes) -> Assignment:
     )
 
 
-class StopsAt(Trainer):
+class StopsAt(Run):
     """Is asked to stop while it works on a step."""
 
     stop_step = 0
@@ -81,18 +84,18 @@ class DiesAt(StopsAt):
     """Is gone in the middle of its work, without a word."""
 
     def _observe(self, loop: Loop, *rest) -> None:
-        Trainer._observe(self, loop, *rest)
+        Run._observe(self, loop, *rest)
         if loop.step_number == self.stop_step:
             raise KeyboardInterrupt
 
 
-def make(kind: type[Trainer], bucket: Bucket, assignment: Assignment, stop_step: int = 0) -> Trainer:
-    trainer = kind(bucket.url, assignment, threads=1, gpu=False)
+def make(kind: type[Run], bucket: Bucket, assignment: Assignment, stop_step: int = 0) -> Run:
+    trainer = kind(bucket, assignment)
     trainer.stop_step = stop_step
     return trainer
 
 
-def run(kind: type[Trainer], bucket: Bucket, assignment: Assignment, server: ActivationServer, stop_step: int = 0) -> int:
+def run(kind: type[Run], bucket: Bucket, assignment: Assignment, server: ActivationServer, stop_step: int = 0) -> int:
     return make(kind, bucket, assignment, stop_step).run(server.address)
 
 
@@ -108,13 +111,13 @@ def rows(bucket: Bucket, assignment: Assignment) -> list[dict]:
 @pytest.mark.parametrize("architecture", ["jumprelu", "standard", "gated", "skip"])
 def test_a_run_trains_to_the_last_step_exports_and_keeps_its_history(bucket, server, architecture):
     assignment = assign(architecture=architecture)
-    trainer = make(Trainer, bucket, assignment)
-    assert trainer.progress() == {"step": 0}
+    trainer = make(Run, bucket, assignment)
+    assert trainer.progress().step == 0
     assert trainer.run(server.address) == STEPS
     layout = SaeLayout(assignment.root)
     assert checkpoint.steps_of(bucket, layout) == [16, 32, 40]
     record = checkpoint.read_record(bucket, layout, 40)
-    assert (record.cursor, record.tokens) == (40, 640) and Wiring.from_json(record.wiring) == Wiring((Port(HOOK, 8, 2.5),))
+    assert (record.step, record.tokens) == (40, 640) and Wiring.from_json(record.wiring) == Wiring((Port(HOOK, 8, 2.5),))
     assert record.config == assignment.config.model_dump(mode="json")
 
     trained, _ = checkpoint.load_sae(bucket, layout, 40)
@@ -126,12 +129,12 @@ def test_a_run_trains_to_the_last_step_exports_and_keeps_its_history(bucket, ser
     history = rows(bucket, assignment)
     assert [row["step"] for row in history] == list(range(4, 41, 4)) and history[-1]["tokens"] == 640
     assert history[-1]["fvu"] < history[0]["fvu"], "it learnt something"
-    assert trainer.progress()["step"] == 40 and trainer.progress()["fvu"] == history[-1]["fvu"]
+    assert trainer.progress().step == 40 and trainer.progress().last.fvu == history[-1]["fvu"]
 
 
 def test_training_starts_at_the_mean_of_the_scaled_activations(bucket, server):
     assignment = assign(learning_rate=1e-30, initial_decoder_bias="mean")
-    run(Trainer, bucket, assignment, server)
+    run(Run, bucket, assignment, server)
     sae, _ = checkpoint.load_sae(bucket, SaeLayout(assignment.root), STEPS)
     np.testing.assert_allclose(sae.b_dec.detach().numpy(), np.linspace(-1, 1, 8) / 2.5, rtol=1e-6)
 
@@ -139,11 +142,11 @@ def test_training_starts_at_the_mean_of_the_scaled_activations(bucket, server):
 @pytest.mark.parametrize("stop_step", [1, 15, 16, 17, 39])
 def test_a_run_that_was_stopped_checkpoints_and_the_next_one_ends_with_the_same_bits(bucket, server, stop_step):
     whole, stopped = assign("whole"), assign("stopped")
-    run(Trainer, bucket, whole, server)
+    run(Run, bucket, whole, server)
     assert run(StopsAt, bucket, stopped, server, stop_step) == stop_step
     layout = SaeLayout(stopped.root)
     assert checkpoint.steps_of(bucket, layout)[-1] == stop_step and not bucket.exists(layout.config)
-    assert run(Trainer, bucket, stopped, server) == STEPS
+    assert run(Run, bucket, stopped, server) == STEPS
     assert weights(bucket, stopped) == weights(bucket, whole)
     place = SaeLayout(whole.root), layout
     assert bucket.read(place[0].weights) == bucket.read(place[1].weights), "what is exported too"
@@ -156,36 +159,36 @@ def test_a_run_that_was_stopped_checkpoints_and_the_next_one_ends_with_the_same_
 @pytest.mark.parametrize("die_step", [3, 20, 33])
 def test_a_run_that_died_goes_on_at_its_newest_checkpoint_with_weights_and_history_unchanged(bucket, server, die_step):
     whole, died = assign("whole"), assign("died")
-    run(Trainer, bucket, whole, server)
+    run(Run, bucket, whole, server)
     with pytest.raises(KeyboardInterrupt):
         run(DiesAt, bucket, died, server, die_step)
     assert max(checkpoint.steps_of(bucket, SaeLayout(died.root)), default=0) == die_step // 16 * 16
-    assert run(Trainer, bucket, died, server) == STEPS
+    assert run(Run, bucket, died, server) == STEPS
     assert weights(bucket, died) == weights(bucket, whole)
     assert rows(bucket, died) == rows(bucket, whole)
 
 
 def test_a_run_that_died_between_its_history_and_its_checkpoint_does_those_steps_again(bucket, server, monkeypatch):
     whole, died, save = assign("whole"), assign("died"), checkpoint.save
-    run(Trainer, bucket, whole, server)
+    run(Run, bucket, whole, server)
 
-    def dies(bucket, layout, record, *rest) -> None:
-        if record.step == 32:
+    def dies(bucket, layout, wiring, loop) -> None:
+        if loop.step_number == 32:
             raise KeyboardInterrupt
-        save(bucket, layout, record, *rest)
+        save(bucket, layout, wiring, loop)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", dies)
         with pytest.raises(KeyboardInterrupt):
-            run(Trainer, bucket, died, server)
+            run(Run, bucket, died, server)
     assert rows(bucket, died)[-1]["step"] == 32 and checkpoint.steps_of(bucket, SaeLayout(died.root)) == [16]
-    assert run(Trainer, bucket, died, server) == STEPS
+    assert run(Run, bucket, died, server) == STEPS
     assert weights(bucket, died) == weights(bucket, whole) and rows(bucket, died) == rows(bucket, whole)
 
 
 def test_stopping_again_and_again_loses_nothing(bucket, server):
     whole, stopped = assign("whole"), assign("stopped")
-    run(Trainer, bucket, whole, server)
+    run(Run, bucket, whole, server)
     for step in (1, 2, 17, 25, 39, 40):
         assert run(StopsAt, bucket, stopped, server, step) == step
     assert weights(bucket, stopped) == weights(bucket, whole)
@@ -193,7 +196,7 @@ def test_stopping_again_and_again_loses_nothing(bucket, server):
 
 
 def test_a_stop_before_the_first_step_leaves_nothing_behind(bucket, server):
-    trainer = make(Trainer, bucket, assign())
+    trainer = make(Run, bucket, assign())
     trainer.stop()
     assert trainer.run(server.address) <= 1, "a batch that is already there may be used"
     assert not bucket.exists(SaeLayout(assign().root).config)
@@ -206,12 +209,12 @@ def test_a_run_that_waits_for_data_stops_and_checkpoints_too(bucket):
     server.expect(stream, "one that never comes", 0, 10)
     hook = HookStats(name=HOOK, d=256, scale=1.0, mean=pack_vector(np.zeros(256)), norm_limit=None)
     assignment = replace(assign(batch_size=512, tokens=512 * 10), stream=stream, inputs=(hook,))
-    trainer = make(Trainer, bucket, assignment)
+    trainer = make(Run, bucket, assignment)
     try:
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(trainer.run, server.address)
             deadline = time.monotonic() + 30
-            while trainer.progress()["step"] < 2 and time.monotonic() < deadline:
+            while trainer.progress().step < 2 and time.monotonic() < deadline:
                 time.sleep(0.02)
             time.sleep(0.2)
             assert not running.done()
@@ -224,37 +227,37 @@ def test_a_run_that_waits_for_data_stops_and_checkpoints_too(bucket):
 
 def test_running_a_finished_sae_again_returns_at_once_without_a_server(bucket, server):
     assignment = assign()
-    run(Trainer, bucket, assignment, server)
+    run(Run, bucket, assignment, server)
     folder = Path(bucket.url) / assignment.root
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
-    assert make(Trainer, bucket, assignment).run("tcp://127.0.0.1:9") == STEPS
+    assert make(Run, bucket, assignment).run("tcp://127.0.0.1:9") == STEPS
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
 
 
 def test_a_last_checkpoint_without_an_export_is_exported_without_a_server(bucket, server):
     """The process died between the two."""
     assignment = assign()
-    run(Trainer, bucket, assignment, server)
+    run(Run, bucket, assignment, server)
     layout = SaeLayout(assignment.root)
     exported = bucket.read(layout.weights)
     for path in (layout.config, layout.weights, layout.provenance):
         bucket.remove(path)
-    assert make(Trainer, bucket, assignment).run("tcp://127.0.0.1:9") == STEPS
+    assert make(Run, bucket, assignment).run("tcp://127.0.0.1:9") == STEPS
     assert bucket.read(layout.weights) == exported and bucket.exists(layout.config)
 
 
 def test_two_trainers_of_one_stream_do_not_disturb_each_other(bucket, server):
     alone, first = assign("alone"), assign("first")
-    run(Trainer, bucket, alone, server)
+    run(Run, bucket, alone, server)
     server.expect(STREAM, "sae-late", 0, STEPS)  # the window is kept for another, which then comes too
     late = assign("late", sparsity=0.2)
-    trainers = [make(Trainer, bucket, a) for a in (first, late)]
+    trainers = [make(Run, bucket, a) for a in (first, late)]
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(lambda t: t.run(server.address), trainers)) == [STEPS, STEPS]
     assert weights(bucket, first) == weights(bucket, alone) != weights(bucket, late)
 
 
-class Looks(Trainer):
+class Looks(Run):
     """Keeps what its SAE sees."""
 
     def _begin(self, waited):
@@ -336,22 +339,22 @@ def test_another_configuration_at_the_same_place_is_a_conflict_and_harms_nothing
     assignment = assign()
     run(StopsAt, bucket, assignment, server, 20)
     with pytest.raises(Conflict, match="learning_rate = 0.001, and this run asks for 0.5"):
-        make(Trainer, bucket, assign(learning_rate=0.5)).run(server.address)
-    assert run(Trainer, bucket, assignment, server) == STEPS
+        make(Run, bucket, assign(learning_rate=0.5)).run(server.address)
+    assert run(Run, bucket, assignment, server) == STEPS
 
 
 def test_no_server_at_the_address_is_server_gone(bucket, monkeypatch):
-    monkeypatch.setattr(actor, "StreamClient", lambda *arguments: client.StreamClient(*arguments, connect_seconds=0.3))
+    monkeypatch.setattr(run_module, "StreamClient", lambda *arguments: client.StreamClient(*arguments, connect_seconds=0.3))
     with pytest.raises(ServerGone, match="tcp://127.0.0.1:9"):
-        make(Trainer, bucket, assign()).run("tcp://127.0.0.1:9")
+        make(Run, bucket, assign()).run("tcp://127.0.0.1:9")
 
 
 def test_a_server_that_goes_away_is_server_gone_and_another_serves_the_rest(bucket, server, monkeypatch):
     monkeypatch.setattr(client, "SILENCE_SECONDS", 1.0)
     whole, assignment = assign("whole"), assign("moved")
-    run(Trainer, bucket, whole, server)
+    run(Run, bucket, whole, server)
 
-    class LosesServer(Trainer):
+    class LosesServer(Run):
         def _observe(self, loop: Loop, *rest) -> None:
             super()._observe(loop, *rest)
             if loop.step_number == 20:
@@ -361,7 +364,7 @@ def test_a_server_that_goes_away_is_server_gone_and_another_serves_the_rest(buck
         run(LosesServer, bucket, assignment, server)
     other = ActivationServer(bucket, ServerConfig(window_mib=1))
     try:
-        assert run(Trainer, bucket, assignment, other) == STEPS
+        assert run(Run, bucket, assignment, other) == STEPS
     finally:
         other.stop()
     assert weights(bucket, assignment) == weights(bucket, whole)
@@ -372,7 +375,7 @@ def test_a_server_that_goes_away_is_server_gone_and_another_serves_the_rest(buck
 )
 def test_a_stream_that_cannot_be_is_the_servers_own_error(bucket, server, changes, kind):
     with pytest.raises(kind) as caught:
-        run(Trainer, bucket, replace(assign(), stream=replace(STREAM, **changes)), server)
+        run(Run, bucket, replace(assign(), stream=replace(STREAM, **changes)), server)
     assert isinstance(caught.value, ScopemillError) and str(caught.value)
 
 
@@ -384,7 +387,49 @@ def test_a_damaged_shard_is_told_to_the_trainer_and_its_checkpoints_stay(bucket,
     other = ActivationServer(bucket, ServerConfig(window_mib=1))
     try:
         with pytest.raises(MissingObject, match="00002"):
-            run(Trainer, bucket, assignment, other)
+            run(Run, bucket, assignment, other)
     finally:
         other.stop()
     assert checkpoint.steps_of(bucket, SaeLayout(assignment.root))[-1] >= 20
+
+
+def actor(bucket: Bucket) -> Trainer:
+    return Trainer(bucket.url, threads=1, gpu=False)
+
+
+def test_one_process_trains_one_sae_after_another_to_the_bits_of_a_process_each(bucket, server):
+    alone, first, second = assign("alone"), assign("first"), assign("second", sparsity=0.2)
+    run(Run, bucket, alone, server)
+    trainer = actor(bucket)
+    assert trainer.progress() is None
+    for assignment in (first, second):
+        assert trainer.run(assignment, server.address) == STEPS
+        told = trainer.progress(steps=(8, 16))
+        assert (told.name, told.step, told.last.step, sorted(told.at)) == (assignment.name, STEPS, STEPS, [8, 16])
+        shown = {s.labels["sae"] for metric in metrics.OF_TRAINER for family in metric.collect() for s in family.samples}
+        assert assignment.name in shown, "how it ended can still be scraped"
+    assert first.name not in shown, "of the one before nothing is left"
+    assert weights(bucket, first) == weights(bucket, alone) != weights(bucket, second)
+
+
+def test_who_leaves_is_one_sae_and_the_next_one_is_trained_whole(bucket, server):
+    trainer, begin = actor(bucket), Run._begin
+    trainer.leave("sae-a")  # not begun: nobody is meant
+
+    def left_at_once(self, *arguments):
+        trainer.leave("sae-b")  # another than the one in work
+        trainer.leave("sae-a")
+        return begin(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_begin", left_at_once)
+        assert trainer.run(assign("a"), server.address) <= 1
+        trainer.leave("sae-a")  # has returned already
+        assert trainer.run(assign("c"), server.address) == STEPS
+
+
+def test_a_process_that_drains_begins_nothing_more(bucket, server):
+    trainer = actor(bucket)
+    trainer.stop()
+    assert trainer.run(assign("a"), server.address) <= 1
+    assert trainer.run(assign("c"), server.address) <= 1

@@ -1,0 +1,145 @@
+"""Which SAEs are trained next, as a state machine: events in, decisions out, no Ray, no clock.
+
+SAEs of one stream that train together share one read of it, so they form a *cohort* that starts together. Another cohort of
+that stream waits until the first has ended: it would hold the first up, or read alone until it has caught up. Cohorts are
+started in order of priority, then of the plan: one that does not fit into the free slots is passed by others of its
+priority, never by those of a lower one. What failed is tried again after all others.
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+State = Literal["waiting", "training", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One SAE that is to be trained."""
+
+    name: str
+    stream: Hashable  # what it reads
+    rivals: Hashable = None  # those with the same value are kept together where a cohort has to be cut
+    priority: int = 0  # the larger, the sooner
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How it went with an SAE, in the end."""
+
+    state: State
+    tries: int
+    why: str = ""
+
+
+class Schedule:
+    """``start`` says which to start, given free slots; ``finished``, ``stopped`` and ``failed`` tell how each that was started ended.
+
+    ``at_once`` is the most SAEs that ever train at once, ``streams`` the most streams that are ever read at once, ``retries``
+    how often one that failed is tried again.
+    """
+
+    def __init__(self, entries: Sequence[Entry], at_once: int, streams: int, retries: int):
+        self._at_once, self._streams, self._retries = at_once, streams, retries
+        self._waiting = sorted(entries, key=lambda entry: -entry.priority)  # stable: then in the plan's order
+        self.training: dict[str, Entry] = {}
+        self.tries: Counter[str] = Counter()
+        self.endings: dict[str, Ending] = {}
+
+    @property
+    def done(self) -> bool:
+        return not self._waiting and not self.training
+
+    def start(self, free: int) -> list[list[str]]:
+        """The cohorts to start now that so many slots are free. Each was not in training, and now is."""
+        started: list[list[str]] = []
+        while cohort := self._next(min(free, self._at_once - len(self.training))):
+            free -= len(cohort)
+            started.append([entry.name for entry in cohort])
+            for entry in cohort:
+                self._waiting.remove(entry)
+                self.training[entry.name] = entry
+                self.tries[entry.name] += 1
+        return started
+
+    def finished(self, name: str) -> None:
+        self._end(name, "finished")
+
+    def stopped(self, name: str, why: str) -> None:
+        """It was ended early, and is not to go on."""
+        self._end(name, "stopped", why)
+
+    def withdraw(self, name: str, why: str) -> bool:
+        """The same of one that waits, to be tried again; False if it does not wait."""
+        entry = next((entry for entry in self._waiting if entry.name == name), None)
+        if entry:
+            self._waiting.remove(entry)
+            self.endings[name] = Ending("stopped", self.tries[name], why)
+        return entry is not None
+
+    def failed(self, name: str, why: str, may_pass: bool) -> bool:
+        """A try failed; ``may_pass``: another may go better. Returns whether it will be tried again."""
+        if not may_pass or self.tries[name] > self._retries:
+            self._end(name, "failed", why)
+            return False
+        self._waiting.append(self.training.pop(name))
+        return True
+
+    def counts(self) -> dict[State, int]:
+        ended = Counter(ending.state for ending in self.endings.values())
+        return {"waiting": len(self._waiting), "training": len(self.training)} | {s: ended[s] for s in ("finished", "stopped", "failed")}
+
+    def _end(self, name: str, state: State, why: str = "") -> None:
+        del self.training[name]
+        self.endings[name] = Ending(state, self.tries[name], why)
+
+    def _next(self, free: int) -> list[Entry]:
+        """The first cohort of those that are up next which fits; empty if none does."""
+        reading = {entry.stream for entry in self.training.values()}
+        if len(reading) >= self._streams:
+            return []
+        return next((c for c in self._up_next() if len(c) <= free and c[0].stream not in reading), [])
+
+    def _up_next(self) -> list[list[Entry]]:
+        """The cohorts that nothing waiting goes before: of the fewest tries, and among those of the highest priority."""
+        if not self._waiting:
+            return []
+        rank = min(map(self._rank, self._waiting))
+        first = [entry for entry in self._waiting if self._rank(entry) == rank]
+        return [cohort for cohorts in _cohorts(first, self._at_once) for cohort in cohorts]
+
+    def _rank(self, entry: Entry) -> tuple[int, int]:
+        return self.tries[entry.name], -entry.priority
+
+
+def streams_at_once(entries: Sequence[Entry], at_once: int) -> int:
+    """The most streams that are read at once when cohorts fill so many slots: as many windows are needed."""
+    free, streams = at_once, 0
+    for smallest in sorted(min(map(len, cohorts)) for cohorts in _cohorts(entries, at_once)):
+        free -= smallest
+        streams += free >= 0
+    return max(1, streams)
+
+
+def _cohorts(entries: Sequence[Entry], at_once: int) -> list[list[list[Entry]]]:
+    """Those of each stream."""
+    by_stream: dict[Hashable, list[Entry]] = {}
+    for entry in entries:
+        by_stream.setdefault(entry.stream, []).append(entry)
+    return [_cut(of_stream, at_once) for of_stream in by_stream.values()]
+
+
+def _cut(entries: list[Entry], most: int) -> list[list[Entry]]:
+    """Cohorts of at most ``most``, between rivals where that is possible."""
+    cohorts: list[list[Entry]] = [[]]
+    for _, group in groupby(entries, key=lambda entry: entry.rivals):
+        rivals = list(group)
+        if cohorts[-1] and len(cohorts[-1]) + len(rivals) > most:
+            cohorts.append([])
+        for entry in rivals:
+            if len(cohorts[-1]) == most:
+                cohorts.append([])
+            cohorts[-1].append(entry)
+    return cohorts

@@ -1,0 +1,200 @@
+"""A sweep's training on Ray: carries out what the schedule decides, and watches over it."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayError
+from rich.table import Table
+
+from scopemill.activation_server.actor import ServerActor, Whereabouts
+from scopemill.deploy.actors import POLL_SECONDS, ActorGroup, Targets, ask, get, ours
+from scopemill.deploy.cluster import needs, on_node, room_for
+from scopemill.deploy.plan import PlannedSae, SweepPlan
+from scopemill.deploy.pool import Pool, Slot
+from scopemill.deploy.progress import Reporter
+from scopemill.deploy.schedule import Ending, Entry, Schedule, streams_at_once
+from scopemill.deploy.stopping import EarlyStopping
+from scopemill.proto import metrics
+from scopemill.proto.dataset import DatasetManifest
+from scopemill.proto.errors import Conflict, InputError, ScopemillError
+from scopemill.proto.wire import StreamSpec
+from scopemill.trainer import checkpoint
+from scopemill.trainer.actor import TrainerActor
+from scopemill.trainer.run import Assignment, Progress
+
+CALLS_PER_SECOND = 40.0  # that ask trainers how far they are, however many there are
+
+
+class Training:
+    """``run`` trains SAEs until each is finished, failed for good, or stopped because rivals outdo it."""
+
+    def __init__(self, plan: SweepPlan, manifest: DatasetManifest, todo: list[PlannedSae], targets: Targets, reporter: Reporter):
+        self._plan, self._manifest, self._targets, self._reporter = plan, manifest, targets, reporter
+        train = plan.config.train
+        self._saes = {sae.name: sae for sae in todo}
+        entries = [Entry(sae.name, plan.stream(sae.hooks), sae.rivals, sae.priority) for sae in todo]
+        self._at_once = min(train.at_once, room_for(train), len(todo))
+        self._streams = streams_at_once(entries, self._at_once)
+        self._schedule = Schedule(entries, self._at_once, self._streams, train.retries)
+        self._stopping = EarlyStopping(plan, todo)
+        self._leaving: dict[str, str] = {}  # who has been told to stop early, and why
+        self._runs: dict[Any, tuple[str, Slot]] = {}  # by Ray's reference of the call
+        self._servers: dict[str, Any] = {}  # by node
+        self._ask_again = 0.0
+
+    def run(self, look: Callable[[Collection[str]], None] = lambda training: None) -> dict[str, Ending]:
+        """How each SAE ended. ``look`` is called every now and then, and before one begins, with those in training."""
+        saes, steps = self._saes.values(), self._plan.config.train.steps
+        streams = len({sae.hooks for sae in saes})
+        title = f"training {len(saes)} SAEs, {self._at_once} at once, {steps:,} steps each, from {streams} shared streams"
+        with (
+            ActorGroup("activation_server", [], self._targets) as self._server_group,
+            ActorGroup("trainer", [self._trainer() for _ in range(self._at_once)], self._targets) as trainers,
+            self._reporter.phase(title, {sae.name: sae.config.steps for sae in saes}),
+        ):
+            self._pool = Pool(trainers, self._trainer)
+            while not self._schedule.done:
+                cohorts = self._schedule.start(self._pool.free)
+                look(self._schedule.training)
+                for cohort in cohorts:
+                    self._begin(cohort)
+                trainers.open = list(self._runs)
+                self._wait()
+                self._watch()
+                self._stop_early()
+                for state, count in self._schedule.counts().items():
+                    metrics.SWEEP_SAES.labels(state).set(count)
+        return self._schedule.endings
+
+    def _trainer(self) -> Any:
+        plan, train = self._plan, self._plan.config.train
+        return TrainerActor.options(**needs(train)).remote(plan.config.bucket, max(1, int(train.cpus)), train.gpus > 0)
+
+    def _begin(self, cohort: list[str]) -> None:
+        """Start SAEs of one stream. Those on one node share its server; before any is there, that is told where each will begin."""
+        stream, config = self._plan.stream(self._saes[cohort[0]].hooks), self._plan.config
+        begun = list(zip(cohort, self._pool.take(len(cohort)), strict=True))
+        for node in dict.fromkeys(slot.node for _, slot in begun):
+            here = [(name, slot) for name, slot in begun if slot.node == node]
+            cursors = {name: max(checkpoint.steps_of(self._plan.bucket, self._saes[name].layout), default=0) for name, _ in here}
+            try:
+                where = self._expecting_server(node, stream, cursors)
+            except ScopemillError as error:
+                for name, slot in here:
+                    self._pool.give_back(slot)
+                    self._failed(name, error)
+                continue
+            for name, slot in here:
+                self._runs[slot.actor.run.remote(self._assignment(self._saes[name]), where, config.server.keys)] = (name, slot)
+
+    def _expecting_server(self, node: str, stream: StreamSpec, cursors: dict[str, int]) -> Whereabouts:
+        """The server of a node, which knows of trainers that will come. One that has died for good is replaced."""
+        for server in (self._servers.get(node), None):
+            if server is None:
+                server = ServerActor.options(**on_node(node)).remote(self._plan.config.bucket, self._plan.config.server, self._streams)
+                self._server_group.replace(self._servers.get(node), server)
+                self._servers[node] = server
+            try:
+                ray.get(server.expect.remote(stream, cursors, self._plan.config.train.steps))
+            except ActorDiedError:
+                continue
+            except RayError as error:
+                raise ours(error) from error
+            return Whereabouts(server, get(server.address.remote()))
+        raise ScopemillError(f"the activation server of node {node} died as soon as it was started")
+
+    def _wait(self) -> None:
+        """Until something has ended, or for a moment; take note of all that has."""
+        calls = [*self._runs, *self._pool.coming]
+        if not calls:  # none of a cohort could begin
+            return
+        ray.wait(calls, num_returns=1, timeout=POLL_SECONDS)
+        ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+        self._pool.welcome(ready)
+        for ref in ready:
+            if ref in self._runs:
+                self._settle(ref, *self._runs.pop(ref))
+
+    def _settle(self, ref: Any, name: str, slot: Slot) -> None:
+        """A trainer's call has returned."""
+        try:
+            steps = ray.get(ref)
+        except RayError as error:
+            if isinstance(error, ActorDiedError):
+                self._pool.replace(slot)
+            else:
+                self._pool.give_back(slot)
+            self._failed(name, ours(error))
+            return
+        self._pool.give_back(slot)
+        self._reporter.update(name, steps)
+        if self._stopping.steps:
+            self._stopping.know_history(name)
+        if steps < self._saes[name].config.steps:
+            self._schedule.stopped(name, self._leaving.pop(name, "its trainer was asked to stop"))
+        else:
+            self._leaving.pop(name, None)
+            self._schedule.finished(name)
+
+    def _failed(self, name: str, error: ScopemillError) -> None:
+        if name in self._leaving:
+            self._schedule.stopped(name, self._leaving.pop(name))
+        elif self._schedule.failed(name, str(error), may_pass=not isinstance(error, (InputError, Conflict))):
+            self._reporter.say(f"{name} will be tried again after the others: {error}")
+        else:
+            self._stopping.failed(name)
+
+    def _watch(self) -> None:
+        """Ask trainers how far they are; the more there are, the more rarely."""
+        if time.monotonic() < self._ask_again:
+            return
+        self._ask_again = time.monotonic() + max(POLL_SECONDS, len(self._runs) / CALLS_PER_SECOND)
+        running = list(self._runs.values())
+        told: list[Progress | None] = ask([slot.actor.progress.remote(self._stopping.steps) for _, slot in running])
+        for (name, _), progress in zip(running, told, strict=True):
+            if progress and progress.name == name:  # and not still the SAE before
+                row = progress.last
+                self._reporter.update(name, progress.step, f"L0 {row.l0:6.1f}  FVU {row.fvu:.3f}" if row else "")
+                self._stopping.know(name, progress.at)
+
+    def _stop_early(self) -> None:
+        for name, why in self._stopping.decide().items():
+            if name in self._schedule.endings:
+                continue  # it was finished before its rivals came so far
+            if self._schedule.withdraw(name, why):
+                continue
+            self._leaving[name] = why
+            self._reporter.say(f"{name} is stopped: {why}")
+        for name, slot in self._runs.values():
+            if name in self._leaving:  # told again until it returns: a process that was just started anew may not have begun it
+                slot.actor.leave.remote(name)
+
+    def _assignment(self, sae: PlannedSae) -> Assignment:
+        plan, manifest = self._plan, self._manifest
+        inputs, targets = (tuple(manifest.hook(hook.name) for hook in hooks) for hooks in (sae.inputs, sae.targets))
+        metadata = {"context_size": manifest.context_length, "dataset_path": plan.harvest.identity["corpus.source"]}
+        provenance = {
+            "sweep": plan.config.name,
+            "dataset": plan.config.dataset,
+            "identity": plan.harvest.identity,
+            "scales": {hook.name: hook.scale for hook in inputs + targets},
+            "sae": sae.config.model_dump(mode="json"),
+        }
+        return Assignment(
+            sae.name, sae.layout.root, inputs, targets, plan.stream(sae.hooks), sae.config, plan.card.name, metadata, provenance
+        )
+
+
+def summary(endings: dict[str, Ending]) -> Table:
+    """How many SAEs ended how; those that failed or were stopped early one by one."""
+    counts = Counter(ending.state for ending in endings.values())
+    table = Table(title=", ".join(f"{n} {state}" for state, n in sorted(counts.items())), title_justify="left", box=None, pad_edge=False)
+    for column in ("SAE", "ended", "tries", "why"):
+        table.add_column(column, overflow="fold")
+    for name, ending in endings.items():
+        if ending.state != "finished":
+            table.add_row(name, ending.state, str(ending.tries), ending.why)
+    return table
