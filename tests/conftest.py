@@ -1,5 +1,6 @@
 """What tests share: the carried language model, a bucket, one Ray cluster, one S3 server."""
 
+import os
 from collections.abc import Iterator
 from importlib.resources import files
 
@@ -7,6 +8,11 @@ import pytest
 import ray
 import s3fs
 import torch
+
+# Read when Triton is first imported: without a GPU its kernels are interpreted.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from s3_server import running_s3_server
 
 from scopemill.harvester.config import ModelConfig

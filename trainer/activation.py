@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import nn
 
-from scopemill.trainer.codes import Codes, Entries, Pre
+from scopemill.trainer.codes import Codes, Pre
 from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.entries import Entries
 
 if TYPE_CHECKING:
     from scopemill.trainer.sae import Sae

@@ -4,12 +4,12 @@ At inference there is no batch: a latent fires above the mean, over training bat
 forgets: it is of about the last thousand batches. A finished SAE is a JumpReLU with this threshold.
 """
 
-import numpy as np
 import torch
 
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes, Entries, Pre, SparsePre, scan
+from scopemill.trainer.codes import Codes, Pre, SparsePre
 from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.entries import Entries, scan
 from scopemill.trainer.jumprelu import JumpReLU
 from scopemill.trainer.topk import TopK
 
@@ -44,9 +44,8 @@ class BatchTopK(TopK):
         if candidates is None or candidates[1].numel() < wanted:
             return None
         entries, values = candidates
-        keep = values >= values.kthvalue(len(values) - wanted + 1).values
-        before = np.concatenate([[0], np.cumsum(keep.numpy())])
-        return Entries(before[entries.starts], entries.latents[keep.numpy()], self.width), values[keep]
+        keep = values >= values.topk(wanted, sorted=False).values.amin()
+        return entries.kept(keep), values[keep]
 
     def _kept(self, values: torch.Tensor) -> None:
         """Take note of the smallest of the values kept, all of which are positive."""

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes, EncodeAt, Entries
+from scopemill.trainer.codes import Codes
 from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.entries import EncodeAt, Entries
 from scopemill.trainer.sae import Sae, unit_rows
 from scopemill.trainer.wiring import Shape
 
@@ -66,9 +67,9 @@ class CrossLayerTranscoder(Sae):
             places, found = [], []
             for layer, (part, weights) in enumerate(zip(parts, self.W_enc, strict=True)):
                 start, stop = layer * per_layer, (layer + 1) * per_layer
-                own, where = entries.part(start, stop)
-                places.append(where)
-                found.append(EncodeAt.apply(values[where], self.b_enc[start:stop], None, weights, part, own.renumbered(start, stop)))
+                own, inside = entries.part(start, stop)
+                places.append(inside.nonzero()[:, 0])
+                found.append(EncodeAt.apply(values[inside], self.b_enc[start:stop], None, weights, part, own))
             return torch.cat(found)[torch.cat(places).argsort()]
 
         return at

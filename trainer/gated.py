@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from scopemill.trainer.activation import Activation, Norms
-from scopemill.trainer.codes import Codes, Entries, Pre, scan
+from scopemill.trainer.codes import Codes, Pre
 from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.entries import Entries, scan
 
 
 class Gated(Activation):

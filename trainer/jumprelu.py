@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from scopemill.trainer.activation import Activation, Norms
-from scopemill.trainer.codes import Codes, DenseCodes, Entries, Pre, SparseCodes, SparsePre, scan
+from scopemill.trainer.codes import Codes, DenseCodes, Pre, SparseCodes, SparsePre
 from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.entries import Entries, scan
 
 
 class _JumpReLU(torch.autograd.Function):
@@ -46,7 +47,7 @@ class _JumpReLUAt(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z, threshold, bandwidth, entries):
-        at = threshold[entries.index]
+        at = threshold[entries.latents]
         active = z > at
         ctx.save_for_backward(z, at, active)
         ctx.bandwidth, ctx.entries = bandwidth, entries
@@ -56,7 +57,7 @@ class _JumpReLUAt(torch.autograd.Function):
     def backward(ctx, d_f, d_p):
         z, at, active = ctx.saved_tensors
         band = (z - at).abs_() < ctx.bandwidth / 2
-        pseudo = torch.where(band, d_f * at + d_p[ctx.entries.index] / ctx.entries.rows, 0.0)
+        pseudo = torch.where(band, d_f * at + d_p[ctx.entries.latents] / ctx.entries.rows, 0.0)
         return d_f * active, ctx.entries.add_up(pseudo) / -ctx.bandwidth, None, None
 
 

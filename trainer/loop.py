@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from scopemill.trainer import kernels
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.history import History, Row
+from scopemill.trainer.kernels.backend import backend_for, moments
 from scopemill.trainer.optimizer import Optimizer
 from scopemill.trainer.resampling import due, resample
 from scopemill.trainer.sae import Losses, Sae
@@ -29,7 +29,7 @@ class Loop:
         self.step_number = 0  # of the stream's batches, how many lie behind; each was a step, but for those skipped
         self.skipped = 0
         self.sparse = False  # whether the next step tries the sparse way first
-        self._can_be_sparse = kernels.serve(sae.b_dec)
+        self._backend = backend_for(sae.b_dec)  # None where every step is dense
         self._waited = waited  # seconds spent waiting for data so far
         self._interval = _Interval(sae.shape.d_out, waited())
 
@@ -73,8 +73,8 @@ class Loop:
     def step(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """One batch x [B, d_in], to become y [B, d_out]; an autoencoder's y is x."""
         config, y = self.config, x if y is None else y
-        if kernels.AVAILABLE:
-            kernels.use_threads(torch.get_num_threads())
+        if self._backend:
+            self._backend.begin_step()
         if self.optimizer.updates == 0:
             self.sae.begin(x, config)
         coefficient = config.coefficient * sparsity_factor(config, self.step_number)
@@ -84,7 +84,7 @@ class Loop:
             at_most = int(DENSE_ABOVE * len(x_part) * self.sae.width) if self.sparse else 0
             with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 losses = self.sae.losses(x_part, y_part, config, self.dead, at_most)
-            self.sparse = self._can_be_sparse and losses.codes.density < (DENSE_ABOVE if at_most else SPARSE_BELOW)
+            self.sparse = self._backend is not None and losses.codes.density < (DENSE_ABOVE if at_most else SPARSE_BELOW)
             total = losses.total(coefficient)
             (total / len(parts)).backward()
             fired |= losses.codes.frequency.detach() > 0
@@ -137,13 +137,10 @@ class _Interval:
         self.loss += loss.item() * n
         self.sparsity += losses.sparsity.item() * n
         self.error += losses.reconstruction.item() * n
-        if kernels.serve(y):
-            total, squares = kernels.moments(y.numpy())
-        else:
-            squares = torch.linalg.vector_norm(y, dtype=torch.float64).item() ** 2  # squares themselves are float64
-            total = y.sum(0, dtype=torch.float64).cpu().numpy()
-        self.squares += squares
-        self.total += total
+        backend = backend_for(y)
+        total, squares = backend.moments(y) if backend else moments(y)
+        self.squares += squares.item()
+        self.total += total.cpu().numpy()
 
     def row(self, waited: float, **known) -> Row:
         seconds = max(time.monotonic() - self._start, 1e-9)

@@ -26,6 +26,6 @@ class Matryoshka(Sae):
         return sae
 
     def misses(self, codes: Codes, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        parts = [codes.decode(self.W_dec, start, stop).to(target.dtype) for start, stop in pairwise((0, *self.ends))]
+        parts = [codes.part(start, stop).decode(self.W_dec, start).to(target.dtype) for start, stop in pairwise((0, *self.ends))]
         errors = [rebuilt - target for rebuilt in accumulate(parts)]
         return [(error.square().sum(), error.detach()) for error in errors]

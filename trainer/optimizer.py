@@ -1,11 +1,10 @@
 """Adam with beta1 = 0, which needs no first moment, and the unit-norm constraint on the decoder."""
 
-import numpy as np
 import torch
 
-from scopemill.trainer import kernels
-from scopemill.trainer.codes import Term
 from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.entries import Term
+from scopemill.trainer.kernels.backend import Adam, backend_for
 from scopemill.trainer.sae import Sae
 
 
@@ -16,8 +15,9 @@ class Optimizer:
     sees it, and rows are brought back to unit norm after the update (Gemma Scope). ``clip_gradient`` bounds the norm of
     what is left of the whole gradient.
 
-    On the CPU one pass over each row does all of it. A row of weights without a gradient keeps them, as beta1 = 0, and of its
-    second moment only the decay is due: ``updated`` says since when, so rows whose latent did not fire are not even read.
+    Where there is a backend, one pass over each row does all of it. A row of weights without a gradient keeps them, as
+    beta1 = 0, and of its second moment only the decay is due: ``updated`` says since when, so rows whose latent did not fire
+    are not even read.
     """
 
     def __init__(self, sae: Sae, config: SaeConfig):
@@ -25,9 +25,10 @@ class Optimizer:
         self._unit = {"W_dec"} if sae.keeps_unit_decoder(config) else set()
         parameters = dict(sae.named_parameters())
         self.second_moments = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        by_rows = kernels.serve(sae.b_dec) and config.clip_gradient is None
-        matrices = [name for name, p in parameters.items() if p.ndim == 2] if by_rows else []
-        self.updated = {name: torch.zeros(len(parameters[name]), dtype=torch.int64) for name in matrices}
+        self._backend = backend_for(sae.b_dec)
+        by_rows = self._backend is not None and config.clip_gradient is None
+        matrices = {name: p for name, p in parameters.items() if p.ndim == 2} if by_rows else {}
+        self.updated = {name: torch.zeros(len(p), dtype=torch.int64, device=p.device) for name, p in matrices.items()}
         self.updates = 0
 
     @torch.no_grad()
@@ -39,7 +40,7 @@ class Optimizer:
         for name, parameter in parameters.items():
             alone = name in self.updated and len(terms[name]) == 1 and parameter.grad is None
             if terms[name] and not alone:
-                parameter.grad = _added_up(terms.pop(name), parameter)
+                parameter.grad = self._added_up(terms.pop(name), parameter)
         for name in self._unit - self.updated.keys():
             remove_parallel(parameters[name].grad, parameters[name])
         if config.clip_gradient is not None:
@@ -62,25 +63,24 @@ class Optimizer:
             parameter /= parameter.norm(dim=1, keepdim=True)
 
     def _update_rows(self, name: str, parameter: torch.Tensor, terms: list[Term], learning_rate: float) -> None:
-        config = self._config
-        state = parameter.detach().numpy(), self.second_moments[name].numpy(), self.updated[name].numpy(), self.updates
-        rates = [np.float32(x) for x in (learning_rate, config.adam_beta2, config.adam_epsilon, self._correction)]
+        config, unit = self._config, name in self._unit
+        adam = Adam(self.updates, learning_rate, config.adam_beta2, config.adam_epsilon, self._correction, unit)
+        state = parameter.detach(), self.second_moments[name], self.updated[name], adam
         if parameter.grad is not None:
-            kernels.update_dense(parameter.grad.contiguous().numpy(), *state, *rates, name in self._unit)
+            self._backend.update_dense(parameter.grad.contiguous(), *state)
         elif terms:
-            kernels.update_rows(*terms[0].columns, terms[0].factors, terms[0].matrix, *state, *rates, name in self._unit)
+            self._backend.update_rows(*terms[0], *state)
+
+    def _added_up(self, terms: list[Term], parameter: torch.Tensor) -> torch.Tensor:
+        """The gradient [F, d] that terms stand for, and what was there before."""
+        total = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
+        for term in terms:
+            self._backend.gradient(*term, total)
+        return total
 
     @property
     def _correction(self) -> float:
         return (1 - self._config.adam_beta2**self.updates) ** 0.5
-
-
-def _added_up(terms: list[Term], parameter: torch.Tensor) -> torch.Tensor:
-    """The gradient [F, d] that terms stand for, and what was there before."""
-    total = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
-    for term in terms:
-        kernels.gradient(*term.columns, term.factors, term.matrix, total.numpy())
-    return total
 
 
 def remove_parallel(gradient: torch.Tensor, rows: torch.Tensor) -> None:

@@ -6,8 +6,9 @@ Norms are part of the penalty, so the decoder needs no constraint.
 import torch
 
 from scopemill.trainer.activation import Activation, Norms
-from scopemill.trainer.codes import Codes, Entries, Pre, scan
+from scopemill.trainer.codes import Codes, Pre
 from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.entries import Entries, scan
 
 
 class ReLU(Activation):

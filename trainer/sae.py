@@ -12,8 +12,10 @@ from torch import nn
 
 from scopemill.proto.errors import SaeFormatError
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes, DenseCodes, DensePre, EncodeAt, Entries, Pre, SparsePre
+from scopemill.trainer.codes import Codes, DenseCodes, DensePre, Pre, SparsePre
 from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.entries import EncodeAt, Entries
+from scopemill.trainer.kernels.backend import backend_for
 from scopemill.trainer.skip import Skip
 from scopemill.trainer.wiring import Shape
 
@@ -122,10 +124,11 @@ class Sae(nn.Module):
 
         Fresh memory takes longer to touch than to fill, and to add the bias would be one more pass over all of it.
         """
-        if torch.is_autocast_enabled(x.device.type):
-            out.copy_(nn.functional.linear(x - self.b_dec if self.centred else x, self.W_enc))
+        seen = x - self.b_dec if self.centred else x
+        if torch.is_autocast_enabled(x.device.type) and out.dtype == x.dtype:
+            out.copy_(nn.functional.linear(seen, self.W_enc))
         else:
-            torch.mm(x - self.b_dec if self.centred else x, self.W_enc.T, out=out)
+            torch.mm(seen.to(out.dtype), self.W_enc.to(out.dtype).T, out=out)
 
     def encoder_at(self, x: torch.Tensor) -> Callable[[Entries, torch.Tensor], torch.Tensor]:
         """Makes pre-activations of x [B, d_in] that are known at some entries [n] differentiable there."""
@@ -175,7 +178,7 @@ class Sae(nn.Module):
     def _pre_activations(self, x: torch.Tensor, config: SaeConfig, at_most: int) -> Pre:
         if at_most:
             if self._everything is None or len(self._everything) != len(x):
-                self._everything = x.new_empty(len(x), self.width)
+                self._everything = x.new_empty(len(x), self.width, dtype=backend_for(x).operand(x[:0]).dtype)
             with torch.no_grad():
                 self.products_into(x, self._everything)
                 bias = x.new_zeros(self.width) if self.b_enc is None else self.b_enc.detach()

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from scopemill.trainer import kernels
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes, Entries, Pre, SparsePre, row_bounds
+from scopemill.trainer.codes import Codes, Pre, SparsePre
 from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.entries import Entries
+from scopemill.trainer.kernels.backend import backend_for
 
 
 class TopK(Activation):
@@ -46,11 +47,9 @@ class TopK(Activation):
     def select(self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
         if len(products) * self.k > at_most:
             return None
-        latents = torch.empty(len(products), self.k, dtype=torch.int32)
-        values = torch.empty(len(products), self.k)
-        bounds = row_bounds(len(products))
-        kernels.largest(products.numpy(), bias.numpy(), self.k, bounds, latents.numpy(), values.numpy())
-        return Entries.of_equal_rows(latents, values > 0, self.width), values[values > 0]
+        backend = backend_for(bias)
+        latents, values = backend.largest(products, bias, self.k)
+        return Entries.of_equal_rows(latents, values > 0, self.width, backend), values[values > 0]
 
     def auxiliary(self, sae, pre, y, error, dead, config) -> torch.Tensor | float:
         if not config.auxk_coefficient or not dead.any():

@@ -205,7 +205,7 @@ def test_a_killed_trainer_gives_back_its_slots(serve, start, wanted, monkeypatch
     deadline = time.monotonic() + 20
     while len(memory.free) < memory.count and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(memory.free) == memory.count and not memory._loans
+    assert len(memory.free) == memory.count and not any(memory._loans.values())
 
 
 def test_a_trainer_that_was_frozen_over_half_a_batch_sees_that_it_was_overwritten_and_asks_again(serve, start, wanted, monkeypatch):

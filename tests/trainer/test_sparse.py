@@ -3,43 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from sparse_kinds import B, F, make
 
-from scopemill.trainer import kernels
-from scopemill.trainer.architectures import ARCHITECTURES, initial_sae
-from scopemill.trainer.codes import Entries, scan
-from scopemill.trainer.config import OWN_ACTIVATION, PAIRED, SaeConfig, TrainConfig
+from scopemill.trainer.architectures import ARCHITECTURES
+from scopemill.trainer.config import OWN_ACTIVATION, SaeConfig
+from scopemill.trainer.entries import Entries, scan
 from scopemill.trainer.history import History
+from scopemill.trainer.kernels import backend, numba_loops
 from scopemill.trainer.loop import DENSE_ABOVE, SPARSE_BELOW, Loop
 from scopemill.trainer.optimizer import Optimizer
 from scopemill.trainer.sae import Sae
-from scopemill.trainer.wiring import Shape
 
-B, F = 64, 200  # a width that is no multiple of the chunks that kernels look at
 KINDS = [(word, activation) for word in ARCHITECTURES for activation in (
     [OWN_ACTIVATION[word]] if word in OWN_ACTIVATION else ["relu", "jumprelu", "topk", "batchtopk"]
 )]  # fmt: skip
-
-
-def shape_of(word: str) -> Shape:
-    if word == "crosscoder":
-        return Shape((10, 14), (10, 14), autoencoder=True)
-    if word in ("clt", "per_layer_transcoder"):
-        return Shape((16, 14, 12), (8, 10, 12), autoencoder=False)
-    return Shape((16,), (12,), autoencoder=False) if word in PAIRED else Shape.square(16)
-
-
-def make(word: str, activation: str, **fields) -> tuple[SaeConfig, Sae]:
-    counted = activation in ("topk", "batchtopk")
-    given = dict(sparsities=[8 if counted else 0.01], widths=[F], batch_size=B, tokens=B * 50, dead_after_tokens=1000) | fields
-    config = TrainConfig(template="quick", architecture=word, activation=activation, **given).saes()[0]
-    sae = initial_sae(config, shape_of(word), torch.zeros(shape_of(word).d_out))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in sae.parameters():
-            p += 0.1 * torch.randn(p.shape, generator=generator)
-        if activation in ("jumprelu", "batchtopk"):
-            sae.activation.threshold.fill_(1.0 if activation == "jumprelu" else 0.05)
-    return config, sae
 
 
 def batch(sae: Sae, rows: int = B) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,7 +33,7 @@ def gradients(sae: Sae) -> dict[str, torch.Tensor]:
         for columns, factors, matrix in p.__dict__.pop("terms", []):
             for f in range(len(p)):
                 for e in range(columns.starts[f], columns.starts[f + 1]):
-                    total[f] += float(factors[columns.order[e]]) * torch.from_numpy(matrix[columns.rows[e]]).double()
+                    total[f] += float(factors[columns.order[e]]) * matrix[columns.rows[e]].double()
         found[name], p.grad = total, None
     return found
 
@@ -139,7 +116,7 @@ def test_the_largest_of_each_row_are_numpys_even_where_values_are_equal(k):
     pre = torch.randint(-3, 4, (40, F), generator=torch.Generator().manual_seed(0)).float()
     pre[20:] = torch.randn(20, F, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, 20)[:, None]  # no row is like another
     latents, values = np.zeros((40, k), np.int32), np.zeros((40, k), np.float32)
-    kernels.largest(pre.numpy(), np.zeros(F, np.float32), k, np.array([0, 13, 40]), latents, values)
+    numba_loops.largest(pre.numpy(), np.zeros(F, np.float32), k, np.array([0, 13, 40]), latents, values)
     np.testing.assert_array_equal(np.sort(values, axis=1), np.sort(pre.numpy(), axis=1)[:, F - k :])
     np.testing.assert_array_equal(np.take_along_axis(pre.numpy(), latents.astype(int), axis=1), values)
     assert all(len(set(row)) == k for row in latents.tolist())
@@ -150,7 +127,7 @@ def test_entries_by_latents_are_those_by_rows():
     starts, rows, order = entries.columns
     by_row = {(i, int(f), e) for i in range(30) for e in range(entries.starts[i], entries.starts[i + 1]) for f in [entries.latents[e]]}
     assert by_row == {(int(rows[p]), f, int(order[p])) for f in range(F) for p in range(starts[f], starts[f + 1])}
-    wanted = torch.zeros(F).index_put_((torch.from_numpy(entries.latents).long(),), values, accumulate=True)
+    wanted = torch.zeros(F).index_put_((entries.latents.long(),), values, accumulate=True)
     torch.testing.assert_close(entries.add_up(values), wanted)
     assert isinstance(entries, Entries)
 
@@ -214,7 +191,7 @@ def test_the_way_is_chosen_by_density_and_is_not_given_up_at_once():
 
 
 def test_without_numba_training_stays_dense(monkeypatch):
-    monkeypatch.setattr(kernels, "AVAILABLE", False)
+    monkeypatch.setattr(backend, "_backend_on", lambda device: None)
     config, sae = make("jumprelu", "jumprelu")
     torch.nn.init.constant_(sae.activation.threshold, 3.0)
     loop, (x, _) = Loop(sae, config, History()), batch(sae)

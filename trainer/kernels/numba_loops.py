@@ -1,0 +1,265 @@
+"""Loops over the latents that fire, compiled by numba for the CPU.
+
+Legend of shapes: B rows, F latents, d width, n entries, which are laid out as `backend` says. Each loop gives the same bits
+whatever the number of threads: a thread owns whole rows or whole latents.
+"""
+
+import numpy as np
+from numba import njit, prange, types
+from numba.extending import overload
+
+CHUNK = 64  # latents looked at together: most chunks hold nothing, and that is seen in four vector comparisons
+REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}  # sums may be vectorised; infinities and NaNs are kept
+
+
+def _compiled(**options):
+    return njit(parallel=True, cache=True, nogil=True, **options)
+
+
+def _chunk(lower, start):
+    """The bounds of the latents from ``start`` on: a part of an array [F], or the one number that is everybody's."""
+
+
+def _bound(chunk, j):
+    """Of these the j-th."""
+
+
+@overload(_chunk, inline="always")
+def _(lower, start):
+    return (lambda lower, start: lower[start : start + CHUNK]) if isinstance(lower, types.Array) else (lambda lower, start: lower)
+
+
+@overload(_bound, inline="always")
+def _(chunk, j):
+    return (lambda chunk, j: chunk[j]) if isinstance(chunk, types.Array) else (lambda chunk, j: chunk)
+
+
+@njit(cache=True, nogil=True)
+def _above(row, lower, found, value_at, n):
+    """The entries of a row [F] above ``lower``, which is [F] or a number, written from place n on, as many as there is room for.
+    Returns the place after the last, as if there were room for all."""
+    for start in range(0, len(row), CHUNK):
+        z, bounds = row[start : start + CHUNK], _chunk(lower, start)
+        hit = np.uint32(0)
+        if len(z) == CHUNK:
+            for j in range(CHUNK):
+                hit |= np.uint32(z[j] > _bound(bounds, j))
+        else:
+            hit = np.uint32(1)
+        if hit:
+            for j in range(len(z)):
+                if z[j] > _bound(bounds, j):
+                    if n < len(found):
+                        found[n], value_at[n] = start + j, z[j]
+                    n += 1
+    return n
+
+
+@_compiled()
+def scan(pre, lower, bounds, counts, latents, values):
+    """Entries of pre [B, F] above ``lower`` [F]. Thread t takes rows ``bounds[t]`` to ``bounds[t + 1]`` and writes to row t of
+    ``latents`` and ``values``; ``counts`` [B] gets the entries of each row. False if they do not fit."""
+    fits = np.ones(len(bounds) - 1, np.bool_)
+    for t in prange(len(bounds) - 1):
+        n = 0
+        for i in range(bounds[t], bounds[t + 1]):
+            before, n = n, _above(pre[i], lower, latents[t], values[t], n)
+            counts[i] = n - before
+            if n > latents.shape[1]:
+                fits[t] = False
+                break
+    return fits.all()
+
+
+@_compiled()
+def largest(products, bias, k, bounds, latents, values):
+    """The k largest of each row of products [B, F] plus bias [F], into [B, k], in no particular order.
+
+    Rows differ little in their k-th value: the last row's, lowered a bit, leaves few candidates to choose from. Thread t takes rows
+    ``bounds[t]`` to ``bounds[t + 1]``; what is found does not depend on it.
+    """
+    width = products.shape[1]
+    for t in prange(len(bounds) - 1):
+        guess, room = -np.inf, min(width, 8 * k + CHUNK)
+        candidates, at, row = np.empty(room, np.int32), np.empty(room, np.float32), np.empty(width, np.float32)
+        for i in range(bounds[t], bounds[t + 1]):
+            for j in range(width):
+                row[j] = products[i, j] + bias[j]
+            n = _above(row, guess, candidates, at, 0)
+            if k <= n <= room:
+                smallest = np.partition(at[:n], n - k)[n - k]
+            else:
+                smallest = np.partition(row, width - k)[width - k]
+            above = _above(row, smallest, latents[i], values[i], 0)
+            for j in range(width):  # then as many of its equals as there is room for
+                if above == k:
+                    break
+                if row[j] == smallest:
+                    latents[i, above], values[i, above] = j, row[j]
+                    above += 1
+            guess = smallest - np.float32(0.1) * abs(smallest)
+
+
+@_compiled()
+def moments(rows):
+    """Sums over rows [B, d] in float64: of each column [d], and of all squares. By blocks, so that threads do not decide the bits."""
+    blocks, d = 16, rows.shape[1]
+    sums, squares = np.zeros((blocks, d)), np.zeros(blocks)
+    for b in prange(blocks):
+        for i in range(b * len(rows) // blocks, (b + 1) * len(rows) // blocks):
+            row = rows[i]
+            for j in range(d):
+                sums[b, j] += row[j]
+                squares[b] += np.float64(row[j]) * row[j]
+    return sums.sum(0), squares.sum()
+
+
+@njit(cache=True, nogil=True)
+def by_latents(starts, latents, width):
+    """Starts, rows and order of `backend.Columns`, from entries by rows."""
+    ends = np.zeros(width + 1, np.int64)
+    for e in range(len(latents)):
+        ends[latents[e] + 1] += 1
+    for f in range(width):
+        ends[f + 1] += ends[f]
+    free, rows, order = ends[:-1].copy(), np.empty(len(latents), np.int32), np.empty(len(latents), np.int32)
+    for i in range(len(starts) - 1):
+        for e in range(starts[i], starts[i + 1]):
+            place = free[latents[e]]
+            free[latents[e]] += 1
+            rows[place], order[place] = i, e
+    return ends, rows, order
+
+
+@_compiled()
+def add_up(starts, order, values, out):
+    """out [F] = the sum over each latent's entries of their values [n]."""
+    for f in prange(len(out)):
+        total = np.float32(0)
+        for e in range(starts[f], starts[f + 1]):
+            total += values[order[e]]
+        out[f] = total
+
+
+@njit(cache=True, nogil=True, inline="always", fastmath=REASSOCIATE)
+def _add_up(total, start, stop, factors, places, order, matrix):
+    """total += sum over entries of factor * row of the matrix, four rows at a time."""
+    d, e = len(total), start
+    while e + 4 <= stop:
+        f0, f1, f2, f3 = factors[order[e]], factors[order[e + 1]], factors[order[e + 2]], factors[order[e + 3]]
+        r0, r1, r2, r3 = matrix[places[e]], matrix[places[e + 1]], matrix[places[e + 2]], matrix[places[e + 3]]
+        for j in range(d):
+            total[j] += f0 * r0[j] + f1 * r1[j] + f2 * r2[j] + f3 * r3[j]
+        e += 4
+    while e < stop:
+        f0, r0 = factors[order[e]], matrix[places[e]]
+        for j in range(d):
+            total[j] += f0 * r0[j]
+        e += 1
+
+
+@_compiled(fastmath=REASSOCIATE)
+def decode(starts, latents, values, weights, out):
+    """out [B, d] = the sum of weight rows [F, d] of each row's entries, each times its value [n]."""
+    every = np.arange(len(latents))
+    for i in prange(len(starts) - 1):
+        out[i] = 0
+        _add_up(out[i], starts[i], starts[i + 1], values, latents, every, weights)
+
+
+@njit(cache=True, nogil=True, inline="always", fastmath=REASSOCIATE)
+def _products_of_row(x, start, stop, latents, weights, out):
+    """out[start:stop] = x times the weights' rows of these entries, four at a time."""
+    e = start
+    while e + 4 <= stop:
+        w0, w1, w2, w3 = weights[latents[e]], weights[latents[e + 1]], weights[latents[e + 2]], weights[latents[e + 3]]
+        s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for j in range(len(x)):
+            s0 += x[j] * w0[j]
+            s1 += x[j] * w1[j]
+            s2 += x[j] * w2[j]
+            s3 += x[j] * w3[j]
+        out[e], out[e + 1], out[e + 2], out[e + 3] = s0, s1, s2, s3
+        e += 4
+    while e < stop:
+        w0, s0 = weights[latents[e]], np.float32(0)
+        for j in range(len(x)):
+            s0 += x[j] * w0[j]
+        out[e] = s0
+        e += 1
+
+
+@_compiled(fastmath=REASSOCIATE)
+def products(starts, latents, rows, weights, out):
+    """out [n] = rows [B, d] times weights [F, d], at the entries only."""
+    for i in prange(len(starts) - 1):
+        _products_of_row(rows[i], starts[i], starts[i + 1], latents, weights, out)
+
+
+@_compiled(fastmath=REASSOCIATE)
+def rebuild(starts, latents, values, weights, target, error, squares, out):
+    """`decode` and `products` while a row's weights are in the cache: error [B, d] = what is rebuilt - target, its ``squares`` [B]
+    summed over d, and out [n] = error times weights at the entries."""
+    every = np.arange(len(latents))
+    for i in prange(len(starts) - 1):
+        row, wanted, square = error[i], target[i], np.float32(0)
+        row[:] = 0
+        _add_up(row, starts[i], starts[i + 1], values, latents, every, weights)
+        for j in range(len(row)):
+            row[j] -= wanted[j]
+            square += row[j] * row[j]
+        squares[i] = square
+        _products_of_row(row, starts[i], starts[i + 1], latents, weights, out)
+
+
+@_compiled(fastmath=REASSOCIATE)
+def gradient(starts, rows, order, factors, matrix, out):
+    """out [F, d] += the sum over each latent's entries of its factor [n] times the matrix's row [B, d]."""
+    for f in prange(len(starts) - 1):
+        _add_up(out[f], starts[f], starts[f + 1], factors, rows, order, matrix)
+
+
+@njit(cache=True, nogil=True, inline="always", fastmath=REASSOCIATE)
+def _adam_row(w, v, g, decay, rate, beta2, epsilon, correction, unit):
+    """One row's projection, update and renormalisation. ``decay`` makes up for the updates in which it had no gradient."""
+    if unit:
+        along = np.float32(0)
+        for j in range(len(w)):
+            along += g[j] * w[j]
+        for j in range(len(w)):
+            g[j] -= along * w[j]
+    square = np.float32(0)
+    for j in range(len(w)):
+        u = beta2 * (decay * v[j]) + (np.float32(1) - beta2) * g[j] * g[j]
+        v[j] = u
+        w[j] -= rate * g[j] / (np.sqrt(u) / correction + epsilon)
+        square += w[j] * w[j]
+    if unit:
+        scale = np.float32(1) / np.sqrt(square)
+        for j in range(len(w)):
+            w[j] *= scale
+
+
+@_compiled(fastmath=REASSOCIATE)
+def update_rows(starts, rows, order, factors, matrix, weights, moments, updated, update, rate, beta2, epsilon, correction, unit):
+    """Adam's update number ``update`` of the rows that have entries; their gradient, as of `gradient`, never leaves the cache.
+
+    With beta1 = 0 a row without a gradient keeps its weights, and of its second moment only the decay is missed: ``updated``
+    [F] says since which update, and it is made up for when the row has a gradient again.
+    """
+    for f in prange(len(starts) - 1):
+        if starts[f] < starts[f + 1]:
+            g = np.zeros(weights.shape[1], np.float32)
+            _add_up(g, starts[f], starts[f + 1], factors, rows, order, matrix)
+            decay = np.float32(np.float64(beta2) ** (update - 1 - updated[f]))
+            _adam_row(weights[f], moments[f], g, decay, rate, beta2, epsilon, correction, unit)
+            updated[f] = update
+
+
+@_compiled(fastmath=REASSOCIATE)
+def update_dense(gradients, weights, moments, updated, update, rate, beta2, epsilon, correction, unit):
+    """The same for gradients [F, d] of every row, which it overwrites."""
+    for f in prange(len(weights)):
+        decay = np.float32(np.float64(beta2) ** (update - 1 - updated[f]))
+        _adam_row(weights[f], moments[f], gradients[f], decay, rate, beta2, epsilon, correction, unit)
+        updated[f] = update

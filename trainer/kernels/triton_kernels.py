@@ -1,0 +1,167 @@
+"""Loops over the latents that fire, for GPUs. Legend of shapes as in `backend`: B rows, F latents, d width, n entries.
+
+One program owns a whole row or a whole latent and takes its entries in their order, so the same batch gives the same bits.
+A row of d numbers stays in registers, in a block of ``BLOCK_D`` >= d; ``AT_ONCE`` entries' rows are gathered together.
+Products and what is gathered may be float32 or bfloat16; sums are float32.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def mark(products, bias, lower, marks, counts, F, BLOCK: tl.constexpr):
+    """Program i: one bit for each latent of row i, set where products [B, F] plus bias [F] is above ``lower`` [F], in words of 32
+    [B, F / 32]; and how many there are, ``counts`` [B]. What is read once here need not be read again to be compacted."""
+    i = tl.program_id(0).to(tl.int64)
+    words = tl.cdiv(F, 32)
+    bits = tl.arange(0, 32)[None, :]
+    found = tl.zeros((BLOCK // 32,), tl.int32)
+    for start in range(0, words, BLOCK // 32):
+        word = start + tl.arange(0, BLOCK // 32)
+        latent = word[:, None] * 32 + bits
+        inside = latent < F
+        z = tl.load(products + i * F + latent, mask=inside, other=0.0).to(tl.float32)
+        bound = tl.load(lower + latent, mask=inside, other=0.0) - tl.load(bias + latent, mask=inside, other=0.0)
+        hit = ((z > bound) & inside).to(tl.int32)
+        tl.store(marks + i * words + word, tl.sum(hit << bits, axis=1), mask=word < words)
+        found += tl.sum(hit, axis=1)
+    tl.store(counts + i, tl.sum(found, axis=0))
+
+
+@triton.jit
+def compact(products, bias, marks, starts, latents, values, F, BLOCK: tl.constexpr):
+    """Program i: the latents that are marked in row i, ascending, and their products plus bias, from place ``starts[i]`` on."""
+    i = tl.program_id(0).to(tl.int64)
+    words = tl.cdiv(F, 32)
+    place = tl.load(starts + i)
+    for start in range(0, F, BLOCK):
+        latent = start + tl.arange(0, BLOCK)
+        word = tl.load(marks + i * words + latent // 32, mask=latent < F, other=0)
+        hit = (word >> (latent % 32)) & 1
+        at = place + tl.cumsum(hit, axis=0) - 1
+        z = tl.load(products + i * F + latent, mask=hit != 0, other=0.0).to(tl.float32)
+        z += tl.load(bias + latent, mask=hit != 0, other=0.0)
+        tl.store(latents + at, latent, mask=hit != 0)
+        tl.store(values + at, z, mask=hit != 0)
+        place += tl.sum(hit, axis=0)
+
+
+@triton.jit
+def _gathered(start, stop, factors, order, places, matrix, d, ORDERED: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[BLOCK_D]: the sum over entries of factor times the matrix's row [d] at their place. ``ORDERED``: factors lie elsewhere."""
+    column = tl.arange(0, BLOCK_D)[None, :]
+    total = tl.zeros((AT_ONCE, BLOCK_D), tl.float32)
+    for first in range(start, stop, AT_ONCE):
+        e = first + tl.arange(0, AT_ONCE)
+        inside = e < stop
+        factor = tl.load(factors + (tl.load(order + e, mask=inside, other=0) if ORDERED else e), mask=inside, other=0.0)
+        place = tl.load(places + e, mask=inside, other=0).to(tl.int64)
+        row = tl.load(matrix + place[:, None] * d + column, mask=inside[:, None] & (column < d), other=0.0).to(tl.float32)
+        total += factor[:, None] * row
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def _dotted(row, start, stop, latents, weights, out, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """out[start:stop] = row [BLOCK_D] times the weights' rows [d] of these entries."""
+    column = tl.arange(0, BLOCK_D)[None, :]
+    for first in range(start, stop, AT_ONCE):
+        e = first + tl.arange(0, AT_ONCE)
+        inside = e < stop
+        latent = tl.load(latents + e, mask=inside, other=0).to(tl.int64)
+        w = tl.load(weights + latent[:, None] * d + column, mask=inside[:, None] & (column < d), other=0.0).to(tl.float32)
+        tl.store(out + e, tl.sum(row[None, :] * w, axis=1), mask=inside)
+
+
+@triton.jit
+def decode(starts, latents, values, weights, out, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Program i: out[i] = the sum of the weights' rows [F, d] at row i's entries, each times its value."""
+    i = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK_D)
+    start, stop = tl.load(starts + i), tl.load(starts + i + 1)
+    total = _gathered(start, stop, values, values, latents, weights, d, False, AT_ONCE, BLOCK_D)
+    tl.store(out + i * d + column, total, mask=column < d)
+
+
+@triton.jit
+def products(starts, latents, rows, weights, out, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Program i: out [n] at row i's entries = rows[i] times the weights' rows [F, d]."""
+    i = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK_D)
+    row = tl.load(rows + i * d + column, mask=column < d, other=0.0).to(tl.float32)
+    _dotted(row, tl.load(starts + i), tl.load(starts + i + 1), latents, weights, out, d, AT_ONCE, BLOCK_D)
+
+
+@triton.jit
+def rebuild(starts, latents, values, weights, target, error, squares, out, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Program i: `decode` less target[i] into error[i], its squares summed into squares[i], and its `products` into out [n]."""
+    i = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK_D)
+    start, stop = tl.load(starts + i), tl.load(starts + i + 1)
+    row = _gathered(start, stop, values, values, latents, weights, d, False, AT_ONCE, BLOCK_D)
+    row -= tl.load(target + i * d + column, mask=column < d, other=0.0)
+    tl.store(error + i * d + column, row, mask=column < d)
+    tl.store(squares + i, tl.sum(row * row, axis=0))
+    _dotted(row, start, stop, latents, weights, out, d, AT_ONCE, BLOCK_D)
+
+
+@triton.jit
+def add_up(starts, order, values, out, BLOCK: tl.constexpr):
+    """Program f: out[f] = the sum of the values [n] of latent f's entries."""
+    f = tl.program_id(0)
+    stop = tl.load(starts + f + 1)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for first in range(tl.load(starts + f), stop, BLOCK):
+        e = first + tl.arange(0, BLOCK)
+        total += tl.load(values + tl.load(order + e, mask=e < stop, other=0), mask=e < stop, other=0.0)
+    tl.store(out + f, tl.sum(total, axis=0))
+
+
+@triton.jit
+def gradient(starts, rows, order, factors, matrix, total, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Program f: total[f] += the sum over latent f's entries of factor times the matrix's row [B, d]."""
+    f = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK_D)
+    place = total + f * d + column
+    g = _gathered(tl.load(starts + f), tl.load(starts + f + 1), factors, order, rows, matrix, d, True, AT_ONCE, BLOCK_D)
+    tl.store(place, tl.load(place, mask=column < d, other=0.0) + g, mask=column < d)
+
+
+@triton.jit
+def _adam(g, f, weights, moments, decay, rate, beta2, epsilon, correction, d, UNIT: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Row f's projection, update and renormalisation, from its gradient g [BLOCK_D]."""
+    column = tl.arange(0, BLOCK_D)
+    inside, place = column < d, f * d + column
+    w, v = tl.load(weights + place, mask=inside, other=0.0), tl.load(moments + place, mask=inside, other=0.0)
+    if UNIT:
+        g -= tl.sum(g * w, axis=0) * w
+    v = beta2 * (tl.load(decay + f) * v) + (1 - beta2) * g * g
+    w -= rate * g / (tl.sqrt(v) / correction + epsilon)
+    if UNIT:
+        w = w / tl.sqrt(tl.sum(w * w, axis=0))
+    tl.store(moments + place, v, mask=inside)
+    tl.store(weights + place, w, mask=inside)
+
+
+@triton.jit(do_not_specialize=["update"])
+def update_rows(
+    starts, rows, order, factors, matrix, weights, moments, updated, decay, update, rate, beta2, epsilon, correction, d,
+    UNIT: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Program f: Adam on row f of the weights [F, d] if latent f has entries. ``decay`` [F] makes up for updates without any."""
+    f = tl.program_id(0).to(tl.int64)
+    start, stop = tl.load(starts + f), tl.load(starts + f + 1)
+    if start < stop:
+        g = _gathered(start, stop, factors, order, rows, matrix, d, True, AT_ONCE, BLOCK_D)
+        _adam(g, f, weights, moments, decay, rate, beta2, epsilon, correction, d, UNIT, BLOCK_D)
+        tl.store(updated + f, update)
+
+
+@triton.jit
+def update_dense(gradients, weights, moments, decay, rate, beta2, epsilon, correction, d, UNIT: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Program f: the same for gradients [F, d] of every row."""
+    f = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK_D)
+    g = tl.load(gradients + f * d + column, mask=column < d, other=0.0)
+    _adam(g, f, weights, moments, decay, rate, beta2, epsilon, correction, d, UNIT, BLOCK_D)
