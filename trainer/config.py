@@ -159,7 +159,10 @@ class HalvingConfig(Config):
     """Successive halving: of rivals (SAEs of the same hooks and width) those that others outdo in both L0 and FVU are stopped early."""
 
     rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.25, 0.5), min_length=1, description="Shares of the steps at which rivals are compared, by the next row of their histories."
+        (0.25, 0.5),
+        strict=False,
+        min_length=1,
+        description="Shares of the steps at which rivals are compared.",
     )
     keep: float = Field(0.5, gt=0, lt=1, description="At least this share of the rivals goes on from each rung.")
 
