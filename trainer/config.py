@@ -1,7 +1,7 @@
 """What to train and how: the fields of a sweep's ``train`` section. Templates fill them, see ``templates.py``."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
@@ -158,7 +158,7 @@ class SaeConfig(Recipe):
 class HalvingConfig(Config):
     """Successive halving: of rivals (SAEs of the same hooks and width) those that others outdo in both L0 and FVU are stopped early."""
 
-    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+    rungs: tuple[float, ...] = Field(
         (0.25, 0.5),
         strict=False,
         min_length=1,
@@ -168,8 +168,8 @@ class HalvingConfig(Config):
 
     @model_validator(mode="after")
     def _rising(self):
-        if list(self.rungs) != sorted(set(self.rungs)):
-            raise ValueError("rungs: shares of the steps that rise, such as [0.25, 0.5]")
+        if list(self.rungs) != sorted(set(self.rungs)) or not 0 < self.rungs[0] <= self.rungs[-1] < 1:
+            raise ValueError("rungs: shares of the steps that rise between 0 and 1, such as [0.25, 0.5]")
         return self
 
     def steps(self, steps: int, log_every: int) -> tuple[int, ...]:
