@@ -112,7 +112,7 @@ def scaling(folder: Path, trainers: int, batches: int = 256) -> tuple[float, flo
     bucket, hook = Bucket(str(folder / "scaling")), "blocks.0.hook_resid_post"
     if not bucket.exists("activations/synthetic/dataset.json"):
         make_dataset(bucket, hooks={hook: 768}, shards=4, rows=16_384, dtype="bfloat16")
-    spec = StreamSpec("synthetic", (hook,), 1024, trainers, 4)  # a seed of its own
+    spec = StreamSpec("synthetic", (hook,), 1024, 0, 4)
     server = ActivationServer(bucket, ServerConfig(window_mib=64))
 
     def train(name: str) -> None:
