@@ -34,6 +34,10 @@ class ServerActor:
         for consumer, cursor in cursors.items():
             self._server.expect(spec, consumer, cursor, stop)
 
+    def expect_no_more(self, spec: StreamSpec, consumer: str) -> None:
+        """A trainer has failed and will not come back: nobody waits for it any longer."""
+        self._server.expect_no_more(spec, consumer)
+
     def stop(self) -> None:
         self._server.stop()
 

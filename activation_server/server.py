@@ -107,6 +107,10 @@ class ActivationServer:
         self._post(task)
         return done.get(timeout=60)
 
+    def expect_no_more(self, spec: wire.StreamSpec, consumer: str) -> None:
+        """A trainer has failed and will not come back: nobody waits for it any longer."""
+        self._post(lambda: self._dismiss(spec, consumer))
+
     def stop(self) -> None:
         """Stop serving. Trainers are told nothing: they go on at their cursor with the next server."""
         if self._thread.is_alive():
@@ -227,6 +231,13 @@ class ActivationServer:
                 raise WireError(f"stream {spec.label} is more than the {self._most_streams} that this server was started for at a time")
             self._streams[spec] = Stream(self._bucket, manifest, spec, self._config, self._window_bytes, self._report)
         return self._streams[spec]
+
+    def _dismiss(self, spec: wire.StreamSpec, consumer: str) -> None:
+        if (peer := self._peers.get(self._identities.get((spec, consumer), b""))) is not None:
+            self._forget(peer)
+        if (stream := self._streams.get(spec)) is not None:
+            self._carry_out(stream, stream.window.leave(consumer, time.monotonic()))
+            self._close_if_idle(stream)
 
     def _close_if_idle(self, stream: Stream) -> None:
         if not stream.window.consumers and self._streams.get(stream.spec) is stream:

@@ -143,10 +143,12 @@ def ls(
     bucket: Annotated[str, typer.Argument(help="The bucket: a folder or any fsspec URL.")],
     match: Match = "*",
 ):
-    """The finished SAEs of a bucket, with their quality."""
-    from scopemill.deploy.finished import finished_entries, finished_table
+    """The finished SAEs of a bucket, with their quality, and those that were stopped early."""
+    from scopemill.deploy.finished import finished_entries, finished_table, stopped_early
 
     console.print(finished_table(finished_entries(bucket, match)))
+    for folder, why in stopped_early(bucket, match).items():
+        console.print(f"stopped: {folder}, {why}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -1,10 +1,11 @@
-"""Which finished SAEs a bucket holds, and how good they are."""
+"""Which finished SAEs a bucket holds, how good they are, and which were stopped early."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
 from rich.table import Table
 
+from scopemill.deploy.stopping import read_stopped
 from scopemill.evaluator.results import Evaluation, Result
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import InputError
@@ -35,6 +36,14 @@ def finished_entries(source: str, pattern: str = "*") -> list[FinishedEntry]:
         quality = Evaluation.read(bucket, path).result if bucket.exists(path) else None
         entries.append(FinishedEntry(folder.removeprefix("saes/"), quality))
     return entries
+
+
+def stopped_early(source: str, pattern: str = "*") -> dict[str, str]:
+    """Folders below ``saes/`` of SAEs that rivals outdid before they were finished, and why each was stopped."""
+    bucket = Bucket(source)
+    layouts = [SaeLayout(path.removesuffix("/stopped.json")) for path in bucket.find("saes") if path.endswith("/stopped.json")]
+    told = {layout.root.removeprefix("saes/"): read_stopped(bucket, layout).why for layout in layouts if not bucket.exists(layout.config)}
+    return {folder: why for folder, why in told.items() if fnmatch(folder, pattern)}
 
 
 def finished_table(entries: list[FinishedEntry]) -> Table:

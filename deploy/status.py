@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from scopemill.deploy.plan import SweepPlan
+from scopemill.deploy.stopping import read_stopped
 from scopemill.evaluator.actor import Job, committed
 from scopemill.evaluator.results import Evaluation
 from scopemill.proto.dataset import committed_shards
@@ -28,18 +29,23 @@ class SaeStatus:
     finished: bool
     last: Row | None  # of the history, as of the newest checkpoint
     evaluations: list[Evaluation]  # of this sweep's settings, by step
+    stopped: str | None = None  # why it does not go on, if rivals outdid it
+
+    @property
+    def ended(self) -> bool:
+        return self.finished or self.stopped is not None
 
     @property
     def seconds_left(self) -> float | None:
         """At the speed of the newest checkpoint, as if it were being trained now; None before there is one."""
-        if self.finished:
+        if self.ended:
             return 0.0
         return (self.steps - self.step) / self.last.steps_per_second if self.last and self.last.steps_per_second else None
 
     def to_json(self) -> dict[str, Any]:
         quality = asdict(self.evaluations[-1].result) if self.evaluations else None
         loss = self.last.loss if self.last else None
-        kept = {name: getattr(self, name) for name in ("name", "path", "step", "steps", "finished", "seconds_left")}
+        kept = {name: getattr(self, name) for name in ("name", "path", "step", "steps", "finished", "stopped", "seconds_left")}
         return kept | {"loss": loss, "evaluations": len(self.evaluations), "newest_evaluation": quality}
 
 
@@ -52,7 +58,7 @@ class SweepStatus:
 
     @property
     def finished(self) -> bool:
-        return all(sae.finished for sae in self.saes)
+        return all(sae.ended for sae in self.saes)
 
     def to_json(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("name", "shards", "shards_wanted", "finished")}
@@ -72,12 +78,14 @@ def read_status(plan: SweepPlan) -> SweepStatus:
         rows = History.load(plan.bucket, sae.layout.history, step).rows
         finished = plan.bucket.exists(sae.layout.config)
         last = rows[-1] if rows else None
-        saes.append(SaeStatus(sae.name, sae.layout.root, step, sae.config.steps, finished, last, evaluations))
+        stopped = None if finished else read_stopped(plan.bucket, sae.layout)
+        why = stopped.why if stopped else None
+        saes.append(SaeStatus(sae.name, sae.layout.root, step, sae.config.steps, finished, last, evaluations, why))
     return SweepStatus(plan.config.name, done, wanted, saes)
 
 
 def watch(plan: SweepPlan, console: Console) -> None:
-    """Show the status, and show it anew until every SAE is finished."""
+    """Show the status, and show it anew until every SAE is finished or stopped."""
     status = read_status(plan)
     with Live(status_table(status), console=console, auto_refresh=False) as live:
         while not status.finished:
@@ -91,8 +99,8 @@ def status_table(status: SweepStatus) -> Table:
     for column in ("SAE", "steps", "state", "left", "loss", "L0", "FVU", "delta loss", "recovered (zero)", "dead"):
         table.add_column(column, justify="left" if column in ("SAE", "state") else "right")
     for sae in status.saes:
-        state = "finished" if sae.finished else "begun" if sae.step else "not begun"
-        left = "" if sae.finished or sae.seconds_left is None else str(timedelta(seconds=round(sae.seconds_left)))
+        state = "finished" if sae.finished else "stopped" if sae.stopped else "begun" if sae.step else "not begun"
+        left = "" if sae.ended or sae.seconds_left is None else str(timedelta(seconds=round(sae.seconds_left)))
         loss = f"{sae.last.loss:.4g}" if sae.last else ""
         numbers = ["", "", "", "", ""]
         if sae.evaluations:

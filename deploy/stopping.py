@@ -18,7 +18,7 @@ class Stopped:
     step: int
     l0: float
     fvu: float
-    dominated_by: tuple[str, ...]
+    dominated_by: list[str]
 
     @property
     def why(self) -> str:
@@ -68,7 +68,7 @@ class EarlyStopping:
         told = {}
         for verdict in self._halving.verdicts():
             for name, by in verdict.stopped.items():
-                stopped = Stopped(verdict.step, *verdict.points[name], by)
+                stopped = Stopped(verdict.step, *verdict.points[name], list(by))
                 self._bucket.write(self._saes[name].layout.stopped, json.dumps(asdict(stopped), indent=1).encode())
                 told[name] = stopped.why
             self._keep(verdict)

@@ -35,7 +35,7 @@ class Training:
         self._plan, self._manifest, self._targets, self._reporter = plan, manifest, targets, reporter
         train = plan.config.train
         self._saes = {sae.name: sae for sae in todo}
-        entries = [Entry(sae.name, plan.stream(sae.hooks), sae.rivals, sae.priority) for sae in todo]
+        entries = [Entry(sae.name, plan.stream(sae.hooks), sae.rivals if train.halving else None, sae.priority) for sae in todo]
         self._at_once = min(train.at_once, room_for(train), len(todo))
         self._streams = streams_at_once(entries, self._at_once)
         self._schedule = Schedule(entries, self._at_once, self._streams, train.retries)
@@ -127,6 +127,7 @@ class Training:
                 self._pool.replace(slot)
             else:
                 self._pool.give_back(slot)
+            self._servers[slot.node].expect_no_more.remote(self._plan.stream(self._saes[name].hooks), name)
             self._failed(name, ours(error))
             return
         self._pool.give_back(slot)

@@ -1,7 +1,7 @@
 """What to train and how: the fields of a sweep's ``train`` section. Templates fill them, see ``templates.py``."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
@@ -158,15 +158,18 @@ class SaeConfig(Recipe):
 class HalvingConfig(Config):
     """Successive halving: of rivals (SAEs of the same hooks and width) those that others outdo in both L0 and FVU are stopped early."""
 
-    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.25, 0.5), min_length=1, description="Shares of the steps at which rivals are compared, by the next row of their histories."
+    rungs: tuple[float, ...] = Field(
+        (0.25, 0.5),
+        strict=False,
+        min_length=1,
+        description="Shares of the steps at which rivals are compared.",
     )
     keep: float = Field(0.5, gt=0, lt=1, description="At least this share of the rivals goes on from each rung.")
 
     @model_validator(mode="after")
     def _rising(self):
-        if list(self.rungs) != sorted(set(self.rungs)):
-            raise ValueError("rungs: shares of the steps that rise, such as [0.25, 0.5]")
+        if list(self.rungs) != sorted(set(self.rungs)) or not 0 < self.rungs[0] <= self.rungs[-1] < 1:
+            raise ValueError("rungs: shares of the steps that rise between 0 and 1, such as [0.25, 0.5]")
         return self
 
     def steps(self, steps: int, log_every: int) -> tuple[int, ...]:

@@ -534,6 +534,20 @@ def test_a_stream_whose_trainer_never_comes_gives_its_place_to_another(serve, bu
     assert [stream.hooks for stream in server._streams] == [(B,)]
 
 
+def test_nobody_waits_for_a_trainer_that_will_not_come_back(serve, wanted, processes):
+    server = serve()  # which would keep its place for a minute
+    processes.append(killed := Process(server, pause=1000))
+    killed.take(1)
+    trainee = Trainee(server, "a")
+    killed.kill()
+    server.expect(spec(), "never", 0, EPOCH)
+    for name in ("process", "never", "nobody"):
+        server.expect_no_more(spec(), name)
+    server.expect_no_more(spec(batch=8), "of a stream that is not there")
+    assert trainee.finish() == all_of(wanted)
+    soon(lambda: not server._streams, "the stream goes with the last who reads it")
+
+
 def test_a_batch_of_several_hooks_comes_as_an_aligned_array_for_each(serve, bucket):
     make_dataset(bucket, hooks={A: 1024, B: 96}, shards=2, rows=128)
     stream = spec((B, A), batch=32)

@@ -182,7 +182,7 @@ def run_otherwise(bench: Bench) -> Outcome:
         bench.seconds[phase] = min(bench.seconds[phase], time.monotonic() - began)  # the reference run found all processes cold
     wrong = journal_problems(planned(place), bench.journal(), bench.batches)
     wrong += differences(bench.reference / "bucket", place / "bucket", measured=True)
-    return Outcome("nobody; three harvesters, a server for each trainer", 0, 0, 0.0, wrong)
+    return Outcome("nobody; three harvesters, one trainer for all SAEs", 0, 0, 0.0, wrong)
 
 
 def differences(reference: Path, bucket: Path, measured: bool) -> list[str]:

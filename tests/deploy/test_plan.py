@@ -60,6 +60,13 @@ def test_a_site_that_the_model_lacks_is_refused(tmp_path, text):
     assert len(plan_sweep(everything).hooks) == 2 * 6
 
 
+def test_a_priority_of_no_sae_is_refused_and_others_go_to_those_that_match(tmp_path, text):
+    with pytest.raises(InputError, match=r"train.priority: no SAE of the sweep matches '\*mlp\*'; one of them is '1.resid_post/256"):
+        planned(tmp_path, text, train={"priority": {"*mlp*": 1}})
+    saes = planned(tmp_path, text, train={"priority": {"3.*": 2, "*": 1}}).saes
+    assert [sae.priority for sae in saes] == [1, 1, 2, 2]
+
+
 def test_a_bucket_that_cannot_be_written_is_refused(tmp_path, text):
     (tmp_path / "file").write_text("")
     data = tiny_sweep.sweep(str(tmp_path / "file" / "bucket"), text)

@@ -45,6 +45,10 @@ def refusal(file: Path, *overrides: str) -> str:
         ("harvest.layers=[1, 1]", "harvest: layers must name at least one, and none twice"),
         ("corpus.format=csv", "corpus.format: should be 'lines', 'files', 'jsonl', 'parquet' or 'hub', not 'csv'"),
         ("server.lag=skip", "server.lag: should be 'block' or 'detach', not 'skip'"),
+        ("train.halving={rungs: [0.5, 0.25]}", "train.halving: rungs: shares of the steps that rise between 0 and 1"),
+        ("train.halving={rungs: [0.3, 0.31]}", "train: halving: the history has a row every 8 of the 24 steps"),
+        ("train.halving={keep: 1}", "train.halving.keep: should be less than 1"),
+        ("train.labels={zone: 'a b'}", "train.labels: 'a b' is no label"),
         ("name=../elsewhere", "name '../elsewhere' is not a usable name"),
         ("bucket=", "bucket: should be a valid string, not None"),
     ],
@@ -86,6 +90,10 @@ def test_numbers_in_scientific_notation_are_numbers(file):
 def test_an_override_that_does_not_parse_is_refused(file):
     assert "does not read key=value" in refusal(file, "train.tokens")
     assert "holds a value, not further fields" in refusal(file, "name.x=1")
+
+
+def test_rivals_that_could_not_train_at_once_are_not_compared(file):
+    assert "at_once is 1: raise it to 2" in refusal(file, "train.at_once=1", "train.halving={rungs: [0.5]}")
 
 
 def test_a_model_may_be_a_name_or_a_mapping(file):
