@@ -103,7 +103,7 @@ def draw(results: dict[str, list[Result]]) -> None:
                 axis.set_major_formatter("{x:g}")
                 axis.set_minor_formatter(NullFormatter())
             ax.grid(alpha=0.25, lw=0.5)
-        row[1].legend(fontsize=8, frameon=False)
+        row[0].legend(fontsize=8, frameon=False)
     IMAGE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(IMAGE, dpi=110)
 
