@@ -1,6 +1,6 @@
-"""The activation server: a ROUTER socket, and around it the streams' windows.
+"""The activation server: what trainers ask for on one side, the streams' windows on the other.
 
-One thread owns the socket and every window; other threads hand it work through `_inbox` and wake it. Batches leave
+One thread owns the mailbox and every window; other threads hand it tasks. Batches leave
 without a copy: a slot is used again only after ZeroMQ has sent the last frame that refers to it. A trainer of this
 host is not even sent the bytes, but where they lie in shared memory; such a slot is used again once it has asked beyond it.
 """
@@ -8,14 +8,13 @@ host is not even sent the bytes, but where they lie in shared memory; such a slo
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from queue import SimpleQueue
 
 import zmq
 
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.keys import ServerKeys
+from scopemill.activation_server.mailbox import Mailbox
 from scopemill.activation_server.ring import this_host
 from scopemill.activation_server.slots import Slot
 from scopemill.activation_server.stream import Stream
@@ -28,13 +27,9 @@ from scopemill.proto.errors import InputError, ScopemillError, WireError
 log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 2.0
 TICK_SECONDS = 0.5
-MESSAGES_AT_ONCE = 1000  # taken from a socket before anything else is looked after: no trainer's flood stops the others
 LEAVING_SECONDS = 5.0  # for the word of a stream's last trainer to arrive
 MAX_CONSUMERS = 1024  # of one stream: each costs memory, and a moment at every event
 MAX_CREDIT_BATCHES = 16  # on their way to one trainer; the socket's high-water mark lies above it
-SOCKET_OPTIONS = {zmq.LINGER: 0, zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.MAXMSGSIZE: wire.MAX_HEADER}
-# ZeroMQ's own heartbeats are answered by its I/O thread: a busy trainer keeps its connection, a dead or frozen one loses it.
-LIVENESS = {zmq.HEARTBEAT_IVL: 5000, zmq.HEARTBEAT_TIMEOUT: 30000}
 
 
 class Peer:
@@ -61,22 +56,10 @@ class ActivationServer:
         self._peers: dict[bytes, Peer] = {}
         self._identities: dict[tuple[wire.StreamSpec, str], bytes] = {}
         self._sending = False  # whether a slot waits for a frame to leave
-        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stopping = False
         self._ticked = time.monotonic()
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        for option, value in (SOCKET_OPTIONS | LIVENESS).items():
-            self._socket.setsockopt(option, value)
-        self._authenticator = keys.guard(self._socket, self._context) if keys else None
-        port = self._socket.bind_to_random_port(f"tcp://{config.host}")
-        self.address = f"tcp://{config.host}:{port}"
-        self._wake_in, self._wake_out = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
-        self._wake_in.bind("inproc://wake")
-        self._wake_out.connect("inproc://wake")
-        self._wake_lock = threading.Lock()  # guards `_wake_out`, which is closed in the end
-        self._closed = False
+        self._mailbox = Mailbox(config.host, keys)
+        self.address = self._mailbox.address
         self._thread = threading.Thread(target=self._run, name="activation-server", daemon=True)
         self._thread.start()
 
@@ -104,17 +87,17 @@ class ActivationServer:
             except Exception as error:
                 done.put(error)
 
-        self._post(task)
+        self._mailbox.post(task)
         return done.get(timeout=60)
 
     def expect_no_more(self, spec: wire.StreamSpec, consumer: str) -> None:
         """A trainer has failed and will not come back: nobody waits for it any longer."""
-        self._post(lambda: self._dismiss(spec, consumer))
+        self._mailbox.post(lambda: self._dismiss(spec, consumer))
 
     def stop(self) -> None:
         """Stop serving. Trainers are told nothing: they go on at their cursor with the next server."""
         if self._thread.is_alive():
-            self._post(self._begin_stop)
+            self._mailbox.post(self._begin_stop)
             self._thread.join(timeout=10)
         for stream in list(self._streams.values()):
             stream.join(timeout=2)
@@ -122,48 +105,21 @@ class ActivationServer:
     def _begin_stop(self) -> None:
         self._stopping = True
 
-    def _post(self, task: Callable[[], None]) -> None:
-        self._inbox.put(task)
-        with self._wake_lock, suppress(zmq.Again):  # a full pipe wakes the loop all the same
-            if not self._closed:
-                self._wake_out.send(b"", zmq.NOBLOCK)
-
     # The loop's own.
 
     def _run(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._wake_in, zmq.POLLIN)
         next_tick = 0.0
         while not self._stopping:
-            for socket, _ in poller.poll(timeout=20 if self._sending else TICK_SECONDS * 500):
-                self._drain(socket)
-            self._work_off_inbox()  # also when nothing came: what a failed send has left there must not wait for a message
+            for frames in self._mailbox.receive(0.02 if self._sending else TICK_SECONDS / 2):
+                self._receive(frames)
+            self._mailbox.work_off()  # also when nothing came: what a failed send has left there must not wait for a message
             self._sending = any([stream.memory.recycle() for stream in self._streams.values()])
             if time.monotonic() >= next_tick:
                 self._tick()
                 next_tick = time.monotonic() + TICK_SECONDS
         for stream in self._streams.values():
             stream.close()
-        with self._wake_lock:
-            self._closed = True
-            if self._authenticator:
-                self._authenticator.stop()
-            self._context.destroy(linger=0)
-
-    def _drain(self, socket: zmq.Socket) -> None:
-        """Handle what waits on a socket."""
-        for _ in range(MESSAGES_AT_ONCE):
-            try:
-                frames = socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            if socket is self._socket:
-                self._receive(frames)
-
-    def _work_off_inbox(self) -> None:
-        for _ in range(self._inbox.qsize()):
-            self._inbox.get_nowait()()
+        self._mailbox.close()
 
     def _receive(self, frames: list[bytes]) -> None:
         identity = frames[0]
@@ -246,7 +202,7 @@ class ActivationServer:
 
     def _report(self, stream: Stream, index: int, slot: Slot, consumer: str | None, problem: ScopemillError | None) -> None:
         """From a reading thread: a batch is in its slot, or cannot be."""
-        self._post(lambda: self._read_done(stream, index, slot, consumer, problem))
+        self._mailbox.post(lambda: self._read_done(stream, index, slot, consumer, problem))
 
     def _read_done(self, stream: Stream, index: int, slot: Slot, consumer: str | None, problem: ScopemillError | None) -> None:
         now = time.monotonic()
@@ -313,14 +269,13 @@ class ActivationServer:
 
     def _send(self, identity: bytes, message: wire.Message, body: memoryview | None = None) -> zmq.MessageTracker | None:
         """Send a message; None if the peer is gone, which its window is told at the next tick."""
-        frames = [identity, wire.encode(message)] + ([] if body is None else [body])
         peer = self._peers.get(identity)
         try:
-            tracker = self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False, track=True)
+            tracker = self._mailbox.send(identity, message, body)
         except zmq.ZMQError as error:  # EHOSTUNREACH: gone; EAGAIN: it reads nothing of what it asked for
             log.info("trainer %s cannot be reached: %s", peer.consumer if peer else "(unknown)", error)
             if peer:
-                self._inbox.put(lambda: self._lose(peer))
+                self._mailbox.post(lambda: self._lose(peer))
             return None
         if peer:
             peer.last_sent = time.monotonic()

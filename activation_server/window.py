@@ -234,11 +234,10 @@ class Window:
     def _proceed(self, now: float) -> list[Decision]:
         """Everything that the state allows now: send, drop, load. Its cost grows with the consumers, not with the window."""
         self._reattach()
-        decisions: list[Decision] = []
+        decisions = self._move()
         for name, c in self.consumers.items():
             while c.next in self.held and not c.detached and c.wants:
                 decisions.append(Send(name, c.send()))
-        decisions += self._move()
         decisions += self._load()
         for name, c in self.consumers.items():
             if c.detached and c.wants and name not in self._reading_alone:

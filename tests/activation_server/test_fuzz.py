@@ -99,7 +99,7 @@ def test_hostile_messages_neither_crash_nor_stall_the_server(bucket: Bucket, mon
                     server._receive([b"fuzzer 0" if i % 2 else b"nobody", data])
                 handled.release()
 
-            server._post(task)
+            server._mailbox.post(task)
             assert handled.acquire(timeout=20)
             emptied(fuzzers[0])
         for data in inputs(2, THROUGH_A_SOCKET):

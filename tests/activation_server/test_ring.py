@@ -15,6 +15,7 @@ import pytest
 from synthetic import make_dataset
 
 from scopemill.activation_server import client as client_module
+from scopemill.activation_server import mailbox as mailbox_module
 from scopemill.activation_server import ring as ring_module
 from scopemill.activation_server import server as server_module
 from scopemill.activation_server import stream as stream_module
@@ -209,7 +210,7 @@ def test_a_killed_trainer_gives_back_its_slots(serve, start, wanted, monkeypatch
 
 
 def test_a_trainer_that_was_frozen_over_half_a_batch_sees_that_it_was_overwritten_and_asks_again(serve, start, wanted, monkeypatch):
-    monkeypatch.setattr(server_module, "LIVENESS", {server_module.zmq.HEARTBEAT_IVL: 50, server_module.zmq.HEARTBEAT_TIMEOUT: 300})
+    monkeypatch.setattr(mailbox_module, "LIVENESS", {mailbox_module.zmq.HEARTBEAT_IVL: 50, mailbox_module.zmq.HEARTBEAT_TIMEOUT: 300})
     monkeypatch.setattr(server_module, "HEARTBEAT_SECONDS", 0.2)
     server = serve(join_seconds=0.3)
     other = Trainee(server, "other", go=False)

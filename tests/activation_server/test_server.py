@@ -21,6 +21,7 @@ from prometheus_client import REGISTRY
 from synthetic import make_dataset
 
 from scopemill.activation_server import client as client_module
+from scopemill.activation_server import mailbox as mailbox_module
 from scopemill.activation_server import server as server_module
 from scopemill.activation_server import stream as stream_module
 from scopemill.activation_server.client import StreamClient
@@ -300,7 +301,7 @@ def test_clients_that_wait_are_told_that_the_server_is_alive(serve, wanted, monk
 
 
 def test_a_client_that_is_busy_for_long_is_not_taken_for_dead(serve, wanted, monkeypatch, caplog):
-    monkeypatch.setattr(server_module, "LIVENESS", {zmq.HEARTBEAT_IVL: 50, zmq.HEARTBEAT_TIMEOUT: 300})
+    monkeypatch.setattr(mailbox_module, "LIVENESS", {zmq.HEARTBEAT_IVL: 50, zmq.HEARTBEAT_TIMEOUT: 300})
     monkeypatch.setattr(server_module, "HEARTBEAT_SECONDS", 0.0)
     monkeypatch.setattr(server_module, "TICK_SECONDS", 0.001)
     caplog.set_level("INFO", logger=server_module.log.name)
@@ -398,7 +399,7 @@ def test_a_killed_client_that_stays_away_holds_nobody_for_ever(serve, processes,
 
 
 def test_a_frozen_client_is_lost_after_a_while_and_goes_on_when_it_thaws(serve, processes, wanted, gained, monkeypatch):
-    monkeypatch.setattr(server_module, "LIVENESS", {zmq.HEARTBEAT_IVL: 100, zmq.HEARTBEAT_TIMEOUT: 400})
+    monkeypatch.setattr(mailbox_module, "LIVENESS", {zmq.HEARTBEAT_IVL: 100, zmq.HEARTBEAT_TIMEOUT: 400})
     server = serve(join_seconds=0.3)
     other = Trainee(server, "a", steps=0)
     other.has(1)

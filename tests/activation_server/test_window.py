@@ -620,3 +620,17 @@ def test_an_event_costs_the_same_whatever_the_window_holds():
         return count
 
     assert lines_run(2000) == lines_run(20)
+
+
+def test_what_the_window_held_for_one_that_left_is_not_sent_beyond_the_slowest():
+    window = Window(2, "block", 60.0, 20.0)
+    window.expect("ahead", 11, 13, 0.0)
+    window.tick(0.0)
+    window.loaded(11, 0.0)
+    window.loaded(12, 0.0)
+    window.join("behind", 10, 13, 0.0)
+    assert window.ask("behind", 10, 3, 0.0) == [LoadAlone("behind", 10)]
+    assert window.loaded_alone("behind", 10, 0.0) == [Send("behind", 10), LoadAlone("behind", 11)]
+    window.failed(11, "behind")
+    assert window.leave("ahead", 0.0) == [Drop(12), Send("behind", 11)], "10 has not arrived yet, and two batches are all there is room for"
+    assert window.ask("behind", 11, 3, 0.0) == [Load(12)]
