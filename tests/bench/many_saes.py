@@ -103,7 +103,7 @@ def many(folder: Path, hooks: int, widths: int, sparsities: int, at_once: int) -
     finally:
         ray.actor.ActorMethod._remote = remote
     measured.seconds, measured.driver_cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
-    assert not driver.unfinished()
+    assert not driver.has_work(["train"])
     return measured
 
 
