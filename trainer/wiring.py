@@ -99,7 +99,7 @@ def connections(recipe: Recipe, hooks: tuple[Hook, ...], place: str = "train") -
         single = next((site for site, of_site in by_site.items() if len(of_site) < 2), None)
         if single:
             raise InputError(
-                f"{place}.architecture: a {recipe.architecture} spans layers, and of {single} there is only one: raise harvest.layers"
+                f"{place}.architecture: a {recipe.architecture} spans layers, and there is one of {single} only: see harvest.layers"
             )
         return [(tuple(of_site), ()) for of_site in by_site.values()]
     return [((hook,), ()) for hook in hooks]

@@ -191,3 +191,40 @@ def test_another_seed_at_the_same_place_is_refused(finished, text, tmp_path):
     plan, _ = finished
     with pytest.raises(Conflict, match=r"dataset.json was made with harvest.seed = 0, and this run asks for 1"):
         planned(tmp_path, tiny_sweep.sweep(plan.config.bucket, text, harvest={"seed": 1}))
+
+
+def test_a_sweep_in_two_passes_ends_with_the_same_bits_and_no_more_on_disk_than_one(finished, text, tmp_path):
+    whole, _ = finished
+    room = {"disk_gib": 3 * 2**-10}  # a hook's shards take 2.4 MiB
+    plan = planned(tmp_path, tiny_sweep.sweep(str(tmp_path / "bucket"), text, harvest=room) | {"file_sd": str(tmp_path / "targets.json")})
+    first, second = plan.passes
+    driver = SweepDriver(plan, quiet())
+    driver.harvest()
+    assert first.harvested and not second.manifest, "the second has no room yet"
+    seen: list[str] = []
+
+    class Watch(Reporter):
+        def say(self, text: str) -> None:
+            seen.append(text.split(":")[0])
+            assert not (first.committed and second.committed)
+
+    SweepDriver(plan, Watch(Console(file=io.StringIO()))).train()
+    assert [line for line in seen if line.startswith(("pass", "deleting"))] == [
+        "pass 1 of 2", "deleting the shards of tiny-pass-1", "pass 2 of 2", "deleting the shards of tiny-pass-2",
+    ]  # fmt: skip
+    driver.evaluate()
+    status, before = read_status(plan), read_status(whole)
+    assert [sae.layout.root for sae in plan.saes] == [sae.layout.root for sae in whole.saes]
+    for sae, here, there in zip(plan.saes, status.saes, before.saes, strict=True):
+        assert plan.bucket.read(sae.layout.weights) == whole.bucket.read(sae.layout.weights)
+        assert [e.result for e in here.evaluations] == [e.result for e in there.evaluations]
+    assert not [path for path in plan.bucket.find("activations") if "/shards/" in path or "/commits/" in path]
+    assert [part.spent for part in status.passes] == [True, True] and status.finished
+    assert not driver.has_work(("harvest", "train", "evaluate"))
+    publish(plan)
+    lost = second.saes[0]
+    plan.bucket.remove_tree(lost.layout.root)
+    driver.harvest()
+    assert second.harvested and not first.committed, "what is finished is not harvested again"
+    driver.train()
+    assert plan.bucket.read(lost.layout.weights) == whole.bucket.read(lost.layout.weights) and not second.committed
