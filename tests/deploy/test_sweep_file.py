@@ -124,6 +124,14 @@ def test_the_sweep_in_the_readme_parses(tmp_path):
     assert load_sweep(str(tmp_path / "readme.yaml")).train.widths == (16384,)
 
 
+def test_the_whole_model_in_the_docs_parses(tmp_path):
+    block = next(b for b in (ROOT / "docs" / "cluster.md").read_text().split("```yaml\n") if b.startswith("name:")).split("```")[0]
+    (tmp_path / "docs.yaml").write_text(block)
+    jumprelu, batchtopk = load_sweep(str(tmp_path / "docs.yaml")).train.variants
+    assert (jumprelu.architecture, batchtopk.architecture) == ("jumprelu", "batchtopk")
+    assert jumprelu.widths == batchtopk.widths == (16384, 65536)
+
+
 def test_a_sweep_file_can_lie_at_any_url(file):
     import fsspec
 
