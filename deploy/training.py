@@ -57,9 +57,8 @@ class Training:
         ):
             self._pool = Pool(trainers, self._trainer)
             while not self._schedule.done:
-                cohorts = self._schedule.start(self._pool.free)
-                look(self._schedule.training)
-                for cohort in cohorts:
+                for cohort in self._schedule.start(self._pool.free):
+                    look(self._schedule.training)
                     self._begin(cohort)
                 trainers.open = list(self._runs)
                 self._wait()
@@ -67,6 +66,7 @@ class Training:
                 self._stop_early()
                 for state, count in self._schedule.counts().items():
                     metrics.SWEEP_SAES.labels(state).set(count)
+                look(self._schedule.training)
         return self._schedule.endings
 
     def _trainer(self) -> Any:

@@ -103,7 +103,7 @@ def draw(results: dict[str, list[Result]]) -> None:
                 axis.set_major_formatter("{x:g}")
                 axis.set_minor_formatter(NullFormatter())
             ax.grid(alpha=0.25, lw=0.5)
-        row[1].legend(fontsize=8, frameon=False)
+        row[1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     IMAGE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(IMAGE, dpi=110)
 

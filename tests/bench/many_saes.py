@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from scopemill.activation_server.config import ServerConfig  # noqa: E402
 from scopemill.activation_server.server import ActivationServer  # noqa: E402
 from scopemill.deploy.cluster import local_cluster  # noqa: E402
 from scopemill.deploy.driver import SweepDriver  # noqa: E402
+from scopemill.deploy.training import Training  # noqa: E402
 from scopemill.proto import metrics  # noqa: E402
 from scopemill.proto.bucket import Bucket  # noqa: E402
 from scopemill.proto.wire import StreamSpec  # noqa: E402
@@ -61,9 +63,9 @@ class Scrapes:
         self._targets, self._measured = targets, measured
         self._due = [measured.saes // 2, measured.saes]
 
-    def __call__(self) -> None:
+    def __call__(self, training: Collection[str]) -> None:
         finished = REGISTRY.get_sample_value("scopemill_sweep_saes", {"state": "finished"})
-        if self._due and finished >= self._due[0]:
+        if self._due and (finished or 0) >= self._due[0]:
             self._due.pop(0)
             for group in json.loads(self._targets.read_text()):
                 self._scrape(group["labels"]["role"], group["targets"])
@@ -99,7 +101,8 @@ def many(folder: Path, hooks: int, widths: int, sparsities: int, at_once: int) -
     ray.actor.ActorMethod._remote = counted
     began, cpu = time.perf_counter(), time.process_time()
     try:
-        driver.train(look=Scrapes(folder / "targets.json", measured))
+        (part,) = plan.passes
+        Training(part, part.manifest, part.saes, driver.targets, tiny_sweep.quiet()).run(Scrapes(folder / "targets.json", measured))
     finally:
         ray.actor.ActorMethod._remote = remote
     measured.seconds, measured.driver_cpu_seconds = time.perf_counter() - began, time.process_time() - cpu

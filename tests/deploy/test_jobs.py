@@ -1,6 +1,7 @@
 """A sweep submitted to a real cluster that asks for a token, stopped, and submitted again."""
 
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,8 @@ def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_pl
     while not min(steps(plan)):
         assert time.monotonic() < deadline, run(head, "logs", file).stdout
         time.sleep(0.1)
+    listed = {group["labels"]["role"]: group["targets"] for group in json.loads((tmp_path / "targets.json").read_text())}
+    assert len(listed["activation_server"]) == len(listed["trainer"]) == 2, "a server on each node that has a trainer"
     ray_job_stop(head, "tiny-1")  # our own command would come when these few steps are done
     assert run(head, "stop", file).returncode == 0  # has waited for the end, if it was not there
     assert "stopped; everything committed is kept" in run(head, "logs", file).stdout

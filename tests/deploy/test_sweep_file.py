@@ -44,7 +44,7 @@ def refusal(file: Path, *overrides: str) -> str:
         ("harvest.sites=[resid_pst]", "harvest.sites[0]: should be 'resid_pre', 'resid_mid'"),
         ("harvest.layers=[1, 1]", "harvest: layers must name at least one, and none twice"),
         ("corpus.format=csv", "corpus.format: should be 'lines', 'files', 'jsonl', 'parquet' or 'hub', not 'csv'"),
-        ("server.lag=skip", "server.lag: should be 'block' or 'detach', not 'skip'"),
+        ("server.lag=drop", "server.lag: should be 'block', 'detach' or 'skip', not 'drop'"),
         ("train.halving={rungs: [0.5, 0.25]}", "train.halving: rungs: shares of the steps that rise between 0 and 1"),
         ("train.halving={rungs: [0.3, 0.31]}", "train: halving: the history has a row every 8 of the 24 steps"),
         ("train.halving={keep: 1}", "train.halving.keep: should be less than 1"),

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -71,7 +71,7 @@ def test_what_failed_is_tried_again_after_the_others_from_its_last_checkpoint(tm
     plan = harvested(tmp_path, steps=24, at_once=1)
     chunk = "activations/tiny/shards/00001.zarr/blocks.3.hook_resid_post/c/0/0"
     whole = plan.bucket.read(chunk)
-    plan.bucket.write(chunk, whole[:-1] + bytes([whole[-1] ^ 1]))
+    plan.bucket.write(chunk, bytes([whole[0] ^ 1]) + whole[1:])
     reporter = Listens("will be tried again", lambda: plan.bucket.write(chunk, whole))
     SweepDriver(plan, reporter).train()
     assert "2 finished" in reporter.said and chunk in reporter.said
@@ -106,13 +106,14 @@ def test_a_process_that_is_gone_for_good_is_replaced(tmp_path, ray_cluster, monk
     monkeypatch.setattr(Training, "_expecting_server", noted_expect)
     reporter, struck = Listens(), []
 
-    def strike() -> None:
-        if not struck:
+    def strike(training: Collection[str]) -> None:
+        if killed and not struck:
             struck.append(killed[0])
             ray.kill(killed[0])
 
-    SweepDriver(plan, reporter).train(look=strike)
-    assert "2 finished" in reporter.said and "will be tried again" in reporter.said
+    (part,) = plan.passes
+    Training(part, part.manifest, part.saes, SweepDriver(plan, reporter).targets, reporter).run(strike)
+    assert all(plan.bucket.exists(sae.layout.config) for sae in plan.saes) and "will be tried again" in reporter.said
     assert len(killed) > 1 and struck[0] not in killed[1:], "another process took its place"
 
 

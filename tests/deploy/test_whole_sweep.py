@@ -180,7 +180,8 @@ def test_a_corrupt_shard_stops_its_trainers_with_the_name_of_the_object(finished
     for path in local.bucket.find("activations"):
         bucket.write(path, local.bucket.read(path))
     chunk = "activations/tiny/shards/00001.zarr/blocks.1.hook_resid_post/c/0/0"
-    bucket.write(chunk, bucket.read(chunk)[:-1] + b"\0")
+    whole = bucket.read(chunk)
+    bucket.write(chunk, bytes([whole[0] ^ 1]) + whole[1:])
     plan = planned(tmp_path, tiny_sweep.sweep(bucket.url, text) | {"file_sd": str(tmp_path / "targets.json")})
     with pytest.raises(ScopemillError, match=f"2 of 4 SAEs failed(.|\n)*{chunk}"):
         SweepDriver(plan, quiet()).train()
