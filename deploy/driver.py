@@ -46,11 +46,10 @@ class SweepDriver:
         """Train every SAE that is not finished, pass by pass, as many at once as there is room for."""
         if not any(part.unfinished for part in self.plan.passes):
             self._reporter.say(f"training: of {len(self.plan.saes)} SAEs none is left to train")
-        for number, part in enumerate(self.plan.passes):
+        for part in self._in_turn():
             if part.unfinished:
                 if len(self.plan.passes) > 1:
-                    what = f"{len(part.harvest.hooks)} hooks, {len(part.unfinished)} SAEs to train"
-                    self._reporter.say(f"pass {number + 1} of {len(self.plan.passes)}: {what}")
+                    self._reporter.say(f"{part.harvest.dataset}: {len(part.harvest.hooks)} hooks, {len(part.unfinished)} SAEs to train")
                 if not part.harvested:
                     self._harvest(part)
                 self._train(part)
@@ -60,7 +59,11 @@ class SweepDriver:
     def _to_harvest(self) -> list[Pass]:
         if not self.plan.sheds:
             return self.plan.passes
-        return [part for part in self.plan.passes if part.unfinished][:1]
+        return [part for part in self._in_turn() if part.unfinished][:1]
+
+    def _in_turn(self) -> list[Pass]:
+        """As planned; where the disk has room for one, that whose shards are there already comes first."""
+        return sorted(self.plan.passes, key=lambda part: self.plan.sheds and not part.committed)
 
     def _harvest(self, part: Pass) -> None:
         bucket, config = part.bucket, part.config.harvest
