@@ -2,10 +2,9 @@
 
 import re
 
-from scopemill.deploy.plan import SweepPlan
+from scopemill.deploy.plan import Pass, SweepPlan
 from scopemill.proto.bucket import Bucket
-from scopemill.proto.dataset import committed_shards
-from scopemill.proto.layout import DatasetLayout, SaeLayout, SweepLayout
+from scopemill.proto.layout import SaeLayout, SweepLayout
 from scopemill.trainer import checkpoint
 
 _SHARD = re.compile(r"/shards/(\d{5,})\.zarr/")
@@ -23,17 +22,21 @@ def clean(plan: SweepPlan, dry_run: bool) -> list[str]:
 def orphans(plan: SweepPlan) -> list[str]:
     """Temporary files of writers that died, shards without a commit, checkpoints without a record, optimisers that no one resumes."""
     bucket = plan.bucket
-    roots = [plan.harvest.layout.root, SweepLayout(plan.config.name).root, *(sae.layout.root for sae in plan.saes)]
+    datasets = [part.harvest.layout for part in plan.passes]
+    roots = {plan.text.root, *(layout.root for layout in datasets), SweepLayout(plan.config.name).root}
+    roots |= {sae.layout.root for sae in plan.saes}
     found = {path for root in roots for path in bucket.find(root, temporary=True)}
-    found |= _uncommitted_shards(bucket, plan.harvest.layout, plan.config.dataset)
+    for part in plan.passes:
+        found |= _uncommitted_shards(part)
     for sae in plan.saes:
         found |= _stale_checkpoints(bucket, sae.layout)
     return sorted(found)
 
 
-def _uncommitted_shards(bucket: Bucket, layout: DatasetLayout, dataset: str) -> set[str]:
-    objects = {path: int(match[1]) for path in bucket.find(f"{layout.root}/shards") if (match := _SHARD.search(path))}
-    done = committed_shards(bucket, dataset)  # read after the objects: what is committed meanwhile is kept
+def _uncommitted_shards(part: Pass) -> set[str]:
+    found = part.bucket.find(part.harvest.layout.shards)
+    objects = {path: int(match[1]) for path in found if (match := _SHARD.search(path))}
+    done = part.committed  # read after the objects: what is committed meanwhile is kept
     return {path for path, shard in objects.items() if shard not in done}
 
 

@@ -5,14 +5,13 @@ from dataclasses import dataclass, replace
 from rich.console import Group
 from rich.table import Table
 
-from scopemill.deploy.plan import PlannedSae, SweepPlan
+from scopemill.deploy.plan import PlannedSae, SweepPlan, row_bytes
 from scopemill.deploy.sizes import ModelSize, sae_weights
-from scopemill.proto.dataset import ROW_LABELS, STORED_DTYPES
+from scopemill.proto.dataset import STORED_DTYPES
 from scopemill.proto.errors import InputError
 from scopemill.trainer.wiring import Shape
 
 FLOAT32_BYTES = STORED_DTYPES["float32"].itemsize
-LABEL_BYTES = sum(label.itemsize for label in ROW_LABELS.values())
 # Two operations for each weight and row in each product of a step: both products forward, both gradients of the
 # weights, and the gradient of the latents, which is the decoder's half. Nobody asks for the gradient of the rows.
 STEP_OPERATIONS = 5
@@ -121,11 +120,13 @@ def cost_of(plan: SweepPlan, size: ModelSize, hardware: Hardware) -> Cost:
 
 
 def _harvest(plan: SweepPlan, size: ModelSize, hardware: Hardware) -> Stage:
+    """The text goes through the model once in each pass, up to the pass's last hook."""
     config, rows = plan.config, harvested_rows(plan)
-    last = max(hook.layer for hook in plan.hooks)  # a pass ends there
-    flops = rows * forward_flops(size, last + 1, config.harvest.context_length, _attention(plan), head=False)
+    layers = [max(hook.layer for hook in part.harvest.hooks) + 1 for part in plan.passes]
+    flops = sum(rows * forward_flops(size, n, config.harvest.context_length, _attention(plan), head=False) for n in layers)
     hours = hardware.seconds(flops, config.model.dtype) / 3600
-    return Stage("harvest", rows, flops, stored_bytes(plan, rows, STORED_DTYPES[config.harvest.dtype].itemsize), hours)
+    kept = 0 if plan.sheds else stored_bytes(plan, rows, STORED_DTYPES[config.harvest.dtype].itemsize)
+    return Stage("harvest", rows * len(layers), flops, kept, hours)
 
 
 def _train(plan: SweepPlan, weights: dict[str, int], hardware: Hardware) -> Stage:
@@ -185,7 +186,9 @@ def harvested_rows(plan: SweepPlan) -> int:
 
 
 def stored_bytes(plan: SweepPlan, rows: int, itemsize: int) -> int:
-    return activation_bytes(rows, [plan.card.widths[hook.site] for hook in plan.hooks], itemsize) + rows * LABEL_BYTES
+    """Of so many rows of every pass, at any one time."""
+    of_passes = [rows * row_bytes(plan.card, part.harvest.hooks, itemsize) for part in plan.passes]
+    return max(of_passes) if plan.sheds else sum(of_passes)
 
 
 def row_widths(plan: SweepPlan, sae: PlannedSae) -> list[int]:

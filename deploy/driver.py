@@ -5,15 +5,14 @@ from pathlib import Path
 
 from scopemill.deploy.actors import ActorGroup, Targets, ask, get
 from scopemill.deploy.cluster import needs, room_for
-from scopemill.deploy.plan import PlannedSae, SweepPlan
+from scopemill.deploy.plan import Pass, SweepPlan
 from scopemill.deploy.progress import Reporter
 from scopemill.deploy.rolling import RollingHarvest, announce, check_room
 from scopemill.deploy.training import Training, summary
 from scopemill.evaluator.actor import EvaluatorActor, Job, committed
 from scopemill.harvester.actor import IN_FLIGHT, HarvesterActor
 from scopemill.proto import metrics
-from scopemill.proto.dataset import committed_shards
-from scopemill.proto.errors import MissingObject, ScopemillError
+from scopemill.proto.errors import ScopemillError
 from scopemill.trainer import checkpoint
 
 
@@ -28,60 +27,97 @@ class SweepDriver:
 
     def has_work(self, phases: Iterable[str]) -> bool:
         """Whether any phase finds something that is not committed: only then is a cluster needed."""
-        left = {"harvest": lambda: not self.plan.harvested, "train": self.unfinished, "evaluate": self.unevaluated}
+        left = {
+            "harvest": lambda: not all(part.harvested for part in self._to_harvest()),
+            "train": lambda: any(part.unfinished for part in self.plan.passes),
+            "evaluate": self.unevaluated,
+        }
         return any(left[phase]() for phase in phases)
 
     def harvest(self) -> None:
-        """Pack, calibrate, and make every shard that is not committed; in rolling mode they are made when trainers need them."""
-        plan, config = self.plan, self.plan.config.harvest
+        """Pack, calibrate, and make every shard that is not committed; in rolling mode they are made when trainers need them.
+
+        Where only one pass has room on the disk, that is the first with SAEs to train; ``train`` goes on with the others.
+        """
+        for part in self._to_harvest():
+            self._harvest(part)
+
+    def train(self) -> None:
+        """Train every SAE that is not finished, pass by pass, as many at once as there is room for."""
+        if not any(part.unfinished for part in self.plan.passes):
+            self._reporter.say(f"training: of {len(self.plan.saes)} SAEs none is left to train")
+        for part in self._in_turn():
+            if part.unfinished:
+                if len(self.plan.passes) > 1:
+                    self._reporter.say(f"{part.harvest.dataset}: {len(part.harvest.hooks)} hooks, {len(part.unfinished)} SAEs to train")
+                if not part.harvested:
+                    self._harvest(part)
+                self._train(part)
+            if self.plan.sheds:
+                self._shed(part)
+
+    def _to_harvest(self) -> list[Pass]:
+        if not self.plan.sheds:
+            return self.plan.passes
+        return [part for part in self._in_turn() if part.unfinished][:1]
+
+    def _in_turn(self) -> list[Pass]:
+        """As planned; where the disk has room for one, that whose shards are there already comes first."""
+        return sorted(self.plan.passes, key=lambda part: self.plan.sheds and not part.committed)
+
+    def _harvest(self, part: Pass) -> None:
+        bucket, config = part.bucket, part.config.harvest
         if not config.rolling:
-            plan.bucket.remove(plan.harvest.layout.rolling)  # whatever it was so far, from here on it is kept whole
-        if plan.harvested:
+            bucket.remove(part.harvest.layout.rolling)  # whatever it was so far, from here on it is kept whole
+        if part.harvested:
             what = "made while SAEs are trained" if config.rolling else "committed"
-            self._reporter.say(f"harvest: all {plan.manifest.shards} shards are {what}")
+            self._reporter.say(f"harvest: all {part.manifest.shards} shards are {what}")
             return
         wanted = config.tokens // config.rows_per_shard
         options = HarvesterActor.options(**needs(config))
-        actors = [options.remote(plan.harvest) for _ in range(min(config.actors, room_for(config), wanted))]
+        actors = [options.remote(part.harvest) for _ in range(min(config.actors, room_for(config), wanted))]
         with ActorGroup("harvester", actors, self.targets) as group:
             self._reporter.say("preparing: packing the corpus, fixing the scale of each hook")
             manifest = get(actors[0].prepare.remote())
             if manifest.shards < wanted:
                 self._reporter.say(f"the corpus fills {manifest.shards} of the {wanted} shards asked for")
             if config.rolling:
-                announce(plan.bucket, manifest.dataset, 0)
+                announce(bucket, manifest.dataset, 0)
                 return
-            done = committed_shards(plan.bucket, manifest.dataset)
+            done = part.committed
             todo = [shard for shard in range(manifest.shards) if shard not in done]
             calls = [actor.harvest.remote for _ in range(IN_FLIGHT) for actor in actors]
 
             def look() -> None:
                 self._reporter.update("tokens", sum(rows or 0 for rows in ask([a.rows_done.remote() for a in actors])))
 
-            title = f"harvesting {len(plan.hooks)} hooks: {len(todo)} shards of {manifest.rows_per_shard:,} tokens"
+            title = f"harvesting {len(manifest.hooks)} hooks: {len(todo)} shards of {manifest.rows_per_shard:,} tokens"
             with self._reporter.phase(title, {"tokens": len(todo) * manifest.rows_per_shard}):
                 group.work_off([todo] * len(calls), calls, done=lambda shard: None, look=look)
                 look()
 
-    def train(self) -> None:
-        """Train every SAE that is not finished, as many at once as there is room for."""
-        plan, manifest = self.plan, self.plan.manifest
-        if manifest is None:
-            raise MissingObject(f"dataset {plan.config.dataset!r} is not in {plan.config.bucket}: harvest it first")
-        todo = self.unfinished()
-        if not todo:
-            self._reporter.say(f"training: of {len(plan.saes)} SAEs none is left to train")
-            return
-        if plan.config.harvest.rolling:
-            check_room(plan, len(todo))
-            with RollingHarvest(plan, manifest, self.targets, self._reporter) as harvest:
-                endings = Training(plan, manifest, todo, self.targets, self._reporter).run(harvest.look)
+    def _train(self, part: Pass) -> None:
+        manifest, todo = part.manifest, part.unfinished
+        if part.config.harvest.rolling:
+            check_room(part, len(todo))
+            with RollingHarvest(part, manifest, self.targets, self._reporter) as harvest:
+                endings = Training(part, manifest, todo, self.targets, self._reporter).run(harvest.look)
         else:
-            endings = Training(plan, manifest, todo, self.targets, self._reporter).run()
+            endings = Training(part, manifest, todo, self.targets, self._reporter).run()
         self._reporter.show(summary(endings))
         if failed := [f"  {name}: {ending.why}" for name, ending in endings.items() if ending.state == "failed"]:
             listed = "\n".join(failed)
             raise ScopemillError(f"{len(failed)} of {len(todo)} SAEs failed; the others are finished:\n{listed}")
+
+    def _shed(self, part: Pass) -> None:
+        """Delete the shards that nobody needs any more. The text stays, that of the evaluation too, so they can be made again."""
+        bucket, layout = part.bucket, part.harvest.layout
+        if part.unfinished or not bucket.names(layout.shards):
+            return
+        self._reporter.say(f"deleting the shards of {part.harvest.dataset}: its SAEs are finished")
+        for shard in part.committed:
+            bucket.remove(layout.commit(shard))  # first: a shard without its commit does not exist
+        bucket.remove_tree(layout.shards)
 
     def evaluate(self) -> None:
         """Measure every checkpoint that is not measured yet; a hook's checkpoints go to one evaluator."""
@@ -107,12 +143,6 @@ class SweepDriver:
         with ActorGroup("evaluator", actors, self.targets) as group:
             with self._reporter.phase(f"evaluating {total} checkpoints", {"checkpoints": total}):
                 group.work_off(queues, [actor.evaluate.remote for actor in actors], advance)
-
-    def unfinished(self) -> list[PlannedSae]:
-        """Those that training goes on with: neither finished, nor stopped early where that is asked for."""
-        bucket, halving = self.plan.bucket, self.plan.config.train.halving
-        left = [sae for sae in self.plan.saes if not bucket.exists(sae.layout.config)]
-        return [sae for sae in left if not (halving and bucket.exists(sae.layout.stopped))]
 
     def unevaluated(self) -> list[list[Job]]:
         """The checkpoints that the sweep's evaluation covers and that have none yet, by what they rebuild."""

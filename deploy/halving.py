@@ -1,6 +1,6 @@
 """Successive halving: which SAEs are outdone by their rivals, as a pure function of the histories at a rung.
 
-Rivals have the same hooks and width, and so differ in how sparse they are: together they are a frontier of L0 against FVU. One
+Rivals have the same hooks, width and recipe, and differ in how sparse they are: together they are a frontier of L0 against FVU. One
 that lies behind it, because a rival has no more latents active and no more error, teaches nothing that the others do not.
 """
 

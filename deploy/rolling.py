@@ -9,7 +9,7 @@ import ray
 from scopemill.activation_server.order import Order
 from scopemill.deploy.actors import ActorGroup, Targets, get
 from scopemill.deploy.cluster import needs
-from scopemill.deploy.plan import SweepPlan
+from scopemill.deploy.plan import Pass
 from scopemill.deploy.progress import Reporter
 from scopemill.harvester.actor import IN_FLIGHT, HarvesterActor
 from scopemill.harvester.rolling import Rolling
@@ -29,7 +29,7 @@ class RollingHarvest:
     What a trainer may still need begins at its newest checkpoint: whatever dies, it goes on there.
     """
 
-    def __init__(self, plan: SweepPlan, manifest: DatasetManifest, targets: Targets, reporter: Reporter):
+    def __init__(self, plan: Pass, manifest: DatasetManifest, targets: Targets, reporter: Reporter):
         config = plan.config.harvest
         self._plan, self._manifest, self._reporter = plan, manifest, reporter
         self._order = Order(manifest, plan.stream(plan.saes[0].hooks))  # the shards' order is the same for every stream
@@ -91,7 +91,7 @@ class RollingHarvest:
             remove_shard(self._plan.bucket, self._manifest.dataset, shard)
 
 
-def check_room(plan: SweepPlan, trainers: int) -> None:
+def check_room(plan: Pass, trainers: int) -> None:
     """InputError unless the cluster can run all trainers and the harvesters at the same time: each waits for the others."""
     harvest, train, have = plan.config.harvest, plan.config.train, ray.cluster_resources()
     for kind, need in (

@@ -9,11 +9,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from scopemill.deploy.plan import SweepPlan
+from scopemill.deploy.plan import Pass, SweepPlan
 from scopemill.deploy.stopping import read_stopped
 from scopemill.evaluator.actor import Job, committed
 from scopemill.evaluator.results import Evaluation
-from scopemill.proto.dataset import committed_shards
 from scopemill.trainer import checkpoint
 from scopemill.trainer.history import History, Row
 
@@ -50,11 +49,28 @@ class SaeStatus:
 
 
 @dataclass(frozen=True)
-class SweepStatus:
-    name: str
+class PassStatus:
+    """One harvest: its shards in the bucket, and how many there are to be."""
+
+    dataset: str
     shards: int
     shards_wanted: int
+    spent: bool = False  # its SAEs are finished, and its shards were deleted
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    name: str
+    passes: list[PassStatus]
     saes: list[SaeStatus]
+
+    @property
+    def shards(self) -> int:
+        return sum(part.shards for part in self.passes)
+
+    @property
+    def shards_wanted(self) -> int:
+        return sum(part.shards_wanted for part in self.passes)
 
     @property
     def finished(self) -> bool:
@@ -62,13 +78,10 @@ class SweepStatus:
 
     def to_json(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("name", "shards", "shards_wanted", "finished")}
-        return own | {"saes": [sae.to_json() for sae in self.saes]}
+        return own | {"passes": [asdict(part) for part in self.passes], "saes": [sae.to_json() for sae in self.saes]}
 
 
 def read_status(plan: SweepPlan) -> SweepStatus:
-    manifest = plan.manifest
-    wanted = manifest.shards if manifest else plan.config.harvest.tokens // plan.config.harvest.rows_per_shard
-    done = len(committed_shards(plan.bucket, plan.config.dataset)) if manifest else 0
     saes = []
     for sae in plan.saes:
         steps = checkpoint.steps_of(plan.bucket, sae.layout)
@@ -81,7 +94,13 @@ def read_status(plan: SweepPlan) -> SweepStatus:
         stopped = None if finished else read_stopped(plan.bucket, sae.layout)
         why = stopped.why if stopped else None
         saes.append(SaeStatus(sae.name, sae.layout.root, step, sae.config.steps, finished, last, evaluations, why))
-    return SweepStatus(plan.config.name, done, wanted, saes)
+    return SweepStatus(plan.config.name, [_pass(part, plan.sheds) for part in plan.passes], saes)
+
+
+def _pass(part: Pass, sheds: bool) -> PassStatus:
+    manifest, config = part.manifest, part.config.harvest
+    wanted = manifest.shards if manifest else config.tokens // config.rows_per_shard
+    return PassStatus(part.harvest.dataset, len(part.committed), wanted, sheds and not part.unfinished)
 
 
 def watch(plan: SweepPlan, console: Console) -> None:
@@ -95,7 +114,7 @@ def watch(plan: SweepPlan, console: Console) -> None:
 
 
 def status_table(status: SweepStatus) -> Table:
-    table = Table(title=f"shards {status.shards} of {status.shards_wanted}", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="\n".join(map(_shards, status.passes)), title_justify="left", box=None, pad_edge=False)
     for column in ("SAE", "steps", "state", "left", "loss", "L0", "FVU", "delta loss", "recovered (zero)", "dead"):
         table.add_column(column, justify="left" if column in ("SAE", "state") else "right")
     for sae in status.saes:
@@ -108,3 +127,7 @@ def status_table(status: SweepStatus) -> Table:
             numbers = [f"{r.l0:.1f}", f"{r.fvu:.3f}", f"{r.delta_loss:.3f}", f"{r.recovered_zero:.3f}", f"{r.dead_fraction:.1%}"]
         table.add_row(sae.name, f"{sae.step:,} / {sae.steps:,}", state, left, loss, *numbers)
     return table
+
+
+def _shards(part: PassStatus) -> str:
+    return f"{part.dataset}: " + ("trained, its shards are deleted" if part.spent else f"shards {part.shards} of {part.shards_wanted}")

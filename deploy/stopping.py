@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from scopemill.deploy.halving import Halving, Point, Verdict
-from scopemill.deploy.plan import PlannedSae, SweepPlan
+from scopemill.deploy.plan import Pass, PlannedSae
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.layout import SaeLayout, SweepLayout
 from scopemill.trainer.history import History, Row
@@ -32,7 +32,7 @@ def read_stopped(bucket: Bucket, layout: SaeLayout) -> Stopped | None:
 class EarlyStopping:
     """Halving as the sweep file asks for it; of a sweep without it, nothing ever stops."""
 
-    def __init__(self, plan: SweepPlan, todo: list[PlannedSae]):
+    def __init__(self, plan: Pass, todo: list[PlannedSae]):
         train = plan.config.train
         self._bucket, self._saes = plan.bucket, {sae.name: sae for sae in plan.saes}
         self._record = SweepLayout(plan.config.name).halving

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,19 @@ def _sentences(source: str, details: list[Any]) -> list[str]:
     """One per field that is wrong. A field that takes 'all' or a list fails as both: the list's reason is the one to tell."""
     by_field: dict[str, str] = {}
     for detail in details:
-        field = ".".join(str(part) for part in detail["loc"] if not str(part).startswith(("tuple[", "literal[")))
+        field = _field(part for part in detail["loc"] if not str(part).startswith(("tuple[", "literal[")))
         or_all = detail["type"] == "literal_error" and detail["ctx"]["expected"] == "'all'"
-        owner = next((known for known in by_field if known == field or known.startswith(f"{field}.")), field)
+        owner = next((known for known in by_field if known == field or known.startswith((f"{field}.", f"{field}["))), field)
         if not or_all:
             by_field.setdefault(owner, _reason(detail))
         elif owner in by_field:
             by_field[owner] += f"; {field.rsplit('.', 1)[-1]} can also be 'all'"
     return [f"{source}: {field}: {reason}" if field else f"{source}: {reason}" for field, reason in by_field.items()]
+
+
+def _field(parts: Iterable[str | int]) -> str:
+    """``train.variants[1].widths``"""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 
 def _reason(detail: Any) -> str:

@@ -7,6 +7,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from scopemill.deploy.sweep import SweepConfig
+from scopemill.trainer.config import ONE_FOR_ALL, Grid, Variant
 from scopemill.trainer.templates import templates
 
 _INTRO = """# The sweep file
@@ -15,14 +16,25 @@ One YAML file. Unknown fields and impossible values are refused before any work 
 Sizes are rows (tokens) unless they say otherwise. Written from the code by `python -m scopemill.deploy.sweep_fields`.
 """
 
+_VARIANT = (
+    "Each variant also takes the fields of `train` from `architecture` to `sparsities`. "
+    f"Of {', '.join(f'`{field}`' for field in ONE_FOR_ALL)} there is one for the whole sweep.",
+    "What a variant does not give is taken from `train`, and what is not given there from the variant's template.",
+)
+
 
 def render() -> str:
     sections: list[tuple[str, type[BaseModel]]] = [("", SweepConfig)]
     lines = [_INTRO]
     while sections:
         section, model = sections.pop(0)
-        lines += [f"## {section}" if section else "## Top level", "", "| field | type | default | meaning |", "|---|---|---|---|"]
+        lines += [f"## {section}" if section else "## Top level", ""]
+        lines += [*_VARIANT, ""] if model is Variant else []
+        lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
+        of_section = Grid.model_fields if model is Variant else {}
         for name, field in model.model_fields.items():
+            if name in of_section:
+                continue
             lines.append(f"| `{name}` | {_type(field)} | {_default(field)} | {field.description} |")
             sections += [(f"{section}.{name}".lstrip("."), nested) for nested in _nested(field)]
         lines.append("")
@@ -51,7 +63,7 @@ def _nested(field: FieldInfo) -> list[type[BaseModel]]:
 
 def _type(field: FieldInfo) -> str:
     if _nested(field):
-        return "a mapping, see below"
+        return "a list of mappings, see below" if "tuple" in str(field.annotation) else "a mapping, see below"
     text = str(field.annotation) if not isinstance(field.annotation, type) else field.annotation.__name__
     if "'all'" in text:
         return "list, or 'all'"
@@ -66,7 +78,7 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if isinstance(field.default, BaseModel):
         return "its defaults"
-    return "" if field.default is None else f"`{field.default}`"
+    return "" if field.default in (None, ()) else f"`{field.default}`"
 
 
 if __name__ == "__main__":

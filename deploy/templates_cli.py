@@ -20,7 +20,7 @@ console = Console(width=None if sys.stdout.isatty() else 140)
 Name = Annotated[str, typer.Argument(help="A template's name.")]
 Replace = Annotated[bool, typer.Option(help="Replace your own template of that name.")]
 # Of a sweep's train section: what is about the machine, not the SAEs, is not kept.
-_OF_THE_MACHINE = {"template", "at_once", "cpus", "gpus"}
+_OF_THE_MACHINE = {"template", "variants", "at_once", "cpus", "gpus"}
 
 
 @templates_app.command("list")
@@ -55,6 +55,8 @@ def save(
     from scopemill.trainer.templates import Template
 
     train = load_sweep(sweep).train
+    if train.variants:
+        raise InputError(f"{sweep}: train.variants: a template is one recipe, and this section has {len(train.variants)}")
     fields = {field: value for field, value in train.model_dump(mode="json").items() if value is not None and field not in _OF_THE_MACHINE}
     _keep(Template(name, f"The sweep file {sweep}, which started from the template {train.template}.", fields, own=True), replace)
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from scopemill.activation_server.actor import ServerActor, Whereabouts
 from scopemill.deploy.actors import POLL_SECONDS, ActorGroup, Targets, ask, get, ours
 from scopemill.deploy.cluster import needs, on_node, room_for
-from scopemill.deploy.plan import PlannedSae, SweepPlan
+from scopemill.deploy.plan import Pass, PlannedSae
 from scopemill.deploy.pool import Pool, Slot
 from scopemill.deploy.progress import Reporter
 from scopemill.deploy.schedule import Ending, Entry, Schedule, streams_at_once
@@ -31,7 +31,7 @@ CALLS_PER_SECOND = 40.0  # that ask trainers how far they are, however many ther
 class Training:
     """``run`` trains SAEs until each is finished, failed for good, or stopped because rivals outdo it."""
 
-    def __init__(self, plan: SweepPlan, manifest: DatasetManifest, todo: list[PlannedSae], targets: Targets, reporter: Reporter):
+    def __init__(self, plan: Pass, manifest: DatasetManifest, todo: list[PlannedSae], targets: Targets, reporter: Reporter):
         self._plan, self._manifest, self._targets, self._reporter = plan, manifest, targets, reporter
         train = plan.config.train
         self._saes = {sae.name: sae for sae in todo}
@@ -179,7 +179,7 @@ class Training:
         metadata = {"context_size": manifest.context_length, "dataset_path": plan.harvest.identity["corpus.source"]}
         provenance = {
             "sweep": plan.config.name,
-            "dataset": plan.config.dataset,
+            "dataset": plan.harvest.dataset,
             "identity": plan.harvest.identity,
             "scales": {hook.name: hook.scale for hook in inputs + targets},
             "sae": sae.config.model_dump(mode="json"),

@@ -249,10 +249,10 @@ def _points(results: Sequence[Result], quality: Quality) -> tuple[list[float], l
 
 def _trails(results: list[Result], quality: Quality) -> list[list[Result]]:
     """Of each SAE with several checkpoints these, by step."""
-    trails: dict[tuple, list[Result]] = {}
+    trails: dict[str, list[Result]] = {}
     for r in sorted(results, key=lambda r: r.step):
         if _drawable(r, quality):
-            trails.setdefault((r.architecture, r.width, r.sparsity), []).append(r)
+            trails.setdefault(r.path.rsplit("/", 1)[0], []).append(r)  # by the folder of its checkpoints
     return [trail for trail in trails.values() if len(trail) > 1]
 
 

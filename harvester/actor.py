@@ -89,7 +89,7 @@ class Harvester:
     def _fill(self, buffers: ShardBuffers, shard: int) -> int:
         """Compute a bucket's rows straight into their permuted places; returns how many outliers were dropped."""
         config, rows = self._task.config, self._manifest.rows_per_shard
-        block = load_sequences(self._task.bucket, self._task.layout.packed(shard))
+        block = load_sequences(self._task.bucket, self._task.text_layout.packed(shard))
         places = permutation(self._manifest.seed, shard, rows)
         done = dropped = 0
         for start in range(0, len(block), config.sequences_per_forward):

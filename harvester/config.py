@@ -40,7 +40,7 @@ class CorpusConfig(Config):
 
 
 class HarvestConfig(Config):
-    """One pass over the model, all hooks at once."""
+    """All hooks at once, in one pass over the model, or in several that fit the budgets."""
 
     dataset: str | None = Field(None, description="Name of the activation dataset; the sweep's name if absent.")
     layers: tuple[Layer, ...] | Literal["all"] = Field(description="Layers to read, from 0, or 'all'.")
@@ -61,6 +61,16 @@ class HarvestConfig(Config):
         ge=1,
         description="Rolling mode: at most so many shards on disk, made while trainers read and deleted behind them; absent: all are kept.",
     )
+    disk_gib: float | None = Field(
+        None,
+        gt=0,
+        description="Room for shards. If all hooks do not fit, they are harvested in passes, each deleted once its SAEs are finished.",
+    )
+    memory_gib: float | None = Field(
+        None,
+        gt=0,
+        description="Room for the shards that one harvester holds in memory. If all hooks do not fit, they are harvested in passes.",
+    )
     actors: int = Field(1, ge=1, description="Harvester actors.")
     cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per harvester; also its threads.")
     gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per harvester.")
@@ -72,6 +82,8 @@ class HarvestConfig(Config):
             value = getattr(self, field)
             if value != "all" and (not value or len(set(value)) != len(value)):
                 raise ValueError(f"{field} must name at least one, and none twice")
+        if self.rolling and self.disk_gib:
+            raise ValueError(f"rolling ({self.rolling}) bounds the disk already: leave disk_gib out")
         if self.tokens < self.rows_per_shard:
             raise ValueError(f"tokens ({self.tokens}) is less than one shard (rows_per_shard = {self.rows_per_shard})")
         return self

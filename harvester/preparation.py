@@ -38,7 +38,7 @@ def pack_corpus(task: HarvestTask) -> int:
 
     CorpusError if what is left after the reserved sequences fills no bucket.
     """
-    bucket, layout, corpus, harvest = task.bucket, task.layout, task.corpus, task.config
+    bucket, layout, corpus, harvest = task.bucket, task.text_layout, task.corpus, task.config
     if bucket.exists(layout.packing):
         return read_record(bucket, layout.packing)["shards"]
     packed = sequences(tokenized(task.model, corpus), harvest.context_length, task.card.bos)
@@ -57,7 +57,7 @@ def pack_corpus(task: HarvestTask) -> int:
         raise CorpusError(
             f"corpus {corpus.source!r} is shorter than one shard: lower harvest.rows_per_shard ({harvest.rows_per_shard}) or give more text"
         )
-    bucket.create(layout.packing, sealed_record({"shards": shards, "identity": task.identity}))
+    bucket.create(layout.packing, sealed_record({"shards": shards, "identity": task.text_identity}))
     return shards
 
 
@@ -121,7 +121,7 @@ def _calibration_sample(task: HarvestTask, shards: int) -> Sequences:
     each = -(-harvest.calibration_rows // (len(chosen) * (harvest.context_length - 1)))
     parts = []
     for shard in chosen:
-        block = load_sequences(task.bucket, task.layout.packed(shard))
+        block = load_sequences(task.bucket, task.text_layout.packed(shard))
         picks = sorted({int(i) for i in np.linspace(0, len(block) - 1, min(each, len(block)))})
         parts += [block[i : i + 1] for i in picks]
     return Sequences.join(parts)

@@ -26,16 +26,26 @@ class HarvestTask:
     hooks: tuple[Hook, ...]
     reserved: int  # sequences at the corpus' start that are set apart for evaluation
     identity: dict[str, Any]
+    text: str  # the dataset whose packed text is harvested: this one, or one that all passes of a sweep share
 
     @property
     def layout(self) -> DatasetLayout:
         return DatasetLayout(self.dataset)
 
+    @property
+    def text_layout(self) -> DatasetLayout:
+        return DatasetLayout(self.text)
+
+    @property
+    def text_identity(self) -> dict[str, Any]:
+        """Of the packed text, which is the same whatever hooks are read."""
+        return without_hooks(self.identity)
+
     def check_place(self) -> None:
         """Conflict if a dataset of another identity lies at this place, whole or begun."""
-        for path in (self.layout.manifest, self.layout.packing):
+        for path, same in ((self.layout.manifest, self.identity), (self.text_layout.packing, self.text_identity)):
             if self.bucket.exists(path):
-                return refuse_other_identity(self.bucket.place(path), committed_identity(self.bucket, path), self.identity)
+                return refuse_other_identity(self.bucket.place(path), committed_identity(self.bucket, path), same)
 
 
 def identity(
@@ -50,3 +60,8 @@ def identity(
         **{f"corpus.{key}": value for key, value in corpus.model_dump().items()},
         **{f"harvest.{key}": getattr(harvest, key) for key in DECISIVE},
     }
+
+
+def without_hooks(identity: dict[str, Any]) -> dict[str, Any]:
+    """What decides the bytes of each single hook: where no tokens are dropped, rows do not depend on the other hooks."""
+    return {key: value for key, value in identity.items() if key != "hooks"}

@@ -37,10 +37,14 @@ class DatasetLayout:
         return f"{self.root}/packed/{shard:05d}.safetensors"
 
     def array(self, shard: int, array: str) -> str:
-        return f"{self.root}/shards/{shard:05d}.zarr/{array}"
+        return f"{self.shard(shard)}/{array}"
+
+    @property
+    def shards(self) -> str:
+        return f"{self.root}/shards"
 
     def shard(self, shard: int) -> str:
-        return f"{self.root}/shards/{shard:05d}.zarr"
+        return f"{self.shards}/{shard:05d}.zarr"
 
     @property
     def commits(self) -> str:

@@ -66,7 +66,7 @@ EVALUATIONS = Counter("scopemill_evaluations", "Checkpoints evaluated")
 EVALUATED_FVU = Gauge("scopemill_evaluated_fvu", "FVU of the newest evaluated checkpoint", ["sae"])
 EVALUATED_DELTA_LOSS = Gauge("scopemill_evaluated_delta_loss", "Delta loss of the newest evaluated checkpoint", ["sae"])
 
-SWEEP_SAES = Gauge("scopemill_sweep_saes", "SAEs of the sweep by state", ["state"])
+SWEEP_SAES = Gauge("scopemill_sweep_saes", "SAEs of the pass in training, by state", ["state"])
 
 
 def expose(host: str = "127.0.0.1") -> str:

@@ -76,8 +76,8 @@ class Shape:
         return sum(self.outputs)
 
 
-def connections(recipe: Recipe, hooks: tuple[Hook, ...]) -> list[tuple[tuple[Hook, ...], tuple[Hook, ...]]]:
-    """Inputs and targets of every SAE that an architecture makes of the harvested hooks. InputError if it makes none.
+def connections(recipe: Recipe, hooks: tuple[Hook, ...], place: str = "train") -> list[tuple[tuple[Hook, ...], tuple[Hook, ...]]]:
+    """Inputs and targets of every SAE that an architecture makes of hooks. InputError, naming the recipe's place, if it makes none.
 
     A transcoder joins two sites of a layer; a crosscoder spans the layers of a site; a cross-layer transcoder both.
     """
@@ -88,8 +88,8 @@ def connections(recipe: Recipe, hooks: tuple[Hook, ...]) -> list[tuple[tuple[Hoo
         for field in ("input_site", "target_site"):
             if getattr(recipe, field) not in by_site:
                 raise InputError(
-                    f"train.{field}: a {recipe.architecture} needs the site {getattr(recipe, field)!r}, and harvest.sites has only "
-                    f"{', '.join(by_site)}"
+                    f"{place}.{field}: a {recipe.architecture} needs the site {getattr(recipe, field)!r}, and there is only "
+                    f"{', '.join(by_site)} of harvest.sites"
                 )
         inputs, targets = tuple(by_site[recipe.input_site]), tuple(by_site[recipe.target_site])
         if recipe.architecture in LAYERED:
@@ -98,7 +98,9 @@ def connections(recipe: Recipe, hooks: tuple[Hook, ...]) -> list[tuple[tuple[Hoo
     if recipe.architecture in LAYERED:
         single = next((site for site, of_site in by_site.items() if len(of_site) < 2), None)
         if single:
-            raise InputError(f"harvest.layers: a {recipe.architecture} spans layers, and there is only one of {single}")
+            raise InputError(
+                f"{place}.architecture: a {recipe.architecture} spans layers, and there is one of {single} only: see harvest.layers"
+            )
         return [(tuple(of_site), ()) for of_site in by_site.values()]
     return [((hook,), ()) for hook in hooks]
 

@@ -101,11 +101,12 @@ def many(folder: Path, hooks: int, widths: int, sparsities: int, at_once: int) -
     ray.actor.ActorMethod._remote = counted
     began, cpu = time.perf_counter(), time.process_time()
     try:
-        Training(plan, plan.manifest, plan.saes, driver.targets, tiny_sweep.quiet()).run(Scrapes(folder / "targets.json", measured))
+        (part,) = plan.passes
+        Training(part, part.manifest, part.saes, driver.targets, tiny_sweep.quiet()).run(Scrapes(folder / "targets.json", measured))
     finally:
         ray.actor.ActorMethod._remote = remote
     measured.seconds, measured.driver_cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
-    assert not driver.unfinished()
+    assert not driver.has_work(["train"])
     return measured
 
 

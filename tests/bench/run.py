@@ -75,7 +75,7 @@ def harvester(folder: Path) -> tuple[Harvester, DatasetManifest]:
     )  # fmt: skip
     hooks = card.hooks(config.layers, config.sites)
     same = identity(model, card, corpus, config, hooks, 0)
-    made = Harvester(HarvestTask(Bucket(str(folder)), "bench", model, card, corpus, config, tuple(hooks), 0, same))
+    made = Harvester(HarvestTask(Bucket(str(folder)), "bench", model, card, corpus, config, tuple(hooks), 0, same, "bench"))
     return made, made.prepare()
 
 

@@ -38,7 +38,7 @@ def plan_of(folder: Path, text: Path, rolling: int | None, **train) -> SweepPlan
 def watched(plan: SweepPlan) -> Iterator[list[int]]:
     """How many shards lie on disk, whole or begun, looked at again and again."""
     counts, stop = [0], threading.Event()
-    folder = Path(plan.bucket.url) / plan.harvest.layout.root / "shards"
+    folder = Path(plan.bucket.url) / plan.passes[0].harvest.layout.root / "shards"
 
     def look() -> None:
         while not stop.wait(0.02):
@@ -75,7 +75,7 @@ def test_rolling_ends_with_the_same_bits_in_bounded_room_and_leaves_no_shard(tmp
         driver.train()
     assert weights(plan) == weights(kept)
     assert 2 <= max(counts) <= AHEAD < SHARDS
-    assert not plan.bucket.find(f"{plan.harvest.layout.root}/shards") and not committed_shards(plan.bucket, "tiny")
+    assert not plan.bucket.find(f"{plan.passes[0].harvest.layout.root}/shards") and not committed_shards(plan.bucket, "tiny")
     assert not driver.has_work(("harvest", "train"))
     plan.bucket.remove_tree(plan.saes[1].layout.root)  # one begins anew: what it needs was deleted long ago, and is made again
     with watched(plan) as counts:

@@ -40,11 +40,11 @@ def refusal(file: Path, *overrides: str) -> str:
         ("train.tokens=10", "train: tokens (10) is less than one batch"),
         ("harvest.tokens=100", "harvest: tokens (100) is less than one shard"),
         ("harvest.layers=some", "harvest.layers: should be a valid array, not 'some'; layers can also be 'all'"),
-        ("harvest.layers=[-1]", "harvest.layers.0: should be greater than or equal to 0, not -1; layers can also be 'all'"),
-        ("harvest.sites=[resid_pst]", "harvest.sites.0: should be 'resid_pre', 'resid_mid'"),
+        ("harvest.layers=[-1]", "harvest.layers[0]: should be greater than or equal to 0, not -1; layers can also be 'all'"),
+        ("harvest.sites=[resid_pst]", "harvest.sites[0]: should be 'resid_pre', 'resid_mid'"),
         ("harvest.layers=[1, 1]", "harvest: layers must name at least one, and none twice"),
         ("corpus.format=csv", "corpus.format: should be 'lines', 'files', 'jsonl', 'parquet' or 'hub', not 'csv'"),
-        ("server.lag=skip", "server.lag: should be 'block' or 'detach', not 'skip'"),
+        ("server.lag=drop", "server.lag: should be 'block', 'detach' or 'skip', not 'drop'"),
         ("train.halving={rungs: [0.5, 0.25]}", "train.halving: rungs: shares of the steps that rise between 0 and 1"),
         ("train.halving={rungs: [0.3, 0.31]}", "train: halving: the history has a row every 8 of the 24 steps"),
         ("train.halving={keep: 1}", "train.halving.keep: should be less than 1"),
@@ -122,6 +122,14 @@ def test_the_sweep_in_the_readme_parses(tmp_path):
     block = (ROOT / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
     (tmp_path / "readme.yaml").write_text(block)
     assert load_sweep(str(tmp_path / "readme.yaml")).train.widths == (16384,)
+
+
+def test_the_whole_model_in_the_docs_parses(tmp_path):
+    block = next(b for b in (ROOT / "docs" / "cluster.md").read_text().split("```yaml\n") if b.startswith("name:")).split("```")[0]
+    (tmp_path / "docs.yaml").write_text(block)
+    jumprelu, batchtopk = load_sweep(str(tmp_path / "docs.yaml")).train.variants
+    assert (jumprelu.architecture, batchtopk.architecture) == ("jumprelu", "batchtopk")
+    assert jumprelu.widths == batchtopk.widths == (16384, 65536)
 
 
 def test_a_sweep_file_can_lie_at_any_url(file):

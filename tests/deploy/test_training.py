@@ -111,7 +111,8 @@ def test_a_process_that_is_gone_for_good_is_replaced(tmp_path, ray_cluster, monk
             struck.append(killed[0])
             ray.kill(killed[0])
 
-    Training(plan, plan.manifest, plan.saes, SweepDriver(plan, reporter).targets, reporter).run(strike)
+    (part,) = plan.passes
+    Training(part, part.manifest, part.saes, SweepDriver(plan, reporter).targets, reporter).run(strike)
     assert all(plan.bucket.exists(sae.layout.config) for sae in plan.saes) and "will be tried again" in reporter.said
     assert len(killed) > 1 and struck[0] not in killed[1:], "another process took its place"
 

@@ -180,7 +180,8 @@ def test_a_corrupt_shard_stops_its_trainers_with_the_name_of_the_object(finished
     for path in local.bucket.find("activations"):
         bucket.write(path, local.bucket.read(path))
     chunk = "activations/tiny/shards/00001.zarr/blocks.1.hook_resid_post/c/0/0"
-    bucket.write(chunk, bucket.read(chunk)[:-1] + b"\0")
+    whole = bucket.read(chunk)
+    bucket.write(chunk, bytes([whole[0] ^ 1]) + whole[1:])
     plan = planned(tmp_path, tiny_sweep.sweep(bucket.url, text) | {"file_sd": str(tmp_path / "targets.json")})
     with pytest.raises(ScopemillError, match=f"2 of 4 SAEs failed(.|\n)*{chunk}"):
         SweepDriver(plan, quiet()).train()
@@ -191,3 +192,41 @@ def test_another_seed_at_the_same_place_is_refused(finished, text, tmp_path):
     plan, _ = finished
     with pytest.raises(Conflict, match=r"dataset.json was made with harvest.seed = 0, and this run asks for 1"):
         planned(tmp_path, tiny_sweep.sweep(plan.config.bucket, text, harvest={"seed": 1}))
+
+
+def test_a_sweep_in_two_passes_ends_with_the_same_bits_and_no_more_on_disk_than_one(finished, text, tmp_path):
+    whole, _ = finished
+    room = {"disk_gib": 3 * 2**-10}  # a hook's shards take 2.4 MiB
+    plan = planned(tmp_path, tiny_sweep.sweep(str(tmp_path / "bucket"), text, harvest=room) | {"file_sd": str(tmp_path / "targets.json")})
+    first, second = plan.passes
+    driver = SweepDriver(plan, quiet())
+    driver.harvest()
+    assert first.harvested and not second.manifest, "the second has no room yet"
+    seen: list[str] = []
+
+    class Watch(Reporter):
+        def say(self, text: str) -> None:
+            seen.append(text)
+            assert not (first.committed and second.committed)
+
+    SweepDriver(plan, Watch(Console(file=io.StringIO()))).train()
+    assert [line for line in seen if "tiny-pass" in line] == [
+        "tiny-pass-1: 1 hooks, 2 SAEs to train", "deleting the shards of tiny-pass-1: its SAEs are finished",
+        "tiny-pass-2: 1 hooks, 2 SAEs to train", "deleting the shards of tiny-pass-2: its SAEs are finished",
+    ]  # fmt: skip
+    driver.evaluate()
+    status, before = read_status(plan), read_status(whole)
+    assert [sae.layout.root for sae in plan.saes] == [sae.layout.root for sae in whole.saes]
+    for sae, here, there in zip(plan.saes, status.saes, before.saes, strict=True):
+        assert plan.bucket.read(sae.layout.weights) == whole.bucket.read(sae.layout.weights)
+        assert [e.result for e in here.evaluations] == [e.result for e in there.evaluations]
+    assert not [path for path in plan.bucket.find("activations") if "/shards/" in path or "/commits/" in path]
+    assert [part.spent for part in status.passes] == [True, True] and status.finished
+    assert not driver.has_work(("harvest", "train", "evaluate"))
+    publish(plan)
+    lost = second.saes[0]
+    plan.bucket.remove_tree(lost.layout.root)
+    driver.harvest()
+    assert second.harvested and not first.committed, "what is finished is not harvested again"
+    driver.train()
+    assert plan.bucket.read(lost.layout.weights) == whole.bucket.read(lost.layout.weights) and not second.committed

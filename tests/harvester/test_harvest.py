@@ -82,7 +82,7 @@ class Setting:
     @property
     def task(self) -> HarvestTask:
         parts = (self.model, self.card, self.corpus, self.config, tuple(HOOKS), self.reserved, self.identity)
-        return HarvestTask(self.bucket, "tiny", *parts)
+        return HarvestTask(self.bucket, "tiny", *parts, text="tiny")
 
     def harvester(self) -> Harvester:
         return Harvester(self.task)
