@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 
 from scopemill.activation_server.keys import ServerKeys, TrainerKeys
 from scopemill.activation_server.order import Order
+from scopemill.deploy.schedule import slots
 from scopemill.deploy.sweep import SweepConfig
 from scopemill.evaluator.actor import settings_of
 from scopemill.harvester.corpus import check_corpus
@@ -79,6 +80,14 @@ class SweepPlan:
         return manifest is not None and len(committed_shards(self.bucket, manifest.dataset)) == manifest.shards
 
     @property
+    def by_stream(self) -> list[list[PlannedSae]]:
+        """The SAEs of each stream."""
+        streams: dict[tuple[Hook, ...], list[PlannedSae]] = {}
+        for sae in self.saes:
+            streams.setdefault(sae.hooks, []).append(sae)
+        return list(streams.values())
+
+    @property
     def evaluation_settings(self) -> dict:
         return settings_of(self.config.evaluation, self.config.dataset, self.config.harvest.context_length)
 
@@ -133,10 +142,11 @@ def _check_rolling(plan: SweepPlan, shards: int) -> None:
             f"dataset {plan.config.dataset!r} was harvested to be kept, and rolling mode deletes what trainers have passed: leave "
             "harvest.rolling out, or choose another harvest.dataset"
         )
-    if len(plan.saes) > train.at_once:
+    trainers = sum(slots(len(saes), train.group) for saes in plan.by_stream)
+    if trainers > train.at_once:
         raise InputError(
-            f"harvest.rolling: all {len(plan.saes)} SAEs have to train at once, because shards are deleted behind them, and "
-            f"train.at_once is {train.at_once}: raise it, or make several sweeps"
+            f"harvest.rolling: all {len(plan.saes)} SAEs have to train at once, because shards are deleted behind them, which takes "
+            f"{trainers} trainers, and train.at_once is {train.at_once}: raise it or train.group, or make several sweeps"
         )
     # Until its next checkpoint a trainer may have to go back to the last one, so all shards between are kept.
     batches = max(1, side_by_side * harvest.rows_per_shard // train.batch_size)  # of shards that are read side by side

@@ -189,6 +189,7 @@ class TrainConfig(Recipe):
         description="How sparse: lambdas; for topk kinds k, or below 1 shares of the width; for target_l0 the L0s.",
     )
     at_once: int = Field(16, ge=1, description="Trainers that run at the same time.")
+    group: int = Field(1, ge=1, description="SAEs of one stream that a trainer trains together, at most, from one copy of each batch.")
     cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per trainer; also its threads, at least one.")
     gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per trainer; a fraction shares one.")
     labels: NodeLabels = Field({}, description="Labels of the Ray nodes that trainers run on; absent: any node.")
@@ -234,10 +235,11 @@ class TrainConfig(Recipe):
                 f"halving: the history has a row every {self.log_every} of the {self.steps} steps, so the rungs would be at the steps "
                 f"{', '.join(map(str, rungs))}: lower log_every, or choose other rungs"
             )
-        if self.at_once < len(self.sparsities):
+        needed = -(-len(self.sparsities) // self.group)
+        if self.at_once < needed:
             raise ValueError(
                 f"halving: the {len(self.sparsities)} SAEs of a hook and width are compared while they train, and at_once is "
-                f"{self.at_once}: raise it to {len(self.sparsities)}"
+                f"{self.at_once}: raise it to {needed}"
             )
 
     def saes(self) -> list[SaeConfig]:

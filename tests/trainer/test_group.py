@@ -96,8 +96,8 @@ class Dies(Run):
         return counted
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lives=st.lists(st.integers(1, 5 * STEPS), max_size=3))
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lives=st.lists(st.integers(1, 5 * STEPS), max_size=2))
 def test_killed_at_any_step_the_group_goes_on_at_the_earliest_checkpoint_and_each_sees_every_batch_once(world, lives, tmp_path_factory):
     bucket, server = world
     place = tmp_path_factory.mktemp("killed").name

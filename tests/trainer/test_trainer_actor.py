@@ -1,4 +1,4 @@
-"""A run of one SAE without Ray, against a real activation server in this process: it finishes, stops, and goes on; and the actor around it."""
+"""A run of one SAE without Ray, from a real activation server in this process: it finishes, stops and goes on; and the actor around it."""
 
 import json
 import shutil
@@ -26,8 +26,7 @@ from scopemill.trainer import checkpoint, load_sae
 from scopemill.trainer import run as run_module
 from scopemill.trainer.actor import Trainer
 from scopemill.trainer.assignment import Assignment
-from scopemill.trainer.history import History
-from scopemill.trainer.member import Member, Progress
+from scopemill.trainer.member import Member
 from scopemill.trainer.run import Run
 from scopemill.trainer.wiring import Port, Wiring
 
