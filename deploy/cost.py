@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from rich.console import Group
 from rich.table import Table
 
-from scopemill.deploy.plan import PlannedSae, SweepPlan
+from scopemill.deploy.plan import PlannedSae, SweepPlan, by_stream
 from scopemill.deploy.sizes import ModelSize, sae_weights
 from scopemill.proto.dataset import ROW_LABELS, STORED_DTYPES
 from scopemill.proto.errors import InputError
@@ -175,12 +175,12 @@ def _data_paths(plan: SweepPlan, weights: dict[str, int], hardware: Hardware) ->
 def readers(plan: SweepPlan) -> list[PlannedSae]:
     """One SAE for each time that a stream is read: those that train at once share a read, a later turn is another."""
     train = plan.config.train
-    return [sae for saes in plan.by_stream for sae in saes[:: train.at_once * train.group]]
+    return [sae for saes in by_stream(plan.saes) for sae in saes[:: train.at_once * train.group]]
 
 
 def receivers(plan: SweepPlan) -> list[PlannedSae]:
     """One SAE for each time that a stream is sent to a trainer: a group takes one copy."""
-    return [sae for saes in plan.by_stream for sae in saes[:: plan.config.train.group]]
+    return [sae for saes in by_stream(plan.saes) for sae in saes[:: plan.config.train.group]]
 
 
 def harvested_rows(plan: SweepPlan) -> int:

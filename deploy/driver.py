@@ -73,7 +73,7 @@ class SweepDriver:
             self._reporter.say(f"training: of {len(plan.saes)} SAEs none is left to train")
             return
         if plan.config.harvest.rolling:
-            check_room(plan, len(todo))
+            check_room(plan, plan.trainers(todo))
             with RollingHarvest(plan, manifest, self.targets, self._reporter) as harvest:
                 endings = Training(plan, manifest, todo, self.targets, self._reporter).run(harvest.look)
         else:

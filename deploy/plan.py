@@ -79,13 +79,9 @@ class SweepPlan:
             return manifest is not None and self.bucket.exists(self.harvest.layout.rolling)
         return manifest is not None and len(committed_shards(self.bucket, manifest.dataset)) == manifest.shards
 
-    @property
-    def by_stream(self) -> list[list[PlannedSae]]:
-        """The SAEs of each stream."""
-        streams: dict[tuple[Hook, ...], list[PlannedSae]] = {}
-        for sae in self.saes:
-            streams.setdefault(sae.hooks, []).append(sae)
-        return list(streams.values())
+    def trainers(self, saes: list[PlannedSae]) -> int:
+        """How many it takes to train these all at once."""
+        return sum(slots(len(of_stream), self.config.train.group) for of_stream in by_stream(saes))
 
     @property
     def evaluation_settings(self) -> dict:
@@ -96,6 +92,14 @@ class SweepPlan:
         return StreamSpec(
             self.config.dataset, tuple(hook.name for hook in hooks), self.config.train.batch_size, server.seed, server.shards_side_by_side
         )
+
+
+def by_stream(saes: list[PlannedSae]) -> list[list[PlannedSae]]:
+    """Those of each stream."""
+    streams: dict[tuple[Hook, ...], list[PlannedSae]] = {}
+    for sae in saes:
+        streams.setdefault(sae.hooks, []).append(sae)
+    return list(streams.values())
 
 
 def plan_sweep(config: SweepConfig) -> SweepPlan:
@@ -142,8 +146,7 @@ def _check_rolling(plan: SweepPlan, shards: int) -> None:
             f"dataset {plan.config.dataset!r} was harvested to be kept, and rolling mode deletes what trainers have passed: leave "
             "harvest.rolling out, or choose another harvest.dataset"
         )
-    trainers = sum(slots(len(saes), train.group) for saes in plan.by_stream)
-    if trainers > train.at_once:
+    if (trainers := plan.trainers(plan.saes)) > train.at_once:
         raise InputError(
             f"harvest.rolling: all {len(plan.saes)} SAEs have to train at once, because shards are deleted behind them, which takes "
             f"{trainers} trainers, and train.at_once is {train.at_once}: raise it or train.group, or make several sweeps"

@@ -16,7 +16,7 @@ from scopemill.deploy.cluster import needs, on_node, room_for
 from scopemill.deploy.plan import PlannedSae, SweepPlan
 from scopemill.deploy.pool import Pool, Slot
 from scopemill.deploy.progress import Reporter
-from scopemill.deploy.schedule import Ending, Entry, Schedule, slots, streams_at_once
+from scopemill.deploy.schedule import Ending, Entry, Schedule, streams_at_once
 from scopemill.deploy.stopping import EarlyStopping
 from scopemill.proto import metrics
 from scopemill.proto.dataset import DatasetManifest
@@ -51,8 +51,7 @@ class Training:
         train = plan.config.train
         self._saes = {sae.name: sae for sae in todo}
         entries = [Entry(sae.name, plan.stream(sae.hooks), sae.rivals if train.halving else None, sae.priority) for sae in todo]
-        trainers = sum(slots(n, train.group) for n in Counter(entry.stream for entry in entries).values())
-        self._at_once = min(train.at_once, room_for(train), trainers)
+        self._at_once = min(train.at_once, room_for(train), plan.trainers(todo))
         self._streams = streams_at_once(entries, self._at_once, train.group)
         self._schedule = Schedule(entries, self._at_once, self._streams, train.retries, train.group)
         self._stopping = EarlyStopping(plan, todo)
