@@ -202,16 +202,16 @@ def ring_over_socket(folder: Path, trainers: int = 4, first: int = 48, batches: 
     return statistics.median(serve("socket") / serve("ring") for _ in range(ROUNDS))
 
 
-def group_over_alone(folder: Path, saes: int = 8, steps: int = 64, bytes_per_second: float = 20e6) -> tuple[float, float]:
+def group_over_alone(folder: Path, saes: int = 8, steps: int = 32, bytes_per_second: float = 4e6) -> tuple[float, float]:
     """Seconds of so many SAEs in one group over so many times those of one alone, and the share of its time that the one waits.
 
     From a bucket that gives so many bytes a second: the reader is slowed down, as by an object store far away.
     """
     bucket, read = Bucket(str(folder)), StreamReader.read
     manifest = read_manifest(bucket, "bench")
-    spec, names = StreamSpec("bench", (HOOK,), 2048, 0, 4), count()
+    spec, results, names = StreamSpec("bench", (HOOK,), 1024, 0, 4), Bucket(tempfile.mkdtemp(dir=folder)), count()
     recipe = {"tokens": steps * spec.batch_size, "batch_size": spec.batch_size, "log_every": steps, "checkpoint_every": steps}
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(1)  # as a trainer has by default
 
     def slowed(reader: StreamReader, k: int, into: memoryview, stop: int) -> None:
         due = time.perf_counter() + len(into) / bytes_per_second
@@ -225,7 +225,7 @@ def group_over_alone(folder: Path, saes: int = 8, steps: int = 64, bytes_per_sec
 
     def train(n: int) -> float:
         server = ActivationServer(bucket, ServerConfig(window_mib=64), 1)
-        run = Run(bucket, [assignment(1e-3 * (i + 1)) for i in range(n)])
+        run = Run(results, [assignment(1e-3 * (i + 1)) for i in range(n)])
         took = seconds(lambda: run.run(server.address))
         server.stop()
         waits.append(run.progress()[0].last.waiting_share)
