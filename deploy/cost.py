@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from rich.console import Group
 from rich.table import Table
 
-from scopemill.deploy.plan import PlannedSae, SweepPlan, row_bytes
+from scopemill.deploy.plan import PlannedSae, SweepPlan, by_stream, row_bytes
 from scopemill.deploy.sizes import ModelSize, sae_weights
 from scopemill.proto.dataset import STORED_DTYPES
 from scopemill.proto.errors import InputError
@@ -161,8 +161,8 @@ def _data_paths(plan: SweepPlan, weights: dict[str, int], hardware: Hardware) ->
 
     def path(name: str, rows_on_disk: int, itemsize: int, shared: bool) -> DataPath:
         taken = {sae.name: activation_bytes(sae.config.steps * sae.config.batch_size, row_widths(plan, sae), itemsize) for sae in plan.saes}
-        served = sum(taken.values())
-        read = sum(taken[reader.name] for reader in readers(plan)) if shared else served
+        counted = (readers(plan), receivers(plan)) if shared else (plan.saes, plan.saes)
+        read, served = (sum(taken[sae.name] for sae in saes) for saes in counted)
         steps = {sae.name: sae.config.steps * _step_seconds(sae, weights[sae.name], hardware) for sae in plan.saes}
         return DataPath(name, stored_bytes(plan, rows_on_disk, itemsize), read, served, max(taken[name] / steps[name] for name in taken))
 
@@ -175,9 +175,13 @@ def _data_paths(plan: SweepPlan, weights: dict[str, int], hardware: Hardware) ->
 
 def readers(plan: SweepPlan) -> list[PlannedSae]:
     """One SAE for each time that a stream is read: those that train at once share a read, a later turn is another."""
-    at_once = plan.config.train.at_once
-    turns = [plan.saes[start : start + at_once] for start in range(0, len(plan.saes), at_once)]
-    return [reader for turn in turns for reader in {sae.hooks: sae for sae in turn}.values()]
+    train = plan.config.train
+    return [sae for saes in by_stream(plan.saes) for sae in saes[:: train.at_once * train.group]]
+
+
+def receivers(plan: SweepPlan) -> list[PlannedSae]:
+    """One SAE for each time that a stream is sent to a trainer: a group takes one copy."""
+    return [sae for saes in by_stream(plan.saes) for sae in saes[:: plan.config.train.group]]
 
 
 def harvested_rows(plan: SweepPlan) -> int:

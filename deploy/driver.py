@@ -99,7 +99,7 @@ class SweepDriver:
     def _train(self, part: Pass) -> None:
         manifest, todo = part.manifest, part.unfinished
         if part.config.harvest.rolling:
-            check_room(part, len(todo))
+            check_room(part, part.trainers(todo))
             with RollingHarvest(part, manifest, self.targets, self._reporter) as harvest:
                 endings = Training(part, manifest, todo, self.targets, self._reporter).run(harvest.look)
         else:

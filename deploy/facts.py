@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from scopemill.deploy.cost import activation_bytes, harvested_rows, readers, row_widths, size_label, stored_bytes
+from scopemill.deploy.cost import activation_bytes, harvested_rows, readers, receivers, row_widths, size_label, stored_bytes
 from scopemill.deploy.plan import Pass, PlannedSae, SweepPlan
 from scopemill.proto.dataset import STORED_DTYPES
 
@@ -29,7 +29,7 @@ def facts(plan: SweepPlan) -> dict[str, str]:
         "on disk": f"{size_label(stored_bytes(plan, rows, itemsize))} of activations ({stored_bytes(plan, 1, itemsize):,} bytes a token)",
         "train": f"{len(plan.saes)} SAEs ({on_each} on each stream), {trained} of them still to do",
         "each SAE": f"{steps:,} steps of {train.batch_size:,} rows, {steps * train.batch_size / rows:.2f} epochs",
-        "data path": f"{taken(readers(plan))} read from the bucket, {taken(plan.saes)} served to trainers",
+        "data path": f"{taken(readers(plan))} read from the bucket, {taken(receivers(plan))} served to trainers",
         "evaluation": f"{plan.config.evaluation.sequences:,} sequences of {harvest.context_length} tokens for each checkpoint",
     }
 

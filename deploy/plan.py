@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from scopemill.activation_server.keys import ServerKeys, TrainerKeys
 from scopemill.activation_server.order import Order
 from scopemill.deploy.passes import Budget, Connection, pass_of, plan_passes
+from scopemill.deploy.schedule import slots
 from scopemill.deploy.sweep import SweepConfig
 from scopemill.evaluator.actor import settings_of
 from scopemill.harvester.actor import IN_FLIGHT
@@ -92,6 +93,10 @@ class Pass:
         left = [sae for sae in self.saes if not self.bucket.exists(sae.layout.config)]
         return [sae for sae in left if not (halving and self.bucket.exists(sae.layout.stopped))]
 
+    def trainers(self, saes: list[PlannedSae]) -> int:
+        """How many it takes to train these all at once."""
+        return sum(slots(len(of_stream), self.config.train.group) for of_stream in by_stream(saes))
+
     def stream(self, hooks: Connection) -> StreamSpec:
         return _stream(self.config, self.harvest.dataset, hooks)
 
@@ -127,6 +132,14 @@ class SweepPlan:
     @property
     def evaluation_settings(self) -> dict:
         return settings_of(self.config.evaluation, self.config.dataset, self.config.harvest.context_length)
+
+
+def by_stream(saes: list[PlannedSae]) -> list[list[PlannedSae]]:
+    """Those of each stream."""
+    streams: dict[tuple[Hook, ...], list[PlannedSae]] = {}
+    for sae in saes:
+        streams.setdefault(sae.hooks, []).append(sae)
+    return list(streams.values())
 
 
 def plan_sweep(config: SweepConfig) -> SweepPlan:
@@ -200,10 +213,10 @@ def _check_rolling(part: Pass, shards: int) -> None:
             f"dataset {part.harvest.dataset!r} was harvested to be kept, and rolling mode deletes what trainers have passed: leave "
             "harvest.rolling out, or choose another harvest.dataset"
         )
-    if len(part.saes) > train.at_once:
+    if (trainers := part.trainers(part.saes)) > train.at_once:
         raise InputError(
-            f"harvest.rolling: all {len(part.saes)} SAEs have to train at once, because shards are deleted behind them, and "
-            f"train.at_once is {train.at_once}: raise it, or make several sweeps"
+            f"harvest.rolling: all {len(part.saes)} SAEs have to train at once, because shards are deleted behind them, which takes "
+            f"{trainers} trainers, and train.at_once is {train.at_once}: raise it or train.group, or make several sweeps"
         )
     # Until its next checkpoint a trainer may have to go back to the last one, so all shards between are kept.
     every = max(sae.config.checkpoint_every for sae in part.saes)

@@ -1,9 +1,10 @@
 """Which SAEs are trained next, as a state machine: events in, decisions out, no Ray, no clock.
 
 SAEs of one stream that train together share one read of it, so they form a *cohort* that starts together. Another cohort of
-that stream waits until the first has ended: it would hold the first up, or read alone until it has caught up. Cohorts are
-started in order of priority, then of the plan: one that does not fit into the free slots is passed by others of its
-priority, never by those of a lower one. What failed is tried again after all others.
+that stream waits until the first has ended: it would hold the first up, or read alone until it has caught up. A cohort is
+divided into *groups*, each of which takes one slot. Cohorts are started in order of priority, then of the plan: one that does
+not fit into the free slots is passed by others of its priority, never by those of a lower one. What failed is tried again
+after all others.
 """
 
 from collections import Counter
@@ -37,12 +38,12 @@ class Ending:
 class Schedule:
     """``start`` says which to start, given free slots; ``finished``, ``stopped`` and ``failed`` tell how each that was started ended.
 
-    ``at_once`` is the most SAEs that ever train at once, ``streams`` the most streams that are ever read at once, ``retries``
-    how often one that failed is tried again.
+    ``at_once`` is the number of slots, ``group`` the most SAEs that share one, ``streams`` the most streams that are ever read at
+    once, ``retries`` how often one that failed is tried again.
     """
 
-    def __init__(self, entries: Sequence[Entry], at_once: int, streams: int, retries: int):
-        self._at_once, self._streams, self._retries = at_once, streams, retries
+    def __init__(self, entries: Sequence[Entry], at_once: int, streams: int, retries: int, group: int = 1):
+        self._at_once, self._streams, self._retries, self._group = at_once, streams, retries, group
         self._waiting = sorted(entries, key=lambda entry: -entry.priority)  # stable: then in the plan's order
         self.training: dict[str, Entry] = {}
         self.tries: Counter[str] = Counter()
@@ -52,12 +53,13 @@ class Schedule:
     def done(self) -> bool:
         return not self._waiting and not self.training
 
-    def start(self, free: int) -> list[list[str]]:
-        """The cohorts to start now that so many slots are free. Each was not in training, and now is."""
-        started: list[list[str]] = []
-        while cohort := self._next(min(free, self._at_once - len(self.training))):
-            free -= len(cohort)
-            started.append([entry.name for entry in cohort])
+    def start(self, free: int) -> list[list[list[str]]]:
+        """The cohorts to start now that so many slots are free, each in its groups. None of them was in training, and all now are."""
+        started: list[list[list[str]]] = []
+        while cohort := self._next(free):
+            groups = divided([entry.name for entry in cohort], self._group)
+            free -= len(groups)
+            started.append(groups)
             for entry in cohort:
                 self._waiting.remove(entry)
                 self.training[entry.name] = entry
@@ -100,7 +102,7 @@ class Schedule:
         reading = {entry.stream for entry in self.training.values()}
         if len(reading) >= self._streams:
             return []
-        return next((c for c in self._up_next() if len(c) <= free and c[0].stream not in reading), [])
+        return next((c for c in self._up_next() if slots(len(c), self._group) <= free and c[0].stream not in reading), [])
 
     def _up_next(self) -> list[list[Entry]]:
         """The cohorts that nothing waiting goes before: of the fewest tries, and among those of the highest priority."""
@@ -108,16 +110,27 @@ class Schedule:
             return []
         rank = min(map(self._rank, self._waiting))
         first = [entry for entry in self._waiting if self._rank(entry) == rank]
-        return [cohort for cohorts in _cohorts(first, self._at_once) for cohort in cohorts]
+        return [cohort for cohorts in _cohorts(first, self._at_once * self._group) for cohort in cohorts]
 
     def _rank(self, entry: Entry) -> tuple[int, int]:
         return self.tries[entry.name], -entry.priority
 
 
-def streams_at_once(entries: Sequence[Entry], at_once: int) -> int:
+def slots(saes: int, group: int) -> int:
+    """How many slots it takes to train so many SAEs of a stream, up to ``group`` in each."""
+    return -(-saes // group)
+
+
+def divided(cohort: list[str], group: int) -> list[list[str]]:
+    """The groups of a cohort: as few as can be, as large as each other, and each with some of all, as the plan orders by width."""
+    groups = slots(len(cohort), group)
+    return [cohort[first::groups] for first in range(groups)]
+
+
+def streams_at_once(entries: Sequence[Entry], at_once: int, group: int = 1) -> int:
     """The most streams that are read at once when cohorts fill so many slots: as many windows are needed."""
     free, streams = at_once, 0
-    for smallest in sorted(min(map(len, cohorts)) for cohorts in _cohorts(entries, at_once)):
+    for smallest in sorted(min(slots(len(cohort), group) for cohort in cohorts) for cohorts in _cohorts(entries, at_once * group)):
         free -= smallest
         streams += free >= 0
     return max(1, streams)

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -23,9 +24,23 @@ from scopemill.proto.errors import Conflict, InputError, ScopemillError
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer import checkpoint
 from scopemill.trainer.actor import TrainerActor
-from scopemill.trainer.run import Assignment, Progress
+from scopemill.trainer.assignment import Assignment
+from scopemill.trainer.member import Outcome, Progress
 
 CALLS_PER_SECOND = 40.0  # that ask trainers how far they are, however many there are
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """SAEs of one stream that one process trains together. To its node's server it is a consumer with the name of the first."""
+
+    names: list[str]
+    slot: Slot
+    settled: set[str]  # of whom it is known how they ended
+
+    @property
+    def consumer(self) -> str:
+        return self.names[0]
 
 
 class Training:
@@ -36,12 +51,12 @@ class Training:
         train = plan.config.train
         self._saes = {sae.name: sae for sae in todo}
         entries = [Entry(sae.name, plan.stream(sae.hooks), sae.rivals if train.halving else None, sae.priority) for sae in todo]
-        self._at_once = min(train.at_once, room_for(train), len(todo))
-        self._streams = streams_at_once(entries, self._at_once)
-        self._schedule = Schedule(entries, self._at_once, self._streams, train.retries)
+        self._at_once = min(train.at_once, room_for(train), plan.trainers(todo))
+        self._streams = streams_at_once(entries, self._at_once, train.group)
+        self._schedule = Schedule(entries, self._at_once, self._streams, train.retries, train.group)
         self._stopping = EarlyStopping(plan, todo)
         self._leaving: dict[str, str] = {}  # who has been told to stop early, and why
-        self._runs: dict[Any, tuple[str, Slot]] = {}  # by Ray's reference of the call
+        self._runs: dict[Any, Group] = {}  # by Ray's reference of the call
         self._servers: dict[str, Any] = {}  # by node
         self._ask_again = 0.0
 
@@ -49,7 +64,7 @@ class Training:
         """How each SAE ended. ``look`` is called every now and then, and before one begins, with those in training."""
         saes, steps = self._saes.values(), self._plan.config.train.steps
         streams = len({sae.hooks for sae in saes})
-        title = f"training {len(saes)} SAEs, {self._at_once} at once, {steps:,} steps each, from {streams} shared streams"
+        title = f"training {len(saes)} SAEs in {self._at_once} trainers, {steps:,} steps each, from {streams} shared streams"
         with (
             ActorGroup("activation_server", [], self._targets) as self._server_group,
             ActorGroup("trainer", [self._trainer() for _ in range(self._at_once)], self._targets) as trainers,
@@ -73,22 +88,26 @@ class Training:
         plan, train = self._plan, self._plan.config.train
         return TrainerActor.options(**needs(train)).remote(plan.config.bucket, max(1, int(train.cpus)), train.gpus > 0)
 
-    def _begin(self, cohort: list[str]) -> None:
-        """Start SAEs of one stream. Those on one node share its server; before any is there, that is told where each will begin."""
-        stream, config = self._plan.stream(self._saes[cohort[0]].hooks), self._plan.config
-        begun = list(zip(cohort, self._pool.take(len(cohort)), strict=True))
-        for node in dict.fromkeys(slot.node for _, slot in begun):
-            here = [(name, slot) for name, slot in begun if slot.node == node]
-            cursors = {name: max(checkpoint.steps_of(self._plan.bucket, self._saes[name].layout), default=0) for name, _ in here}
+    def _begin(self, cohort: list[list[str]]) -> None:
+        """Start groups of one stream. Those on one node share its server; before any is there, that is told where each will begin."""
+        stream, config = self._plan.stream(self._saes[cohort[0][0]].hooks), self._plan.config
+        begun = [Group(names, slot, set()) for names, slot in zip(cohort, self._pool.take(len(cohort)), strict=True)]
+        for node in dict.fromkeys(group.slot.node for group in begun):
+            here = [group for group in begun if group.slot.node == node]
             try:
-                where = self._expecting_server(node, stream, cursors)
+                where = self._expecting_server(node, stream, {group.consumer: self._cursor(group) for group in here})
             except ScopemillError as error:
-                for name, slot in here:
-                    self._pool.give_back(slot)
-                    self._failed(name, error)
+                for group in here:
+                    self._pool.give_back(group.slot)
+                    self._settle(group, dict.fromkeys(group.names, error))
                 continue
-            for name, slot in here:
-                self._runs[slot.actor.run.remote(self._assignment(self._saes[name]), where, config.server.keys)] = (name, slot)
+            for group in here:
+                assignments = [self._assignment(self._saes[name]) for name in group.names]
+                self._runs[group.slot.actor.run.remote(assignments, where, config.server.keys)] = group
+
+    def _cursor(self, group: Group) -> int:
+        """The batch at which a group goes on: the first that one of its SAEs wants."""
+        return min(max(checkpoint.steps_of(self._plan.bucket, self._saes[name].layout), default=0) for name in group.names)
 
     def _expecting_server(self, node: str, stream: StreamSpec, cursors: dict[str, int]) -> Whereabouts:
         """The server of a node, which knows of trainers that will come. One that has died for good is replaced."""
@@ -116,33 +135,46 @@ class Training:
         self._pool.welcome(ready)
         for ref in ready:
             if ref in self._runs:
-                self._settle(ref, *self._runs.pop(ref))
+                self._returned(ref, self._runs.pop(ref))
 
-    def _settle(self, ref: Any, name: str, slot: Slot) -> None:
+    def _returned(self, ref: Any, group: Group) -> None:
         """A trainer's call has returned."""
+        outcomes: dict[str, Outcome]
+        died = False
         try:
-            steps = ray.get(ref)
+            outcomes = ray.get(ref)
         except RayError as error:
-            if isinstance(error, ActorDiedError):
-                self._pool.replace(slot)
+            outcomes, died = dict.fromkeys(group.names, ours(error)), isinstance(error, ActorDiedError)
+        if died:
+            self._pool.replace(group.slot)
+        else:
+            self._pool.give_back(group.slot)
+        if any(isinstance(outcome, ScopemillError) for outcome in outcomes.values()):  # it may not have come as far as its stream
+            stream = self._plan.stream(self._saes[group.consumer].hooks)
+            self._servers[group.slot.node].expect_no_more.remote(stream, group.consumer)
+        self._settle(group, outcomes)
+
+    def _settle(self, group: Group, outcomes: dict[str, Outcome]) -> None:
+        """Take note of how SAEs of a group ended, once of each."""
+        for name in outcomes.keys() - group.settled:
+            group.settled.add(name)
+            if isinstance(outcome := outcomes[name], ScopemillError):
+                self._failed(name, outcome)
             else:
-                self._pool.give_back(slot)
-            self._servers[slot.node].expect_no_more.remote(self._plan.stream(self._saes[name].hooks), name)
-            self._failed(name, ours(error))
-            return
-        self._pool.give_back(slot)
+                self._ended(name, outcome)
+
+    def _ended(self, name: str, steps: int) -> None:
         self._reporter.update(name, steps)
         if self._stopping.steps:
             self._stopping.know_history(name)
         if steps < self._saes[name].config.steps:
-            self._schedule.stopped(name, self._leaving.pop(name, "its trainer was asked to stop"))
+            self._schedule.stopped(name, self._leaving.get(name, "its trainer was asked to stop"))
         else:
-            self._leaving.pop(name, None)
             self._schedule.finished(name)
 
     def _failed(self, name: str, error: ScopemillError) -> None:
         if name in self._leaving:
-            self._schedule.stopped(name, self._leaving.pop(name))
+            self._schedule.stopped(name, self._leaving[name])
         elif self._schedule.failed(name, str(error), may_pass=not isinstance(error, (InputError, Conflict))):
             self._reporter.say(f"{name} will be tried again after the others: {error}")
         else:
@@ -153,13 +185,23 @@ class Training:
         if time.monotonic() < self._ask_again:
             return
         self._ask_again = time.monotonic() + max(POLL_SECONDS, len(self._runs) / CALLS_PER_SECOND)
-        running = list(self._runs.values())
-        told: list[Progress | None] = ask([slot.actor.progress.remote(self._stopping.steps) for _, slot in running])
-        for (name, _), progress in zip(running, told, strict=True):
-            if progress and progress.name == name:  # and not still the SAE before
-                row = progress.last
-                self._reporter.update(name, progress.step, f"L0 {row.l0:6.1f}  FVU {row.fvu:.3f}" if row else "")
-                self._stopping.know(name, progress.at)
+        groups = list(self._runs.values())
+        told: list[list[Progress] | None] = ask([group.slot.actor.progress.remote(self._stopping.steps) for group in groups])
+        for group, answer in zip(groups, told, strict=True):
+            of_group = [progress for progress in answer or () if progress.name in group.names]  # and not still the SAEs before
+            for progress in of_group:
+                self._note(group, progress)
+            ended = {progress.name: progress.outcome for progress in of_group if progress.outcome is not None}
+            if len(ended) < len(of_group):  # else its call returns by now
+                self._settle(group, ended)
+
+    def _note(self, group: Group, progress: Progress) -> None:
+        if progress.outcome is None and (progress.name in self._leaving or progress.name in group.settled):
+            group.slot.actor.leave.remote(progress.name)  # again: a process that was just started anew does not know
+        if progress.name not in group.settled:
+            row = progress.last
+            self._reporter.update(progress.name, progress.step, f"L0 {row.l0:6.1f}  FVU {row.fvu:.3f}" if row else "")
+            self._stopping.know(progress.name, progress.at)
 
     def _stop_early(self) -> None:
         for name, why in self._stopping.decide().items():
@@ -169,9 +211,9 @@ class Training:
                 continue
             self._leaving[name] = why
             self._reporter.say(f"{name} is stopped: {why}")
-        for name, slot in self._runs.values():
-            if name in self._leaving:  # told again until it returns: a process that was just started anew may not have begun it
-                slot.actor.leave.remote(name)
+            for group in self._runs.values():
+                if name in group.names:
+                    group.slot.actor.leave.remote(name)
 
     def _assignment(self, sae: PlannedSae) -> Assignment:
         plan, manifest = self._plan, self._manifest

@@ -32,7 +32,11 @@ SERVER_DETACHED_BYTES = Counter("scopemill_server_detached_bytes", "Bytes read f
 SERVER_WINDOW_BATCHES = Gauge("scopemill_server_window_batches", "Batches held in the window", ["stream"])
 SERVER_WINDOW_CAPACITY = Gauge("scopemill_server_window_capacity", "Batches that the window has memory for", ["stream"])
 SERVER_CONSUMERS = Gauge("scopemill_server_consumers", "Trainers joined to the stream", ["stream"])
-SERVER_LAG = Gauge("scopemill_server_lag_batches", "Batches by which a trainer is behind the foremost one of its stream", ["stream", "sae"])
+SERVER_LAG = Gauge(
+    "scopemill_server_lag_batches",
+    "Batches by which a trainer is behind the foremost one of its stream; sae: the first that it trains",
+    ["stream", "sae"],
+)
 SERVER_WAIT_SECONDS = Counter(
     "scopemill_server_wait_seconds",
     "Trainer-seconds by what the next batch waits for: credit (the trainer is busy), read (the bucket), window (a slower trainer)",
@@ -46,7 +50,9 @@ TRAINER_STEP = Gauge("scopemill_trainer_step", "Steps done", ["sae"])
 TRAINER_STEPS = Gauge("scopemill_trainer_steps", "Steps in all", ["sae"])
 TRAINER_TOKENS = Counter("scopemill_trainer_tokens", "Rows trained on by this process", ["sae"])
 TRAINER_SECONDS = Counter(
-    "scopemill_trainer_seconds", "Seconds by phase: wait (for data), copy (to the device), step, checkpoint", ["sae", "phase"]
+    "scopemill_trainer_seconds",
+    "Seconds by phase: wait (for data), copy (to the device), step, checkpoint; of what a group shares, an equal part",
+    ["sae", "phase"],
 )
 TRAINER_LOSS = Gauge("scopemill_trainer_loss", "Training loss of the last logged step", ["sae"])
 TRAINER_L0 = Gauge("scopemill_trainer_l0", "Active latents per token", ["sae"])

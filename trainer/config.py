@@ -240,6 +240,7 @@ class TrainConfig(Grid):
         description="Several recipes: mappings, each with fields that replace the section's own; absent: the section is the only one.",
     )
     at_once: int = Field(16, ge=1, description="Trainers that run at the same time.")
+    group: int = Field(1, ge=1, description="SAEs of one stream that a trainer trains together, at most, from one copy of each batch.")
     cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per trainer; also its threads, at least one.")
     gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per trainer; a fraction shares one.")
     labels: NodeLabels = Field({}, description="Labels of the Ray nodes that trainers run on; absent: any node.")
@@ -292,10 +293,11 @@ class TrainConfig(Grid):
                 f"{', '.join(map(str, rungs))}: lower log_every, or choose other rungs"
             )
         most = max(len(grid.sparsities) for grid in self.grids.values())
-        if self.at_once < most:
+        needed = -(-most // self.group)
+        if self.at_once < needed:
             raise ValueError(
                 f"halving: the {most} SAEs of a hook and width are compared while they train, and at_once is "
-                f"{self.at_once}: raise it to {most}"
+                f"{self.at_once}: raise it to {needed}"
             )
 
 

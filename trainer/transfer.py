@@ -1,6 +1,6 @@
 """A batch's way from the stream's memory to the device that trains."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -9,45 +9,44 @@ import torch
 # What a stream stores: bits of that size, which numpy and torch both can copy, and what they mean.
 STORED = {np.dtype("<u2"): (torch.int16, torch.bfloat16), np.dtype("<f4"): (torch.int32, torch.float32)}
 T = TypeVar("T")
-Batch = tuple[torch.Tensor, torch.Tensor | None]
+Rows = list[torch.Tensor]  # of a batch: [B, d] for each hook
 
 
 class Transfer:
-    """Arrays [B, d] as they are stored, to float32 tensors on the device, of which ``make`` makes a batch.
+    """Arrays [B, d] as they are stored, to float32 tensors on the device.
 
-    To a GPU they go through pinned memory and a CUDA stream of their own, on which ``make`` runs too: `in_turn` begins that for
-    the next batch before it hands out this one, so it runs beside this one's step.
+    To a GPU they go through pinned memory and a CUDA stream of their own: `in_turn` begins that for the next batch before it hands
+    out this one, so it runs beside this one's steps.
     """
 
-    def __init__(self, device: torch.device, make: Callable[[list[torch.Tensor]], Batch]):
-        self._device, self._make = device, make
+    def __init__(self, device: torch.device):
+        self._device = device
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._staged: list[torch.Tensor] = []  # pinned
-        self._made: torch.cuda.Event | None = None  # the last batch is made, and so has left the pinned memory
+        self._moved: torch.cuda.Event | None = None  # the last batch has left the pinned memory
 
-    def take(self, arrays: Sequence[np.ndarray]) -> tuple[Batch, "torch.cuda.Event | None"]:
-        """A batch, and what to wait for before it is used. The arrays' memory may be used anew at once."""
+    def take(self, arrays: Sequence[np.ndarray]) -> tuple[Rows, "torch.cuda.Event | None"]:
+        """A batch's rows, and what to wait for before they are used. The arrays' memory may be used anew at once."""
         if self._side is None:
-            return self._make([_filled(_empty(array), array).float() for array in arrays]), None
-        if self._made:
-            self._made.synchronize()
+            return [_filled(_empty(array), array).float() for array in arrays], None
+        if self._moved:
+            self._moved.synchronize()
         self._staged = self._staged or [_empty(array).pin_memory() for array in arrays]  # a stream's batches are all of one shape
         staged = [_filled(*pair) for pair in zip(self._staged, arrays, strict=True)]
         with torch.cuda.stream(self._side):
-            batch = self._make([bits.to(self._device, non_blocking=True).float() for bits in staged])
-            self._made = self._side.record_event()
-        return batch, self._made
+            rows = [bits.to(self._device, non_blocking=True).float() for bits in staged]
+            self._moved = self._side.record_event()
+        return rows, self._moved
 
-    def in_turn(self, batches: Iterable[tuple[int, tuple[Batch, "torch.cuda.Event | None"]]]) -> Iterator[tuple[int, Batch]]:
+    def in_turn(self, batches: Iterable[tuple[int, tuple[Rows, "torch.cuda.Event | None"]]]) -> Iterator[tuple[int, Rows]]:
         """What a stream whose batches we take gives, to be used at once."""
-        for index, (batch, made) in batches if self._side is None else one_ahead(batches):
-            if made is not None:
+        for index, (rows, moved) in batches if self._side is None else one_ahead(batches):
+            if moved is not None:
                 computing = torch.cuda.current_stream(self._device)
-                computing.wait_event(made)
-                for tensor in batch:
-                    if tensor is not None:
-                        tensor.record_stream(computing)  # its memory is the other stream's
-            yield index, batch
+                computing.wait_event(moved)
+                for tensor in rows:
+                    tensor.record_stream(computing)  # its memory is the other stream's
+            yield index, rows
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:

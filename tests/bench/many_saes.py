@@ -80,11 +80,12 @@ class Scrapes:
             self._measured.bytes_served = sum(s.value for s in ours if s.name == "scopemill_server_bytes_served_total")
 
 
-def many(folder: Path, hooks: int, widths: int, sparsities: int, at_once: int) -> Measured:
-    """Train hooks x widths x sparsities tiny SAEs, so many at once, in the cluster that is there."""
+def many(folder: Path, hooks: int, widths: int, sparsities: int, at_once: int, group: int = 1) -> Measured:
+    """Train hooks x widths x sparsities tiny SAEs in so many processes at once, in the cluster that is there."""
     train = {
         "widths": [16 + i for i in range(widths)], "sparsities": [1e-3 * (i + 1) for i in range(sparsities)], "batch_size": BATCH,
-        "tokens": STEPS * BATCH, "checkpoint_every": STEPS, "log_every": 2, "at_once": at_once, "cpus": 0.1,
+        "tokens": STEPS * BATCH, "checkpoint_every": STEPS, "log_every": 2, "at_once": at_once, "group": group,
+        "cpus": 0.1,
     }  # fmt: skip
     data = tiny_sweep.sweep(str(folder / "bucket"), tiny_sweep.write_text(folder), harvest={"layers": list(range(hooks))}, train=train)
     plan = tiny_sweep.planned(folder, data | {"file_sd": str(folder / "targets.json")})
@@ -139,7 +140,7 @@ def scaling(folder: Path, trainers: int, batches: int = 256) -> tuple[float, flo
 
 
 def table(measured: Measured, at_once: int) -> Table:
-    shown = Table(title=f"{measured.saes} SAEs on {measured.streams} streams, {at_once} at once", title_justify="left")
+    shown = Table(title=f"{measured.saes} SAEs on {measured.streams} streams, in {at_once} processes", title_justify="left")
     shown.add_column("figure")
     shown.add_column("measured")
     n = measured.saes
@@ -158,14 +159,16 @@ def table(measured: Measured, at_once: int) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in (("hooks", 5), ("widths", 10), ("sparsities", 10), ("at-once", 20)):
+    for name, value in (("hooks", 5), ("widths", 10), ("sparsities", 10), ("at-once", 20), ("group", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
     asked = parser.parse_args()
     console = Console(width=140)
     console.print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}, {datetime.date.today()}")
     with tempfile.TemporaryDirectory(prefix="scopemill-many-") as temporary:
         with local_cluster(num_cpus=8):
-            console.print(table(many(Path(temporary), asked.hooks, asked.widths, asked.sparsities, asked.at_once), asked.at_once))
+            console.print(
+                table(many(Path(temporary), asked.hooks, asked.widths, asked.sparsities, asked.at_once, asked.group), asked.at_once)
+            )
         told = Table("trainers of one stream", "MiB read", "rows/s in total")
         for trainers in SCALING:
             read, rows = scaling(Path(temporary), trainers)

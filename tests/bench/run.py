@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow.parquet as parquet
 import torch
@@ -39,9 +40,11 @@ from scopemill.proto.dataset import DatasetManifest, read_manifest
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer.architectures import initial_sae
+from scopemill.trainer.assignment import Assignment
 from scopemill.trainer.config import TrainConfig
 from scopemill.trainer.history import History
 from scopemill.trainer.loop import Loop
+from scopemill.trainer.run import Run
 from scopemill.trainer.wiring import Shape
 
 ROUNDS = 5
@@ -199,6 +202,43 @@ def ring_over_socket(folder: Path, trainers: int = 4, first: int = 48, batches: 
     return statistics.median(serve("socket") / serve("ring") for _ in range(ROUNDS))
 
 
+def group_over_alone(folder: Path, saes: int = 8, steps: int = 32, bytes_per_second: float = 4e6) -> tuple[float, float]:
+    """Seconds of so many SAEs in one group over so many times those of one alone, and the share of its time that the one waits.
+
+    From a bucket that gives so many bytes a second: the reader is slowed down, as by an object store far away.
+    """
+    bucket, read = Bucket(str(folder)), StreamReader.read
+    manifest = read_manifest(bucket, "bench")
+    spec, results, names = StreamSpec("bench", (HOOK,), 1024, 0, 4), Bucket(tempfile.mkdtemp(dir=folder)), count()
+    recipe = {"tokens": steps * spec.batch_size, "batch_size": spec.batch_size, "log_every": steps, "checkpoint_every": steps}
+    torch.set_num_threads(1)  # as a trainer has by default
+
+    def slowed(reader: StreamReader, k: int, into: memoryview, stop: int) -> None:
+        due = time.perf_counter() + len(into) / bytes_per_second
+        read(reader, k, into, stop)
+        time.sleep(max(0.0, due - time.perf_counter()))
+
+    def assignment(sparsity: float) -> Assignment:
+        config = TrainConfig(template="quick", widths=[256], sparsities=[sparsity], **recipe).saes()[0]
+        name = f"sae-{next(names)}"
+        return Assignment(name, f"saes/{name}", (manifest.hook(HOOK),), (), spec, config, "bench", {}, {})
+
+    def train(n: int) -> float:
+        server = ActivationServer(bucket, ServerConfig(window_mib=64), 1)
+        run = Run(results, [assignment(1e-3 * (i + 1)) for i in range(n)])
+        took = seconds(lambda: run.run(server.address))
+        server.stop()
+        waits.append(run.progress()[0].last.waiting_share)
+        return took
+
+    waits: list[float] = []
+    train(1)  # compiles what is compiled
+    waits.clear()
+    with patch.object(StreamReader, "read", slowed):
+        ratios = [train(saes) / (saes * train(1)) for _ in range(HARVEST_ROUNDS)]
+    return statistics.median(ratios), statistics.median(waits[1::2])
+
+
 def step_over_encoder(architecture: str, sparsity: float) -> float:
     """Seconds of a training step over those of its one dense product that nothing can avoid, x W_enc^T.
 
@@ -240,6 +280,8 @@ def main() -> None:
         table.add_row("server's reader / raw files", f"{reader_over_raw_files(folder):.2f}", ">= 0.9")
         table.add_row("bytes served / bytes read, 4 trainers", f"{served_over_read(folder):.4f}", "4.0")
         table.add_row("4 trainers of the server's host, shared memory / TCP", f"{ring_over_socket(folder):.1f}", ">= 3")
+        ratio_of_group, waits = group_over_alone(folder)
+        table.add_row(f"8 SAEs in one group / 8 times one alone, which waits {waits:.0%} of its time", f"{ratio_of_group:.2f}", "<= 0.6")
     for architecture, sparsity, wanted in (("jumprelu", 1e-3, "<= 1.3"), ("topk", 64, "<= 1.4"), ("batchtopk", 64, "<= 1.4")):
         table.add_row(
             f"{architecture} step / encoder product (2048, 512, 8192)", f"{step_over_encoder(architecture, sparsity):.2f}", wanted

@@ -116,6 +116,14 @@ def test_a_stream_is_read_again_for_those_that_did_not_fit_into_one_turn(tmp_pat
     assert in_turns.read == 2 * together.read and in_turns.served == together.served
 
 
+def test_a_group_takes_one_copy_and_makes_fewer_turns(tmp_path):
+    sparsities = [1e-4, 2e-4, 4e-4, 6e-4, 1e-3]
+    alone, together, _ = cost(tmp_path, "2b", [5], ["mlp_out"], sparsities=sparsities).paths
+    _, in_groups, _ = cost(tmp_path, "2b", [5], ["mlp_out"], sparsities=sparsities, at_once=2, group=2).paths
+    assert in_groups.read == 2 * together.read, "four of them, then the last"
+    assert 5 * in_groups.served == 3 * together.served and alone.served == 2 * together.served
+
+
 def test_hardware_is_of_the_table_or_as_given_and_sensible():
     assert named_hardware("h100", {"price": 2.5, "utilisation": None}) == Hardware(989, 67, 3.35, 2.5)
     with pytest.raises(InputError, match="--hardware 'abacus' is not known: there are l4, l40s, a100, h100, h200"):

@@ -114,6 +114,8 @@ def test_what_would_come_to_a_stop_is_refused(tmp_path, text, ray_cluster):
         plan_of(tmp_path / "a", text, AHEAD, checkpoint_every=24)
     with pytest.raises(InputError, match="all 2 SAEs have to train at once.*train.at_once is 1"):
         plan_of(tmp_path / "b", text, AHEAD, at_once=1)
+    grouped = plan_of(tmp_path / "b", text, AHEAD, at_once=1, group=2)
+    assert grouped.passes[0].trainers(grouped.saes) == 1
     driver = SweepDriver(plan_of(tmp_path / "c", text, AHEAD, cpus=50), quiet())
     driver.harvest()
     with pytest.raises(InputError, match=r"harvest.rolling: 1 harvesters and 2 trainers run at the same time and take 100.5 CPUs"):

@@ -27,15 +27,18 @@ from scopemill.proto.layout import SweepLayout
 CHECKSUM = 4  # bytes after each chunk
 
 
-def test_many_saes_share_few_processes_and_each_streams_bytes_are_read_once_for_a_cohort(tmp_path, ray_cluster):
-    measured = many(tmp_path, hooks=2, widths=3, sparsities=4, at_once=3)
+@pytest.mark.parametrize(("at_once", "group", "groups", "cohorts"), [(3, 1, 24, 8), (2, 4, 6, 4)])
+def test_many_saes_share_few_processes_and_each_streams_bytes_are_read_once_for_a_cohort(
+    tmp_path, ray_cluster, at_once, group, groups, cohorts
+):
+    measured = many(tmp_path, hooks=2, widths=3, sparsities=4, at_once=at_once, group=group)
     processes, series, _ = measured.scraped["trainer"]
-    assert (measured.saes, processes) == (24, 3)
-    assert series <= 3 * 20, "of finished SAEs nothing is left"
+    assert (measured.saes, processes) == (24, at_once)
+    assert series <= at_once * group * 20, "of finished SAEs nothing is left"
     row = 192 * 2
-    assert measured.bytes_served == 24 * STEPS * BATCH * row
-    # Eight cohorts of three, one after the other, each reading from the first row on: chunks are whole shards of 2,048 rows here.
-    assert measured.bytes_read <= 8 * 2 * (2048 * row + CHECKSUM)
+    assert measured.bytes_served == groups * STEPS * BATCH * row, "one copy for each group"
+    # Cohorts of a stream one after the other, each reading from the first row on: chunks are whole shards of 2,048 rows here.
+    assert measured.bytes_read <= cohorts * 2 * (2048 * row + CHECKSUM)
     assert measured.calls <= 60 * measured.seconds
 
 
@@ -87,9 +90,9 @@ def test_bad_input_is_not_tried_again_and_the_summary_says_who_failed_and_why(tm
     assert [line.split()[1:3] for line in reporter.said.splitlines() if line.startswith("3.resid_post")] == [["failed", "1"]] * 2
 
 
-@pytest.mark.parametrize("whom", ["trainer", "server"])
-def test_a_process_that_is_gone_for_good_is_replaced(tmp_path, ray_cluster, monkeypatch, whom):
-    plan, killed = harvested(tmp_path, steps=400, at_once=2), []
+@pytest.mark.parametrize(("whom", "group"), [("trainer", 1), ("server", 1), ("trainer", 2)])
+def test_a_process_that_is_gone_for_good_is_replaced(tmp_path, ray_cluster, monkeypatch, whom, group):
+    plan, killed = harvested(tmp_path, steps=400, at_once=2, group=group), []
     take, expect = Pool.take, Training._expecting_server
 
     def noted_take(self, wanted):
@@ -117,8 +120,9 @@ def test_a_process_that_is_gone_for_good_is_replaced(tmp_path, ray_cluster, monk
     assert len(killed) > 1 and struck[0] not in killed[1:], "another process took its place"
 
 
-def test_who_is_outdone_stops_at_its_rung_and_goes_on_once_the_record_is_deleted(tmp_path, ray_cluster, monkeypatch):
-    plan = harvested(tmp_path, steps=400, halving={"rungs": [0.04, 0.9], "keep": 0.5})
+@pytest.mark.parametrize("group", [1, 2])
+def test_who_is_outdone_stops_at_its_rung_and_goes_on_once_the_record_is_deleted(tmp_path, ray_cluster, monkeypatch, group):
+    plan = harvested(tmp_path, steps=400, halving={"rungs": [0.04, 0.9], "keep": 0.5}, group=group)
     good, bad = plan.saes
     know = Halving.know
     behind = Point(1e9, 1e9)  # whatever was measured: what counts is decided by histories

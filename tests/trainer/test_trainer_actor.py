@@ -1,4 +1,4 @@
-"""One SAE's run without Ray, against a real activation server in this process: it finishes, stops, and goes on; and the actor around it."""
+"""A run of one SAE without Ray, from a real activation server in this process: it finishes, stops and goes on; and the actor around it."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sae_reference import quick
+from assignments import HOOK, STEPS, STREAM, assign, progress, rows, train, weights
 from synthetic import make_dataset
 
 from scopemill.activation_server import client
@@ -25,14 +25,10 @@ from scopemill.proto.wire import StreamSpec
 from scopemill.trainer import checkpoint, load_sae
 from scopemill.trainer import run as run_module
 from scopemill.trainer.actor import Trainer
-from scopemill.trainer.history import History
-from scopemill.trainer.loop import Loop
-from scopemill.trainer.run import Assignment, Run
+from scopemill.trainer.assignment import Assignment
+from scopemill.trainer.member import Member
+from scopemill.trainer.run import Run
 from scopemill.trainer.wiring import Port, Wiring
-
-HOOK = "blocks.0.hook_resid_post"
-STREAM = StreamSpec("synthetic", (HOOK,), batch_size=16, seed=3, shards_side_by_side=3)
-STEPS = 40  # more than two epochs of the dataset below
 
 
 @pytest.fixture(autouse=True)
@@ -50,70 +46,42 @@ def server(bucket):
     running.stop()
 
 
-def assign(folder: str = "a", **changes) -> Assignment:
-    config = quick(
-        **dict(width=24, sparsity=0.05, batch_size=16, tokens=16 * STEPS, checkpoint_every=16, log_every=4, lr_warmup_steps=10,
-               sparsity_warmup_steps=20, initial_threshold=0.3, bandwidth=0.3, dead_after_tokens=64)
-        | changes
-    )  # fmt: skip
-    return Assignment(
-        name=f"sae-{folder}",
-        root=f"saes/synthetic/{HOOK}/width_24/{config.architecture}/{folder}",
-        inputs=(HookStats(name=HOOK, d=8, scale=2.5, mean=pack_vector(np.linspace(-1, 1, 8)), norm_limit=None),),
-        targets=(),
-        stream=STREAM,
-        config=config,
-        model="synthetic",
-        metadata={"context_size": 8},
-        provenance={"sweep": "test"},
-    )
-
-
 class StopsAt(Run):
     """Is asked to stop while it works on a step."""
 
     stop_step = 0
 
-    def _observe(self, loop: Loop, *rest) -> None:
-        super()._observe(loop, *rest)
-        if loop.step_number == self.stop_step:
+    def _step(self, index, rows) -> None:
+        super()._step(index, rows)
+        if index + 1 == self.stop_step:
             self.stop()
 
 
 class DiesAt(StopsAt):
     """Is gone in the middle of its work, without a word."""
 
-    def _observe(self, loop: Loop, *rest) -> None:
-        Run._observe(self, loop, *rest)
-        if loop.step_number == self.stop_step:
+    def _step(self, index, rows) -> None:
+        Run._step(self, index, rows)
+        if index + 1 == self.stop_step:
             raise KeyboardInterrupt
 
 
 def make(kind: type[Run], bucket: Bucket, assignment: Assignment, stop_step: int = 0) -> Run:
-    trainer = kind(bucket, assignment)
+    trainer = kind(bucket, [assignment])
     trainer.stop_step = stop_step
     return trainer
 
 
 def run(kind: type[Run], bucket: Bucket, assignment: Assignment, server: ActivationServer, stop_step: int = 0) -> int:
-    return make(kind, bucket, assignment, stop_step).run(server.address)
-
-
-def weights(bucket: Bucket, assignment: Assignment) -> bytes:
-    return bucket.read(SaeLayout(assignment.root).checkpoint(assignment.config.steps).weights)
-
-
-def rows(bucket: Bucket, assignment: Assignment) -> list[dict]:
-    history = History.load(bucket, SaeLayout(assignment.root).history, 10**9)
-    return [{k: v for k, v in vars(row).items() if k not in ("steps_per_second", "waiting_share")} for row in history.rows]
+    return train(make(kind, bucket, assignment, stop_step), server.address)
 
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "standard", "gated", "skip"])
 def test_a_run_trains_to_the_last_step_exports_and_keeps_its_history(bucket, server, architecture):
     assignment = assign(architecture=architecture)
     trainer = make(Run, bucket, assignment)
-    assert trainer.progress().step == 0
-    assert trainer.run(server.address) == STEPS
+    assert progress(trainer).step == 0
+    assert train(trainer, server.address) == STEPS
     layout = SaeLayout(assignment.root)
     assert checkpoint.steps_of(bucket, layout) == [16, 32, 40]
     record = checkpoint.read_record(bucket, layout, 40)
@@ -129,7 +97,7 @@ def test_a_run_trains_to_the_last_step_exports_and_keeps_its_history(bucket, ser
     history = rows(bucket, assignment)
     assert [row["step"] for row in history] == list(range(4, 41, 4)) and history[-1]["tokens"] == 640
     assert history[-1]["fvu"] < history[0]["fvu"], "it learnt something"
-    assert trainer.progress().step == 40 and trainer.progress().last.fvu == history[-1]["fvu"]
+    assert progress(trainer).step == progress(trainer).outcome == 40 and progress(trainer).last.fvu == history[-1]["fvu"]
 
 
 def test_training_starts_at_the_mean_of_the_scaled_activations(bucket, server):
@@ -198,7 +166,7 @@ def test_stopping_again_and_again_loses_nothing(bucket, server):
 def test_a_stop_before_the_first_step_leaves_nothing_behind(bucket, server):
     trainer = make(Run, bucket, assign())
     trainer.stop()
-    assert trainer.run(server.address) <= 1, "a batch that is already there may be used"
+    assert train(trainer, server.address) <= 1, "a batch that is already there may be used"
     assert not bucket.exists(SaeLayout(assign().root).config)
 
 
@@ -212,9 +180,9 @@ def test_a_run_that_waits_for_data_stops_and_checkpoints_too(bucket):
     trainer = make(Run, bucket, assignment)
     try:
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(trainer.run, server.address)
+            running = pool.submit(train, trainer, server.address)
             deadline = time.monotonic() + 30
-            while trainer.progress().step < 2 and time.monotonic() < deadline:
+            while progress(trainer).step < 2 and time.monotonic() < deadline:
                 time.sleep(0.02)
             time.sleep(0.2)
             assert not running.done()
@@ -230,7 +198,7 @@ def test_running_a_finished_sae_again_returns_at_once_without_a_server(bucket, s
     run(Run, bucket, assignment, server)
     folder = Path(bucket.url) / assignment.root
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
-    assert make(Run, bucket, assignment).run("tcp://127.0.0.1:9") == STEPS
+    assert train(make(Run, bucket, assignment), "tcp://127.0.0.1:9") == STEPS
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
 
 
@@ -242,7 +210,7 @@ def test_a_last_checkpoint_without_an_export_is_exported_without_a_server(bucket
     exported = bucket.read(layout.weights)
     for path in (layout.config, layout.weights, layout.provenance):
         bucket.remove(path)
-    assert make(Run, bucket, assignment).run("tcp://127.0.0.1:9") == STEPS
+    assert train(make(Run, bucket, assignment), "tcp://127.0.0.1:9") == STEPS
     assert bucket.read(layout.weights) == exported and bucket.exists(layout.config)
 
 
@@ -253,18 +221,18 @@ def test_two_trainers_of_one_stream_do_not_disturb_each_other(bucket, server):
     late = assign("late", sparsity=0.2)
     trainers = [make(Run, bucket, a) for a in (first, late)]
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(lambda t: t.run(server.address), trainers)) == [STEPS, STEPS]
+        assert list(pool.map(lambda t: train(t, server.address), trainers)) == [STEPS, STEPS]
     assert weights(bucket, first) == weights(bucket, alone) != weights(bucket, late)
 
 
 class Looks(Run):
     """Keeps what its SAE sees."""
 
-    def _begin(self, waited):
-        loop, self.seen = super()._begin(waited), []
-        step = loop.step
-        loop.step = lambda x, y: (self.seen.append((x.clone(), None if y is None else y.clone())), step(x, y))
-        return loop
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        (member,), self.seen = self.members, []
+        take = member.take
+        member.take = lambda k, batch: (self.seen.append([None if part is None else part.clone() for part in batch]), take(k, batch))
 
 
 def test_float32_rows_reach_the_sae_unchanged(bucket):
@@ -272,7 +240,7 @@ def test_float32_rows_reach_the_sae_unchanged(bucket):
     server = ActivationServer(bucket, ServerConfig(window_mib=1))
     trainer = make(Looks, bucket, replace(assign(tokens=16), stream=replace(STREAM, dataset="exact")))
     try:
-        trainer.run(server.address)
+        train(trainer, server.address)
     finally:
         server.stop()
     ((x, y),) = trainer.seen
@@ -312,7 +280,7 @@ def test_hooks_stand_side_by_side_each_in_its_own_units(bucket, architecture, in
     )  # fmt: skip
     server, trainer = ActivationServer(bucket, ServerConfig(window_mib=1)), make(Looks, bucket, assignment)
     try:
-        trainer.run(server.address)
+        train(trainer, server.address)
     finally:
         server.stop()
     stored, generator = {}, torch.Generator().manual_seed(0)
@@ -339,14 +307,14 @@ def test_another_configuration_at_the_same_place_is_a_conflict_and_harms_nothing
     assignment = assign()
     run(StopsAt, bucket, assignment, server, 20)
     with pytest.raises(Conflict, match="learning_rate = 0.001, and this run asks for 0.5"):
-        make(Run, bucket, assign(learning_rate=0.5)).run(server.address)
+        train(make(Run, bucket, assign(learning_rate=0.5)), server.address)
     assert run(Run, bucket, assignment, server) == STEPS
 
 
 def test_no_server_at_the_address_is_server_gone(bucket, monkeypatch):
     monkeypatch.setattr(run_module, "StreamClient", lambda *arguments: client.StreamClient(*arguments, connect_seconds=0.3))
     with pytest.raises(ServerGone, match="tcp://127.0.0.1:9"):
-        make(Run, bucket, assign()).run("tcp://127.0.0.1:9")
+        train(make(Run, bucket, assign()), "tcp://127.0.0.1:9")
 
 
 def test_a_server_that_goes_away_is_server_gone_and_another_serves_the_rest(bucket, server, monkeypatch):
@@ -355,9 +323,9 @@ def test_a_server_that_goes_away_is_server_gone_and_another_serves_the_rest(buck
     run(Run, bucket, whole, server)
 
     class LosesServer(Run):
-        def _observe(self, loop: Loop, *rest) -> None:
-            super()._observe(loop, *rest)
-            if loop.step_number == 20:
+        def _step(self, index, rows) -> None:
+            super()._step(index, rows)
+            if index + 1 == 20:
                 server.stop()
 
     with pytest.raises(ServerGone, match="silent"):
@@ -401,10 +369,10 @@ def test_one_process_trains_one_sae_after_another_to_the_bits_of_a_process_each(
     alone, first, second = assign("alone"), assign("first"), assign("second", sparsity=0.2)
     run(Run, bucket, alone, server)
     trainer = actor(bucket)
-    assert trainer.progress() is None
+    assert trainer.progress() == []
     for assignment in (first, second):
-        assert trainer.run(assignment, server.address) == STEPS
-        told = trainer.progress(steps=(8, 16))
+        assert train(trainer, [assignment], server.address) == STEPS
+        told = progress(trainer, steps=(8, 16))
         assert (told.name, told.step, told.last.step, sorted(told.at)) == (assignment.name, STEPS, STEPS, [8, 16])
         shown = {s.labels["sae"] for metric in metrics.OF_TRAINER for family in metric.collect() for s in family.samples}
         assert assignment.name in shown, "how it ended can still be scraped"
@@ -413,23 +381,23 @@ def test_one_process_trains_one_sae_after_another_to_the_bits_of_a_process_each(
 
 
 def test_who_leaves_is_one_sae_and_the_next_one_is_trained_whole(bucket, server):
-    trainer, begin = actor(bucket), Run._begin
+    trainer, begin = actor(bucket), Member.begin
     trainer.leave("sae-a")  # not begun: nobody is meant
 
-    def left_at_once(self, *arguments):
+    def left_at_once(self):
         trainer.leave("sae-b")  # another than the one in work
         trainer.leave("sae-a")
-        return begin(self, *arguments)
+        begin(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_begin", left_at_once)
-        assert trainer.run(assign("a"), server.address) <= 1
+        patch.setattr(Member, "begin", left_at_once)
+        assert train(trainer, [assign("a")], server.address) <= 1
         trainer.leave("sae-a")  # has returned already
-        assert trainer.run(assign("c"), server.address) == STEPS
+        assert train(trainer, [assign("c")], server.address) == STEPS
 
 
 def test_a_process_that_drains_begins_nothing_more(bucket, server):
     trainer = actor(bucket)
     trainer.stop()
-    assert trainer.run(assign("a"), server.address) <= 1
-    assert trainer.run(assign("c"), server.address) <= 1
+    assert train(trainer, [assign("a")], server.address) <= 1
+    assert train(trainer, [assign("c")], server.address) <= 1
