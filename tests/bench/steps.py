@@ -19,7 +19,6 @@ from scopemill.trainer.loop import Loop
 from scopemill.trainer.wiring import Shape
 
 THREADS = os.cpu_count() or 1
-K = 64  # of TopK and BatchTopK
 ROUNDS, DENSE_ROUNDS = 9, 5
 SPARSE_GOALS = {"jumprelu": "<= 1.3", "topk": "<= 1.4", "batchtopk": "<= 1.4"}
 
@@ -30,6 +29,10 @@ class Size:
     d: int
     width: int
     l0: int  # of JumpReLU
+
+    def latents(self, architecture: str) -> int:
+        """How many of a row fire."""
+        return self.l0 if architecture == "jumprelu" else 64
 
     def __str__(self) -> str:
         return f"({self.batch}, {self.d}, {self.width})"
@@ -44,8 +47,8 @@ def white_noise(size: Size) -> torch.Tensor:
 
 
 def loop_of(architecture: str, size: Size, l0: float, **fields) -> Loop:
-    """A loop before its first step; of JumpReLU's latents ``l0`` fire on white noise, of the others K are kept."""
-    sparsity = 1e-3 if architecture == "jumprelu" else K
+    """A loop before its first step; on white noise ``l0`` latents of a row fire."""
+    sparsity = 1e-3 if architecture == "jumprelu" else l0
     recipe = {"architecture": architecture, "tokens": size.batch * 1000, "batch_size": size.batch, "log_every": 1000} | fields
     config = TrainConfig(template="gemma-scope", widths=[size.width], sparsities=[sparsity], **recipe).saes()[0]
     sae = initial_sae(config, Shape.square(size.d), torch.zeros(size.d))
@@ -64,7 +67,8 @@ def plain_of(loop: Loop) -> PlainJumpReluSae:
 
 def step_over_encoder(architecture: str, size: Size) -> Figure:
     """Seconds of a step over those of its one dense product that nothing can avoid, x W_enc^T."""
-    loop, x = loop_of(architecture, size, size.l0), white_noise(size)
+    loop, x = loop_of(architecture, size, size.latents(architecture)), white_noise(size)
+    loop.step(x)  # dense, as nothing is known of the density yet
     weights, product = loop.sae.W_enc.detach().clone(), torch.empty(size.batch, size.width)
     works = {"step": timed(lambda: loop.step(x)), "product": timed(lambda: torch.mm(x, weights.T, out=product))}
     figure = alternate(works, ROUNDS).figure(f"{architecture} step / encoder product {size}", "step", "product", SPARSE_GOALS[architecture])
