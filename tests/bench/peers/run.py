@@ -22,7 +22,7 @@ from steps import SIZES, SPARSE_GOALS, THREADS, Size, loop_of, white_noise  # no
 
 PACKAGES = {"sae-lens": "saelens.py", "dictionary-learning": "dictionaries.py"}
 GOALS = {"sae-lens": ">= 8"}
-ROUNDS = 5
+ROUNDS = 3
 TOLERANCE = 1e-4  # where a pre-activation lies within rounding of its threshold, it may fire or not
 
 
