@@ -22,7 +22,7 @@ def demo_figures() -> Iterator[Figure]:
     sparse = [row for row in rows if row["site"].startswith("resid") and row["l0"] <= 64]
     best = {row["hook"]: row for row in sorted(sparse, key=lambda row: row["recovered_zero"])}
     for hook, row in sorted(best.items()):
-        raw = {"L0, latents": row["l0"], "FVU, ": row["fvu"]}
+        raw = {"L0, latents": row["l0"], "FVU, share": row["fvu"]}
         yield Figure(f"demo, {hook}: best recovered_zero at L0 <= 64", row["recovered_zero"], ">= 0.90", raw)
 
 
