@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # What other packages need does not go together with what we need, so theirs have an environment of their own.
 INTEROP := .venv-interop
 
-.PHONY: demo test chaos test-interop bench lint clean
+.PHONY: demo test chaos test-interop bench bench-peers lint clean
 
 demo: $(READY)
 	@$(BIN)/scopemill demo
@@ -24,6 +24,9 @@ test-interop: $(READY)-test $(INTEROP)/.ready
 
 bench: $(READY)-test
 	@$(BIN)/python tests/bench/run.py
+
+bench-peers: $(READY)-test $(INTEROP)/.ready
+	@$(BIN)/python tests/bench/peers/run.py $(INTEROP)/bin/python
 
 lint: $(READY)-test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -43,7 +46,8 @@ $(READY)-test: $(READY)
 $(INTEROP)/.ready: tests/interop/requirements.txt
 	@test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
 	@echo "setting up $(INTEROP), once: some minutes"
-	@$(INTEROP)/bin/pip install -qq --disable-pip-version-check -r tests/interop/requirements.txt
+	@$(INTEROP)/bin/pip install -qq --disable-pip-version-check -r tests/interop/requirements.txt || \
+		{ echo "sae-lens and its peers could not be installed: that takes the network, once"; exit 1; }
 	@$(INTEROP)/bin/pip uninstall -qqy torchvision
 	@touch $@
 

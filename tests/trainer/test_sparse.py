@@ -10,6 +10,7 @@ from scopemill.trainer.config import OWN_ACTIVATION, SaeConfig
 from scopemill.trainer.entries import Entries, scan
 from scopemill.trainer.history import History
 from scopemill.trainer.kernels import backend, numba_loops
+from scopemill.trainer.kernels.backend import backend_for
 from scopemill.trainer.loop import DENSE_ABOVE, SPARSE_BELOW, Loop
 from scopemill.trainer.optimizer import Optimizer
 from scopemill.trainer.sae import Sae
@@ -120,6 +121,19 @@ def test_the_largest_of_each_row_are_numpys_even_where_values_are_equal(k):
     np.testing.assert_array_equal(np.sort(values, axis=1), np.sort(pre.numpy(), axis=1)[:, F - k :])
     np.testing.assert_array_equal(np.take_along_axis(pre.numpy(), latents.astype(int), axis=1), values)
     assert all(len(set(row)) == k for row in latents.tolist())
+
+
+def test_the_largest_are_those_with_the_bias_and_a_row_of_nans_keeps_nothing():
+    generator = torch.Generator().manual_seed(2)
+    products, bias = torch.randn(20, F, generator=generator), torch.randn(F, generator=generator)
+    products[7] = torch.nan
+    latents, values = backend_for(bias).largest(products, bias, 5)
+    wanted = (products + bias).sort(dim=1, descending=True)
+    for i in set(range(20)) - {7}:
+        order = values[i].argsort(descending=True)
+        assert latents[i][order].tolist() == wanted.indices[i, :5].tolist()
+        assert values[i][order].tolist() == wanted.values[i, :5].tolist()
+    assert values[7].isnan().all() and latents[7].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_entries_by_latents_are_those_by_rows():

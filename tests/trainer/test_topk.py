@@ -29,6 +29,17 @@ def test_of_a_batch_the_b_times_k_largest_are_kept_wherever_they_are():
     assert codes.frequency.tolist() == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
 
 
+@pytest.mark.parametrize("skew", [0.0, 30.0])
+def test_of_a_large_batch_too_wherever_a_sample_of_it_points(skew):
+    kept = CASES["batchtopk"].sae().activation
+    kept.k = 9
+    pre = torch.randn(50, 183, generator=torch.Generator().manual_seed(0))
+    pre.view(-1)[::61] += skew  # what the sample sees may be unlike the rest
+    largest = pre.flatten().topk(50 * 9).values
+    codes = kept.codes(DensePre(pre), CASES["batchtopk"].config)
+    assert codes.values[codes.values > 0].sort(descending=True).values.tolist() == largest.tolist()
+
+
 @pytest.mark.parametrize("name", ["topk", "batchtopk"])
 def test_a_batch_without_any_positive_value_is_no_trouble(name):
     case = CASES[name]

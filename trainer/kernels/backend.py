@@ -62,7 +62,10 @@ class Backend(ABC):
 
     @abstractmethod
     def largest(self, products: torch.Tensor, bias: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k largest of each row of products [B, F] plus bias [F]: latents and values, [B, k], in no particular order."""
+        """The k largest of each row of products [B, F] plus bias [F]: latents and values, [B, k], in no particular order.
+
+        Where rounding decides, either may be taken.
+        """
 
     @abstractmethod
     def by_latents(self, starts: torch.Tensor, latents: torch.Tensor, width: int) -> Columns:

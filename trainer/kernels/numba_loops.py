@@ -79,25 +79,45 @@ def largest(products, bias, k, bounds, latents, values):
     ``bounds[t]`` to ``bounds[t + 1]``; what is found does not depend on it.
     """
     width = products.shape[1]
+    every = np.arange(width).astype(np.int32)
     for t in prange(len(bounds) - 1):
-        guess, room = -np.inf, min(width, 8 * k + CHUNK)
+        guess, room = np.float32(-np.inf), min(width, 8 * k + CHUNK)
         candidates, at, row = np.empty(room, np.int32), np.empty(room, np.float32), np.empty(width, np.float32)
+        lower = np.empty(width, np.float32)
         for i in range(bounds[t], bounds[t + 1]):
             for j in range(width):
-                row[j] = products[i, j] + bias[j]
-            n = _above(row, guess, candidates, at, 0)
+                lower[j] = guess - bias[j]
+            n = _above(products[i], lower, candidates, at, 0)
             if k <= n <= room:
-                smallest = np.partition(at[:n], n - k)[n - k]
+                for c in range(n):
+                    at[c] += bias[candidates[c]]
+                smallest = _largest_of(at[:n], candidates[:n], k, latents[i], values[i])
             else:
-                smallest = np.partition(row, width - k)[width - k]
-            above = _above(row, smallest, latents[i], values[i], 0)
-            for j in range(width):  # then as many of its equals as there is room for
-                if above == k:
-                    break
-                if row[j] == smallest:
-                    latents[i, above], values[i, above] = j, row[j]
-                    above += 1
+                for j in range(width):
+                    row[j] = products[i, j] + bias[j]
+                smallest = _largest_of(row, every, k, latents[i], values[i])
             guess = smallest - np.float32(0.1) * abs(smallest)
+
+
+@njit(cache=True, nogil=True)
+def _largest_of(values, numbers, k, numbers_out, out):
+    """The k largest of the values and their numbers, of equals the first. Returns the smallest of them."""
+    smallest = np.partition(values, len(values) - k)[len(values) - k]
+    n = 0
+    for c in range(len(values)):
+        if values[c] > smallest:
+            numbers_out[n], out[n] = numbers[c], values[c]
+            n += 1
+    for c in range(len(values)):
+        if n == k:
+            break
+        if values[c] == smallest:
+            numbers_out[n], out[n] = numbers[c], values[c]
+            n += 1
+    while n < k:  # where all are NaN, nothing compares
+        numbers_out[n], out[n] = numbers[n], np.nan
+        n += 1
+    return smallest
 
 
 @_compiled()
