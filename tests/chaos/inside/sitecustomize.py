@@ -79,7 +79,7 @@ def journalled(client: type) -> None:
     def noted(self):
         with open(FOLDER / "journal", "a", buffering=1) as journal:
             for k, taken in batches(self):
-                (x, _), _ = taken
+                (x, *_), _ = taken
                 journal.write(f"{os.getpid()} {self._consumer} {k} {zlib.crc32(x.numpy().tobytes())}\n")
                 yield k, taken
 
