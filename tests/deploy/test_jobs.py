@@ -79,7 +79,7 @@ def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_pl
     finished = run(head, "submit", file)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert finished.stdout.count("500 / 500") == 2
-    assert "training 2 SAEs, 2 at once" in finished.stdout  # on both nodes, as each has room for one
+    assert "training 2 SAEs in 2 trainers" in finished.stdout  # on both nodes, as each has room for one
 
     (tmp_path / "plain").mkdir()
     plain = planned(tmp_path / "plain")
