@@ -941,7 +941,7 @@ def test_memory_is_used_again_however_long_a_stream_is(serve, processes, monkeyp
     assert CAPACITY <= stream.memory.count <= CAPACITY + 3 * client_module.CREDIT_BATCHES + 1
     soon(lambda: len(stream.memory.free) == stream.memory.count, "every slot comes back", 10)
     assert len({id(slot) for slot in stream.memory.free}) == stream.memory.count, "none comes back twice"
-    assert not stream.memory.dropped and not stream.slots and not stream.alone and not stream.memory._loans
+    assert not stream.memory.dropped and not stream.slots and not stream.alone and not any(stream.memory._loans.values())
 
 
 def test_memory_of_a_private_read_that_nobody_wants_any_more_comes_back(serve, monkeypatch):
