@@ -1,5 +1,9 @@
 """The sparse way through a step gives what the dense way gives: every architecture, every density, empty rows too."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -224,3 +228,19 @@ def test_a_step_takes_no_more_threads_than_torch_was_given():
         Loop(sae, config, History()).step(batch(sae)[0])
         assert numba.get_num_threads() == min(threads, numba.config.NUMBA_NUM_THREADS)
     torch.set_num_threads(before)
+
+
+def test_a_step_leaves_torch_the_threads_that_it_was_given():
+    """In a process of its own: numba launches its threads once, and then gives OpenMP, and so torch, all cores."""
+    code = """
+import torch
+torch.set_num_threads(1)
+from scopemill.trainer.kernels.backend import backend_for
+backend_for(torch.zeros(1)).begin_step()
+backend_for(torch.zeros(1)).moments(torch.ones(8, 4))
+print(torch.get_num_threads())
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    assert told.stdout == "1\n", told.stderr

@@ -11,7 +11,10 @@ from scopemill.trainer.kernels.backend import Adam, Backend, Columns, Found, off
 class NumbaBackend(Backend):
     def begin_step(self) -> None:
         """Trainers that share a machine must not each take all of it: loops run on as many threads as torch was given."""
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        threads = torch.get_num_threads()
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        if torch.get_num_threads() != threads:  # numba, when it launches its threads, gives OpenMP all cores, and so torch
+            torch.set_num_threads(threads)
 
     def moments(self, rows):
         total, squares = loops.moments(rows.numpy())
