@@ -7,7 +7,6 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.server import ActivationServer
-from scopemill.proto import metrics
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import ServerGone
 from scopemill.proto.wire import StreamSpec
@@ -20,14 +19,10 @@ ANSWER_SECONDS = 1.0
 class ServerActor:
     def __init__(self, bucket_url: str, config: ServerConfig, streams: int):
         self._server = ActivationServer(Bucket(bucket_url), config, streams)
-        self._metrics_address = metrics.expose()
 
     def address(self) -> str:
         """Where trainers connect: one that listens on every interface is reached at its node's address."""
         return self._server.address.replace("//0.0.0.0:", f"//{ray.util.get_node_ip_address()}:")
-
-    def metrics_address(self) -> str:
-        return self._metrics_address
 
     def expect(self, spec: StreamSpec, cursors: dict[str, int], stop: int) -> None:
         """Keep the window for trainers that will come together: their names, and the batch each begins with."""

@@ -1,34 +1,20 @@
 """What every phase of the driver does with its actors: list their metrics, hand out work, and end them in peace."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from scopemill.proto import metrics
+from scopemill.deploy.targets import Targets, expose
 from scopemill.proto.errors import ScopemillError
 
 POLL_SECONDS = 0.5
 DRAIN_SECONDS = 20.0  # for actors to commit what they have when a phase is broken off
 
 
-class Targets:
-    """The `file_sd` file: which processes expose metrics now, by role."""
-
-    def __init__(self, path: Path, sweep: str):
-        self.path = path
-        self._sweep = sweep
-        self._addresses: dict[str, list[str]] = {}
-
-    def set(self, role: str, addresses: list[str]) -> None:
-        self._addresses[role] = addresses
-        metrics.write_targets(self.path, self._sweep, {role: a for role, a in self._addresses.items() if a})
-
-
 class ActorGroup:
-    """Actors of one role for the length of a ``with``. Each has ``metrics_address`` and ``stop``.
+    """Actors of one role for the length of a ``with``, each of which has ``stop``. Their metrics are exposed and listed.
 
     If the block is broken off, by Ctrl-C or by an error, the actors are asked to stop and the calls noted in ``open``
     are given time to return, so that trainers can checkpoint. Then, as at any end, the actors are killed.
@@ -41,7 +27,7 @@ class ActorGroup:
 
     def __enter__(self) -> "ActorGroup":
         try:
-            self._addresses = get([actor.metrics_address.remote() for actor in self.actors])
+            self._addresses = get([self._expose(actor) for actor in self.actors])
             self._targets.set(self._role, self._addresses)
         except BaseException:
             self._end()
@@ -52,11 +38,15 @@ class ActorGroup:
         """Take in an actor that came up in place of one that died for good; ``old`` None: one more."""
         if old is None:
             self.actors.append(new)
-            self._addresses.append(get(new.metrics_address.remote()))
+            self._addresses.append(get(self._expose(new)))
         else:
             place = self.actors.index(old)
-            self.actors[place], self._addresses[place] = new, get(new.metrics_address.remote())
+            self.actors[place], self._addresses[place] = new, get(self._expose(new))
         self._targets.set(self._role, self._addresses)
+
+    def _expose(self, actor: Any) -> Any:
+        """The call that has an actor's process expose its metrics, and returns where."""
+        return actor.__ray_call__.remote(expose, self._targets.beyond)
 
     def __exit__(self, kind: type | None, *_) -> None:
         try:

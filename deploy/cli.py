@@ -3,7 +3,7 @@
 import json
 import signal
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -215,14 +215,19 @@ def keys(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folde
 @app.command()
 def monitor(
     port: Annotated[int, typer.Option(help="Where Prometheus listens, on loopback.")] = 9090,
-    targets: Annotated[str | None, typer.Option(metavar="FILE", help="A sweep's file_sd; else those of all sweeps here.")] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|URL", help="A sweep's file_sd, or http://<driver's node>:<metrics_port>/targets; else all sweeps here."),
+    ] = None,
 ):
-    """Run Prometheus, with our alerts, over the sweeps on this machine."""
+    """Run Prometheus, with our alerts, over the sweeps on this machine, or over one on a cluster."""
     from scopemill.deploy.monitoring.prometheus import config, prometheus
     from scopemill.proto.metrics import TARGETS
 
     folder = TARGETS.parent / "prometheus"
-    watched = str(Path(targets).absolute()) if targets else f"{TARGETS}/*.json"
+    watched = targets or f"{TARGETS}/*.json"
+    if "://" not in watched:
+        watched = str(Path(watched).absolute())
     with suppress(KeyboardInterrupt), prometheus(folder, config(watched), port) as (url, process):
         _print_facts({"Prometheus": url, "alerts": f"{url}/alerts", "sweeps": watched, "kept in": str(folder), "Ctrl-C": "ends it"})
         process.wait()
@@ -255,17 +260,19 @@ def _drive(file: str, overrides: list[str], phases: tuple[str, ...]) -> None:
 
     reporter = Reporter(console)
     driver = SweepDriver(plan, reporter)
-    reporter.say(f"sweep {plan.config.name}: {len(plan.saes)} SAEs at {len(plan.hooks)} hooks; metrics listed in {driver.targets.path}")
+    reporter.say(f"sweep {plan.config.name}: {len(plan.saes)} SAEs at {len(plan.hooks)} hooks")
     try:
-        with cluster() if driver.has_work(phases) else nullcontext():
-            _heed_signals()  # Ray has just put handlers of its own in their place
+        with ExitStack() as stack:
+            if driver.has_work(phases):
+                stack.enter_context(cluster())
+                _heed_signals()  # Ray has just put handlers of its own in their place
+                driver.check_nodes(phases)
+                reporter.say(f"metrics are listed in {stack.enter_context(driver.targets).places}")
             for phase in phases:
                 getattr(driver, phase)()
     except KeyboardInterrupt as interrupt:
         command = "scopemill " + " ".join(sys.argv[1:])
         raise Stopped(f"stopped; everything committed is kept. To continue: {command}") from interrupt
-    finally:
-        driver.targets.set("driver", [])  # nothing is amiss when it answers no more
     if "evaluate" in phases:
         _report(plan, reporter)
 

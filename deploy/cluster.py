@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from scopemill.proto.errors import InputError
+
 OBJECT_STORE_BYTES = 128 * 2**20  # plans and receipts only: activations never travel through it
 
 
@@ -75,6 +77,25 @@ def room_for(config: Needs) -> int:
     """How many such actors run at once in the cluster; at least one, which then waits for its place."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and config.labels.items() <= node["Labels"].items()]
     return max(1, sum(_room(have, config) for have in nodes))
+
+
+def check_place(section: str, config: Needs) -> None:
+    """InputError if no node that is there could ever run an actor of this section of the sweep file: Ray would wait without a word."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    labelled = [node for node in nodes if config.labels.items() <= node["Labels"].items()]
+    asked = ", ".join(f"{name}: {value}" for name, value in config.labels.items())
+    if not labelled:
+        told = sorted({f"{name}: {value}" for node in nodes for name, value in node["Labels"].items() if not name.startswith("ray.io/")})
+        raise InputError(
+            f"{section}.labels: none of the cluster's {len(nodes)} nodes has {{{asked}}}; there are {', '.join(told) or 'no labels'}: "
+            "give a node its label where it is started (ray start --labels), or leave it out"
+        )
+    if not any(_room(node["Resources"], config) for node in labelled):
+        with_label = f" with {{{asked}}}" if asked else ""
+        raise InputError(
+            f"{section}: no node{with_label} of the cluster has {config.cpus:g} CPUs and {config.gpus:g} GPUs, which one process of this "
+            f"section takes: lower {section}.cpus or {section}.gpus, or add a node"
+        )
 
 
 def _room(have: dict[str, float], config: Needs) -> int:

@@ -1,13 +1,14 @@
 """The driver: takes a plan through its phases on Ray. Each phase does what is not committed yet, so any may be run again."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from scopemill.deploy.actors import ActorGroup, Targets, ask, get
-from scopemill.deploy.cluster import needs, room_for
+from scopemill.deploy.actors import ActorGroup, ask, get
+from scopemill.deploy.cluster import check_place, needs, room_for
 from scopemill.deploy.plan import Pass, SweepPlan
 from scopemill.deploy.progress import Reporter
 from scopemill.deploy.rolling import RollingHarvest, announce, check_room
+from scopemill.deploy.targets import Targets
 from scopemill.deploy.training import Training, summary
 from scopemill.evaluator.actor import EvaluatorActor, Job, committed
 from scopemill.harvester.actor import IN_FLIGHT, HarvesterActor
@@ -17,13 +18,13 @@ from scopemill.trainer import checkpoint
 
 
 class SweepDriver:
-    """Call ``harvest``, ``train`` and ``evaluate`` in this order, inside a `cluster`."""
+    """Call ``harvest``, ``train`` and ``evaluate`` in this order, inside a `cluster` and inside ``targets``."""
 
     def __init__(self, plan: SweepPlan, reporter: Reporter):
         self.plan, self._reporter = plan, reporter
         default = metrics.TARGETS / f"{plan.config.name}.json"
-        self.targets = Targets(Path(plan.config.file_sd) if plan.config.file_sd else default, plan.config.name)
-        self.targets.set("driver", [metrics.expose()])
+        file = Path(plan.config.file_sd) if plan.config.file_sd else default
+        self.targets = Targets(file, plan.config.name, plan.config.metrics_port)
 
     def has_work(self, phases: Iterable[str]) -> bool:
         """Whether any phase finds something that is not committed: only then is a cluster needed."""
@@ -33,6 +34,17 @@ class SweepDriver:
             "evaluate": self.unevaluated,
         }
         return any(left[phase]() for phase in phases)
+
+    def check_nodes(self, phases: Collection[str]) -> None:
+        """InputError if what is left of these phases needs a node that the cluster does not have."""
+        config = self.plan.config
+        trains = "train" in phases and self.has_work(["train"])
+        if ("harvest" in phases and self.has_work(["harvest"])) or (trains and config.harvest.rolling):
+            check_place("harvest", config.harvest)
+        if trains:
+            check_place("train", config.train)
+        if "evaluate" in phases and (trains or self.has_work(["evaluate"])):
+            check_place("evaluation", config.evaluation)
 
     def harvest(self) -> None:
         """Pack, calibrate, and make every shard that is not committed; in rolling mode they are made when trainers need them.

@@ -7,10 +7,11 @@ from typing import Any
 import ray
 
 from scopemill.activation_server.order import Order
-from scopemill.deploy.actors import ActorGroup, Targets, get
+from scopemill.deploy.actors import ActorGroup, get
 from scopemill.deploy.cluster import needs
 from scopemill.deploy.plan import Pass
 from scopemill.deploy.progress import Reporter
+from scopemill.deploy.targets import Targets
 from scopemill.harvester.actor import IN_FLIGHT, HarvesterActor
 from scopemill.harvester.rolling import Rolling
 from scopemill.proto.bucket import Bucket

@@ -29,6 +29,13 @@ class SweepConfig(Config):
     server: ServerConfig = Field(ServerConfig(), description="The activation server.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="How checkpoints are measured.")
     file_sd: str | None = Field(None, description="Where Prometheus' file_sd file is written; absent: in the temporary folder.")
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="For a Prometheus elsewhere: metrics are exposed at the nodes' addresses, and listed at /targets at this port of the "
+        "driver's node (http_sd); absent: all on loopback.",
+    )
 
     @model_validator(mode="after")
     def _usable_names(self):

@@ -11,13 +11,14 @@ from ray.exceptions import ActorDiedError, RayError
 from rich.table import Table
 
 from scopemill.activation_server.actor import ServerActor, Whereabouts
-from scopemill.deploy.actors import POLL_SECONDS, ActorGroup, Targets, ask, get, ours
+from scopemill.deploy.actors import POLL_SECONDS, ActorGroup, ask, get, ours
 from scopemill.deploy.cluster import needs, on_node, room_for
 from scopemill.deploy.plan import Pass, PlannedSae
 from scopemill.deploy.pool import Pool, Slot
 from scopemill.deploy.progress import Reporter
 from scopemill.deploy.schedule import Ending, Entry, Schedule, streams_at_once
 from scopemill.deploy.stopping import EarlyStopping
+from scopemill.deploy.targets import Targets
 from scopemill.proto import metrics
 from scopemill.proto.dataset import DatasetManifest
 from scopemill.proto.errors import Conflict, InputError, ScopemillError

@@ -83,10 +83,6 @@ class Evaluator:
         self._text = load_text(self._bucket, dataset, model, card, config, context_length)
         self._baselines: dict[tuple[Hook, ...], Baseline] = {}
         self._stop = threading.Event()
-        self._metrics_address = metrics.expose()
-
-    def metrics_address(self) -> str:
-        return self._metrics_address
 
     def evaluate(self, job: Job) -> str:
         """Measure a checkpoint and commit it, unless that is done; returns the SAE's name."""

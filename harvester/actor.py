@@ -33,10 +33,6 @@ class Harvester:
         self._computing = threading.Lock()
         self._stop = threading.Event()
         self._rows_done = 0
-        self._metrics_address = metrics.expose()
-
-    def metrics_address(self) -> str:
-        return self._metrics_address
 
     def prepare(self) -> DatasetManifest:
         """Pack the corpus and fix the scales, unless that is done; returns the manifest."""

@@ -1,7 +1,7 @@
 """Every metric that any process of ours exposes, and the one way to expose them.
 
 Labels are bounded: a dataset, a stream, an SAE of the sweep. A process exposes its own on a free port of the address
-that it is given; the driver lists these places in a `file_sd` file for Prometheus.
+that it is given; the driver lists these places for Prometheus, in a `file_sd` file and, where asked to, by `http_sd`.
 """
 
 import json
@@ -75,7 +75,10 @@ EVALUATED_DELTA_LOSS = Gauge("scopemill_evaluated_delta_loss", "Delta loss of th
 SWEEP_SAES = Gauge("scopemill_sweep_saes", "SAEs of the pass in training, by state", ["state"])
 
 
-def expose(host: str = "127.0.0.1") -> str:
+LOOPBACK = "127.0.0.1"
+
+
+def expose(host: str = LOOPBACK) -> str:
     """Expose this process' metrics; returns ``host:port``."""
     disable_created_metrics()  # a second series for each counter, which nobody asks for
     server, _ = start_http_server(0, addr=host)
@@ -92,10 +95,15 @@ def timed(seconds: Counter) -> Iterator[None]:
         seconds.inc(time.perf_counter() - start)
 
 
-def write_targets(path: Path, sweep: str, targets: dict[str, list[str]]) -> None:
-    """Write Prometheus' `file_sd` file: per role the addresses of its processes. Readers never see half of it."""
-    groups = [{"targets": sorted(addresses), "labels": {"role": role, "sweep": sweep}} for role, addresses in sorted(targets.items())]
+def listed(sweep: str, targets: dict[str, list[str]]) -> str:
+    """What Prometheus' `file_sd` and `http_sd` take: per role the addresses of its processes."""
+    roles = sorted(targets.items())
+    return json.dumps([{"targets": sorted(addresses), "labels": {"role": role, "sweep": sweep}} for role, addresses in roles], indent=1)
+
+
+def write_targets(path: Path, text: str) -> None:
+    """Write Prometheus' `file_sd` file. Readers never see half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(groups, indent=1))
+    temporary.write_text(text)
     os.replace(temporary, path)

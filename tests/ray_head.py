@@ -1,4 +1,7 @@
-"""A Ray cluster of two nodes as an operator starts it, with the Jobs API and token authentication, on loopback."""
+"""A Ray cluster of two nodes as an operator starts it, with the Jobs API and token authentication, on loopback.
+
+Each node has an address of its own, so where a process is can be told by where it listens; the second one has a label.
+"""
 
 import os
 import secrets
@@ -15,6 +18,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 START_SECONDS, END_SECONDS = 90, 90
+FIRST, SECOND = "127.0.0.1", "127.0.0.2"
+LABEL = {"room": "second"}
 
 
 @contextmanager
@@ -22,21 +27,24 @@ def ray_head() -> Iterator[tuple[str, dict[str, str]]]:
     """Two nodes of one CPU each. The dashboard's address, and the environment of those who know the token."""
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("RAY_ADDRESS", None)
+    environment["PIP_NO_DEPS"] = "1"  # Ray installs a job's wheel by pip; what it depends on is here
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # jobs call ``python``
     folder = tempfile.mkdtemp(prefix="mill-", dir="/tmp")  # short: the paths of Ray's sockets have to fit in 107 bytes
     gcs, dashboard, client, *agents = free_ports(5)
     head = ["--head", f"--port={gcs}", f"--temp-dir={folder}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     with ExitStack() as nodes:
         nodes.callback(shutil.rmtree, folder, ignore_errors=True)
-        process = nodes.enter_context(_node([*head, f"--dashboard-agent-listen-port={agents[0]}"], environment))
+        process = nodes.enter_context(_node(FIRST, [*head, f"--dashboard-agent-listen-port={agents[0]}"], environment))
         _wait_until_up(process, f"http://127.0.0.1:{dashboard}/api/version", environment["RAY_AUTH_TOKEN"])
-        nodes.enter_context(_node([f"--address=127.0.0.1:{gcs}", f"--dashboard-agent-listen-port={agents[1]}"], environment))
+        labels = ",".join(f"{name}={value}" for name, value in LABEL.items())
+        other = [f"--address={FIRST}:{gcs}", f"--labels={labels}", f"--dashboard-agent-listen-port={agents[1]}"]
+        nodes.enter_context(_node(SECOND, other, environment))
         yield f"http://127.0.0.1:{dashboard}", environment
 
 
 @contextmanager
-def _node(options: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
-    command = [Path(sys.executable).with_name("ray"), "start", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=1",
+def _node(address: str, options: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
+    command = [Path(sys.executable).with_name("ray"), "start", "--block", f"--node-ip-address={address}", "--num-cpus=1",
                "--object-store-memory=134217728", *options]  # fmt: skip
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:

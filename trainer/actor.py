@@ -24,10 +24,6 @@ class Trainer:
         self._run: Run | None = None
         self._stopping = False
         self._lock = threading.Lock()  # between a run's beginning and the words that end it
-        self._metrics_address = metrics.expose()
-
-    def metrics_address(self) -> str:
-        return self._metrics_address
 
     def node(self) -> str:
         """The id of the Ray node that this process is on."""

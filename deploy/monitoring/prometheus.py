@@ -20,16 +20,18 @@ START_SECONDS = 60.0
 
 
 def config(targets: str, ray_targets: str = RAY_TARGETS, scrape_seconds: float = SCRAPE_SECONDS) -> dict[str, Any]:
-    """Two jobs: our processes, from the drivers' `file_sd` files, and Ray's own, from Ray's. Both are paths with ``*`` in the last part."""
+    """Two jobs: our processes, as drivers list them, and Ray's own, as Ray does. Both are listed at a URL, or in files: ``*`` may be in
+    the path's last part."""
     interval = f"{scrape_seconds * 1000:.0f}ms"
-    jobs = [
-        {"job_name": job, "file_sd_configs": [{"files": [files], "refresh_interval": interval}]}
-        for job, files in (("scopemill", targets), ("ray", ray_targets))
-    ]
+
+    def job(name: str, place: str) -> dict[str, Any]:
+        kind, found = ("http", {"url": place}) if "://" in place else ("file", {"files": [place]})
+        return {"job_name": name, f"{kind}_sd_configs": [found | {"refresh_interval": interval}]}
+
     return {
         "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
         "rule_files": ["alerts.yml"],
-        "scrape_configs": jobs,
+        "scrape_configs": [job("scopemill", targets), job("ray", ray_targets)],
     }
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import tiny_sweep
 import yaml
-from ray_head import ray_head
+from ray_head import FIRST, LABEL, SECOND, free_ports, ray_head
 from rich.console import Console
 
 from scopemill.deploy.driver import SweepDriver
@@ -27,6 +28,7 @@ from scopemill.proto.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 STEPS, CHECKPOINT_EVERY = 500, 50
+OTHER_VERSION = "0.0.7"
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,24 @@ def run(head: tuple[str, dict[str, str]], *arguments: str, **environment: str) -
 
 def steps(plan: SweepPlan) -> list[int]:
     return [sae.step for sae in read_status(plan).saes]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built through the link in `.import`, which setuptools follows. Of another version, so that it can be told from what is here."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for path in package_files() | {"pyproject.toml", "README.md"}:
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, source / path)
+    project = source / "pyproject.toml"
+    project.write_text(re.sub('^version = ".*"$', f'version = "{OTHER_VERSION}"', project.read_text(), flags=re.MULTILINE))
+    (source / ".import").mkdir()
+    (source / ".import" / "scopemill").symlink_to("..")
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
+    subprocess.run(build, check=True, capture_output=True, timeout=120)
+    (built,) = folder.glob(f"scopemill-{OTHER_VERSION}-*.whl")
+    return built
 
 
 @pytest.mark.timeout(900)  # two Ray clusters and three sweeps, on a machine that may be busy
@@ -94,6 +114,42 @@ def ray_job_stop(head: tuple[str, dict[str, str]], job: str) -> None:
     address, known = head
     headers = {"Authorization": f"Bearer {known['RAY_AUTH_TOKEN']}"}
     urllib.request.urlopen(urllib.request.Request(f"{address}/api/jobs/{job}/stop", b"", headers), timeout=30).close()
+
+
+def test_a_wheel_runs_where_its_labels_say_and_lists_its_processes_for_a_prometheus_elsewhere(head, wheel, tmp_path):
+    (port,) = free_ports(1)
+    train = {"labels": LABEL, "sparsities": [1e-3], "tokens": 256 * 24}
+    data = tiny_sweep.sweep(str(tmp_path / "bucket"), tiny_sweep.write_text(tmp_path), harvest={"layers": [3]}, train=train)
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(data | {"name": "wheeled", "metrics_port": port, "file_sd": str(tmp_path / "targets.json")}))
+    address, known = head
+    environment = json.dumps({"py_modules": [str(wheel)], "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "90"}})
+    command = ["ray", "job", "submit", "--address", address, "--runtime-env-json", environment, "--", "python", "-m", "scopemill.deploy"]
+    listed: dict[str, set[str]] = {}
+    last = None
+    with subprocess.Popen([*command, "sweep", str(file)], env=known, stdout=subprocess.PIPE, text=True) as job:
+        while job.poll() is None:
+            answer = asked(f"http://{FIRST}:{port}/targets")
+            for group in answer or ():
+                listed.setdefault(group["labels"]["role"], set()).update(group["targets"])
+            last = answer if answer is not None else last
+            time.sleep(0.1)
+        assert job.returncode == 0, job.stdout.read()
+    assert listed.keys() == {"driver", "harvester", "activation_server", "trainer", "evaluator"} and last == []
+    assert {place.split(":")[0] for role in ("trainer", "activation_server") for place in listed[role]} == {SECOND}
+    assert {place.split(":")[0] for place in listed["driver"]} == {FIRST}
+    plan = plan_sweep(load_sweep(str(file)))
+    (sae,) = plan.saes
+    assert json.loads(plan.bucket.read(sae.layout.provenance))["scopemill"] == OTHER_VERSION
+
+
+def asked(url: str) -> list[dict] | None:
+    """None while nobody listens there."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return json.load(answer)
+    except OSError:
+        return None
 
 
 def test_a_running_sweep_is_not_submitted_twice_and_stops_when_told(head, tmp_path):
@@ -146,17 +202,7 @@ def test_what_travels_is_all_of_the_package_and_it_runs_from_there(tmp_path):
     assert version and all(Path(place).resolve().is_relative_to(tmp_path) for place in places)
 
 
-def test_the_wheel_holds_every_file_of_the_package(tmp_path):
-    """It is built through the link in `.import`, which setuptools follows; an image installs it."""
-    source = tmp_path / "source"
-    for path in package_files() | {"pyproject.toml", "README.md"}:
-        (source / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / path, source / path)
-    (source / ".import").mkdir()
-    (source / ".import" / "scopemill").symlink_to("..")
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
-    subprocess.run(build, check=True, capture_output=True, timeout=120)
-    (wheel,) = tmp_path.glob("scopemill-*.whl")
+def test_the_wheel_holds_every_file_of_the_package(wheel):
     held = {name.removeprefix("scopemill/") for name in zipfile.ZipFile(wheel).namelist()}
     assert package_files() - held == {"proto/README.md", "deploy/Dockerfile"}
 

@@ -15,6 +15,7 @@ import yaml
 
 from scopemill.deploy.jobs import STOP_SECONDS
 from scopemill.deploy.sweep import load_sweep
+from scopemill.deploy.targets import LAST_WORD_SECONDS
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
@@ -98,3 +99,20 @@ def test_the_monitor_selects_the_pods_by_their_label_and_port():
     (monitor,) = of_kind("PodMonitor")
     assert monitor["spec"]["selector"]["matchLabels"] == {"app": "scopemill"}
     assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
+
+
+def test_prometheus_finds_our_processes_where_the_driver_lists_them():
+    (service,) = of_kind("Service")
+    (scrape,) = of_kind("ScrapeConfig")
+    (carried,) = of_kind("ConfigMap")
+    (port,) = service["spec"]["ports"]
+    (found,) = scrape["spec"]["httpSDConfigs"]
+    assert found["url"] == f"http://{service['metadata']['name']}.default.svc:{port['port']}/targets"
+    assert float(found["refreshInterval"].removesuffix("s")) < LAST_WORD_SECONDS
+    assert scrape["spec"]["relabelings"] == [{"targetLabel": "job", "replacement": "scopemill"}]  # as alerts and dashboards call it
+    assert yaml.safe_load(carried["data"]["sweep.yaml"])["metrics_port"] == port["port"]
+    # Drivers run on the head, which KubeRay labels so.
+    assert service["spec"]["selector"] == {"app": "scopemill", "ray.io/node-type": "head"}
+    for cluster in clusters():
+        (container,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+        assert {"name": "targets", "containerPort": port["port"]} in container["ports"]

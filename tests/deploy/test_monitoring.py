@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,9 @@ from scopemill.deploy.monitoring.promql import name_of
 from scopemill.deploy.plan import SweepPlan, plan_sweep
 from scopemill.deploy.progress import Reporter
 from scopemill.deploy.sweep import parse_sweep
+from scopemill.deploy.targets import Targets
 from scopemill.proto import metrics
+from scopemill.proto.errors import InputError
 
 DOCS = Path(__file__).parents[2] / "docs" / "monitoring.md"
 QUERIES = [
@@ -233,9 +235,10 @@ def watched(tmp_path_factory, ray_cluster) -> Iterator[tuple[Prometheus, SweepPl
     with prometheus(folder / "prometheus", scraping, free_port()) as (url, _):
         asked = Prometheus(url, time.time())
         driver = SweepDriver(plan, Patient(asked, folder / "targets.json"))
-        driver.harvest()
-        driver.train()
-        driver.evaluate()
+        with driver.targets:
+            driver.harvest()
+            driver.train()
+            driver.evaluate()
         yield asked, plan
 
 
@@ -285,6 +288,43 @@ def test_the_series_of_a_trainer_are_few(watched):
     asked, _ = watched
     counts = asked.over_time('count by (instance) ({__name__=~"scopemill_.*",role="trainer"})')
     assert max(int(value) for series in counts for _, value in series["values"]) <= 20
+
+
+@needs_prometheus
+def test_beyond_this_machine_prometheus_asks_the_driver_and_hears_its_last_word(tmp_path, ray_cluster):
+    port = free_port()
+    targets = Targets(tmp_path / "targets.json", "far", port)
+    with prometheus(tmp_path, config(f"http://127.0.0.1:{port}/targets", scrape_seconds=SCRAPE_SECONDS), free_port()) as (url, _):
+        prom = Prometheus(url, time.time())
+
+        def scraped() -> dict[str, str]:
+            active = prom.ask("targets")["activeTargets"]
+            return {t["labels"]["role"]: t["health"] for t in active if t["labels"]["job"] == "scopemill"}
+
+        with targets:
+            assert targets.places.endswith(f"and at http://127.0.0.1:{port}/targets")
+            await_that(lambda: scraped() == {"driver": "up"})
+            targets.set("trainer", ["127.0.0.1:9"])
+            await_that(lambda: scraped() == {"driver": "up", "trainer": "down"})
+            targets.set("trainer", [])
+            with pytest.raises(InputError, match=f"metrics_port: port {port} of 127.0.0.1 cannot be listened on, Address already in use"):
+                Targets(tmp_path / "other.json", "second", port).__enter__()
+        await_that(lambda: scraped() == {})  # though nobody answers there any more
+
+
+def await_that(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_who_asks_a_driver_is_told_its_list_and_nothing_else(ray_cluster, tmp_path):
+    port = free_port()
+    with Targets(tmp_path / "targets.json", "far", port):
+        for path in ("/metrics", "/", "/targets/../targets"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10)
 
 
 MONITOR = [sys.executable, "-m", "scopemill.deploy", "monitor"]

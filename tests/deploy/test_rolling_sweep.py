@@ -23,12 +23,12 @@ def text(tmp_path_factory) -> Path:
     return tiny_sweep.write_text(tmp_path_factory.mktemp("text"))
 
 
-def plan_of(folder: Path, text: Path, rolling: int | None, **train) -> SweepPlan:
+def plan_of(folder: Path, text: Path, rolling: int | None, harvest: dict | None = None, **train) -> SweepPlan:
     folder.mkdir(exist_ok=True)
     data = tiny_sweep.sweep(
         str(folder / "bucket"),
         text,
-        harvest={"layers": [1], "tokens": 512 * SHARDS, "rows_per_shard": 512, "cpus": 0.5} | ({"rolling": rolling} if rolling else {}),
+        harvest={"layers": [1], "tokens": 512 * SHARDS, "rows_per_shard": 512, "cpus": 0.5, "rolling": rolling} | (harvest or {}),
         train={"batch_size": 128, "tokens": 128 * 72, "checkpoint_every": 8} | train,  # an epoch and a half
     )
     return planned(folder, data)
@@ -38,11 +38,11 @@ def plan_of(folder: Path, text: Path, rolling: int | None, **train) -> SweepPlan
 def watched(plan: SweepPlan) -> Iterator[list[int]]:
     """How many shards lie on disk, whole or begun, looked at again and again."""
     counts, stop = [0], threading.Event()
-    folder = Path(plan.bucket.url) / plan.passes[0].harvest.layout.root / "shards"
+    folder = Path(plan.bucket.url) / "activations"
 
     def look() -> None:
         while not stop.wait(0.02):
-            counts.append(len(list(folder.glob("*.zarr"))))
+            counts.append(len(list(folder.glob("*/shards/*.zarr"))))
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -101,6 +101,20 @@ def test_a_rolling_sweep_that_was_broken_off_goes_on_and_ends_with_the_same_bits
     assert not all(plan.bucket.exists(sae.layout.config) for sae in plan.saes)
     SweepDriver(plan, quiet()).train()
     assert weights(plan) == weights(kept)
+
+
+def test_rolling_in_two_passes_ends_with_the_same_bits_in_the_room_of_one(tmp_path, text, kept):
+    row = 192 * 2 + 16  # bytes, of one hook in bfloat16 and of the labels
+    plan = plan_of(tmp_path, text, AHEAD, harvest={"layers": [0, 1], "memory_gib": 2 * 512 * (row + 1) / 2**30})
+    assert [part.harvest.hooks[0].layer for part in plan.passes] == [0, 1]
+    driver = SweepDriver(plan, quiet())
+    driver.harvest()
+    with watched(plan) as counts:
+        driver.train()
+    assert weights(plan).items() > weights(kept).items(), "the second pass is the layer that was kept"
+    assert 2 <= max(counts) <= AHEAD
+    assert not [path for path in plan.bucket.find("activations") if "/shards/" in path or "/commits/" in path]
+    assert not driver.has_work(("harvest", "train"))
 
 
 def test_what_was_harvested_to_be_kept_is_not_deleted(kept, text):

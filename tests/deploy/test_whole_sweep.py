@@ -70,7 +70,7 @@ def finished(tmp_path_factory, text, ray_cluster) -> Iterator[tuple[SweepPlan, S
     data = tiny_sweep.sweep(str(folder / "bucket"), text) | {"file_sd": str(folder / "targets.json")}
     plan = planned(folder, data)
     driver = SweepDriver(plan, quiet())
-    with Scraper(folder / "targets.json") as scraper:
+    with driver.targets, Scraper(folder / "targets.json") as scraper:
         driver.harvest()
         driver.train()
         driver.evaluate()

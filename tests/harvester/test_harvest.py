@@ -22,6 +22,7 @@ from scopemill.harvester.config import CorpusConfig, HarvestConfig
 from scopemill.harvester.preparation import load_sequences
 from scopemill.harvester.shard import write_shard
 from scopemill.harvester.task import HarvestTask, identity
+from scopemill.proto import metrics
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import committed_shards, read_commit, read_manifest, vector
 from scopemill.proto.errors import Conflict, CorpusError, Stopped
@@ -38,7 +39,6 @@ CONFIG = HarvestConfig(
     calibration_rows=10**6, sequences_per_forward=7, seed=11, cpus=1,
 )  # fmt: skip
 
-EXPOSE = actor.metrics.expose
 Place = tuple[int, int]  # document, position
 
 
@@ -109,9 +109,8 @@ class Setting:
 
 @pytest.fixture(autouse=True)
 def light_harvesters(lm, monkeypatch) -> None:
-    """Harvesters take the model that is loaded already, and open no port for their metrics."""
+    """Harvesters take the model that is loaded already."""
     monkeypatch.setattr(actor, "LanguageModel", lambda model: lm)
-    monkeypatch.setattr(actor.metrics, "expose", lambda: "nowhere")
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +173,6 @@ def done(tmp_path_factory, lm, model, card, corpus) -> Setting:
     """A harvest in bfloat16, as is the default."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(actor, "LanguageModel", lambda model: lm)
-        patch.setattr(actor.metrics, "expose", lambda: "nowhere")
         return Setting(Bucket(str(tmp_path_factory.mktemp("bucket"))), model, card, corpus).harvest()
 
 
@@ -333,10 +331,8 @@ def test_a_harvester_counts_its_rows(setting):
     assert harvester.rows_done() == ROWS
 
 
-def test_a_harvester_exposes_what_it_did_as_metrics(setting, monkeypatch):
-    monkeypatch.setattr(actor.metrics, "expose", EXPOSE)
-    harvester = setting.harvester()
-    address = harvester.metrics_address()
+def test_what_a_harvester_did_is_exposed_as_metrics(setting):
+    harvester, address = setting.harvester(), metrics.expose()
     assert address.startswith("127.0.0.1:")
 
     def exposed(name: str) -> float:
