@@ -1,6 +1,18 @@
 """SAE architectures, their training, and finished SAEs in and out."""
 
-from scopemill.trainer.formats import load_sae
-from scopemill.trainer.sae import Sae
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scopemill.trainer.formats import load_sae
+    from scopemill.trainer.sae import Sae
 
 __all__ = ["Sae", "load_sae"]
+_PLACES = {"Sae": "scopemill.trainer.sae", "load_sae": "scopemill.trainer.formats"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when they are asked for: who only reads a sweep file should not wait for torch."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

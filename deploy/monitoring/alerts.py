@@ -33,7 +33,7 @@ ALERTS = (
     Alert(
         "ProcessSilent", 'up{job="scopemill"}', "<", 1, "1m", "critical",
         "{{ $labels.role }} at {{ $labels.instance }} of sweep {{ $labels.sweep }} does not answer",
-        "Look at its log in Ray. A trainer, harvester or evaluator is started again by Ray, at another port, which is not listed; if the "
+        "Look at its log in Ray. A trainer, harvester or evaluator is started again by Ray, but not its metrics; if the "
         "driver itself is gone, run the same command again: it goes on where it was.",
     ),
     Alert(

@@ -15,6 +15,7 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / ".import")]
@@ -64,12 +65,16 @@ def scraped(address: str) -> dict[str, float]:
         return {s.name: s.value for family in text_string_to_metric_families(answer.read().decode()) for s in family.samples}
 
 
-def submitted(head: tuple[str, dict[str, str]], file: Path) -> list[float]:
-    """Seconds of each of the phases. The sweep is run to its end."""
+def command(head: tuple[str, dict[str, str]], file: Path) -> dict[str, Any]:
+    """That submits a sweep and follows it to its end."""
     address, environment = head
-    command = [sys.executable, "-m", "scopemill.deploy", "submit", str(file), "--address", address]
+    return {"args": [sys.executable, "-m", "scopemill.deploy", "submit", str(file), "--address", address], "env": environment}
+
+
+def submitted(head: tuple[str, dict[str, str]], file: Path) -> list[float]:
+    """Seconds of each of the phases."""
     watch, began = Watch(file.with_name("targets.json")), time.time()
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(**command(head, file), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline().startswith("submitted")
         sent = time.time()
         while not watch.look():
@@ -100,8 +105,10 @@ def main() -> None:
     console = Console(width=140)
     console.print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}, {datetime.date.today()}")
     with tempfile.TemporaryDirectory(prefix="scopemill-first-") as temporary, ray_head() as head:
-        # The first harvests, and leaves files in the system's cache and the code on the nodes.
-        told = [submitted(head, write_sweep(Path(temporary), f"round-{i}", 1e-3 * (i + 1))) for i in range(rounds + 1)][1:]
+        first, *others = (write_sweep(Path(temporary), f"round-{i}", 1e-3 * (i + 1)) for i in range(rounds + 1))
+        # It harvests, and leaves files in the system's cache and the code on the nodes.
+        subprocess.run(**command(head, first), check=True, stdout=subprocess.DEVNULL)
+        told = [submitted(head, file) for file in others]
     table = Table("phase", "seconds", *[f"round {i + 1}" for i in range(rounds)], title=f"medians of {rounds} rounds", title_justify="left")
     for phase, of_rounds in zip((*PHASES, "all"), [*zip(*told, strict=True), tuple(map(sum, told))], strict=True):
         table.add_row(phase, f"{statistics.median(of_rounds):.1f}", *[f"{seconds:.1f}" for seconds in of_rounds])

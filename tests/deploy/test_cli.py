@@ -38,6 +38,11 @@ def test_help_does_not_wait_for_heavy_imports_and_lists_the_commands(tmp_path):
         assert command in shown.stdout
 
 
+def test_who_submits_or_mistypes_does_not_wait_for_torch():
+    code = "import sys, scopemill.deploy.jobs, scopemill.deploy.sweep; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
 def test_a_wrong_field_is_one_sentence_on_stderr_and_exit_code_2(folder):
     told = run(folder, "sweep", "sweep.yaml", "--set", "train.bandwith=1")
     assert told.returncode == 2 and not told.stdout

@@ -3,6 +3,7 @@
 The schemas are KubeRay's to keep: give their folder as ``KUBERAY_CRDS`` (``ray-operator/config/crd/bases`` of its repository).
 """
 
+import json
 import os
 import tomllib
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from zmq.auth import load_certificate
 
+from scopemill.activation_server.keys import ServerKeys, TrainerKeys, make_keys
 from scopemill.deploy.jobs import STOP_SECONDS
 from scopemill.deploy.sweep import load_sweep
 from scopemill.deploy.targets import LAST_WORD_SECONDS
@@ -84,6 +87,19 @@ def test_every_pod_is_contained_probed_and_given_its_bucket_by_a_secret():
         assert container["readinessProbe"] and container["livenessProbe"]
         assert not container["securityContext"]["allowPrivilegeEscalation"]
         assert {"name": "metrics", "containerPort": 8080} in container["ports"]
+
+
+def test_the_keys_that_a_secret_can_hold_are_those_that_servers_and_trainers_load(tmp_path):
+    make_keys(tmp_path / "made")
+    held = {path.name: path for path in (tmp_path / "made").iterdir() if path.is_file()}  # as kubectl's --from-file takes a folder
+    (volumes,) = {json.dumps(v["secret"]) for pod in pods() for v in pod["spec"]["volumes"] if v["name"] == "keys"}
+    for item in json.loads(volumes)["items"]:
+        place = tmp_path / "mounted" / item["path"]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(held[item["key"]].read_bytes())
+    server, trainer = ServerKeys.load(str(tmp_path / "mounted")), TrainerKeys.load(str(tmp_path / "mounted"))
+    assert trainer.server == server.public
+    assert load_certificate(server.allowed / "trainer.key")[0] == trainer.public
 
 
 def test_every_cluster_asks_for_a_token_and_runs_the_ray_and_the_version_that_are_pinned():
