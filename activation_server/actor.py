@@ -26,7 +26,9 @@ class ServerActor:
 
     def expect(self, spec: StreamSpec, cursors: dict[str, int], stop: int) -> None:
         """Keep the window for trainers that will come together: their names, and the batch each begins with."""
-        for consumer, cursor in cursors.items():
+        # The hindmost first, so that the window opens there. Were it to move back, the reader might wait by then for a shard further on,
+        # and in rolling mode for ever: that is not made before the hindmost has gone on.
+        for consumer, cursor in sorted(cursors.items(), key=lambda of_consumer: of_consumer[1]):
             self._server.expect(spec, consumer, cursor, stop)
 
     def expect_no_more(self, spec: StreamSpec, consumer: str) -> None:

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 START_SECONDS, END_SECONDS = 90, 90
-FIRST, SECOND = "127.0.0.1", "127.0.0.2"
+FIRST, SECOND = "127.0.0.2", "127.0.0.3"  # instead of 127.0.0.1 Ray would take the machine's own address
 LABEL = {"room": "second"}
 
 

@@ -38,7 +38,7 @@ def test_only_what_is_left_of_the_phases_asked_for_has_to_find_a_node(tmp_path, 
     driver = driver_of(tmp_path, text, train={"labels": {"room": "b"}}, evaluation={"cpus": 50})
     driver.check_nodes(["harvest"])
     driver.check_nodes(["evaluate"])  # there is no checkpoint yet
-    rolling = {"labels": {"room": "b"}, "rolling": 2}
+    rolling = {"labels": {"room": "b"}, "rolling": 3}
     driver = driver_of(tmp_path, text, harvest=rolling, train={"checkpoint_every": 8})
     with pytest.raises(InputError, match="harvest.labels"):
         driver.check_nodes(["train"])  # its shards are made while it trains
