@@ -292,9 +292,9 @@ def test_the_series_of_a_trainer_are_few(watched):
 
 @needs_prometheus
 def test_beyond_this_machine_prometheus_asks_the_driver_and_hears_its_last_word(tmp_path, ray_cluster):
-    port = free_port()
+    host, port = ray.util.get_node_ip_address(), free_port()
     targets = Targets(tmp_path / "targets.json", "far", port)
-    with prometheus(tmp_path, config(f"http://127.0.0.1:{port}/targets", scrape_seconds=SCRAPE_SECONDS), free_port()) as (url, _):
+    with prometheus(tmp_path, config(f"http://{host}:{port}/targets", scrape_seconds=SCRAPE_SECONDS), free_port()) as (url, _):
         prom = Prometheus(url, time.time())
 
         def scraped() -> dict[str, str]:
@@ -302,12 +302,11 @@ def test_beyond_this_machine_prometheus_asks_the_driver_and_hears_its_last_word(
             return {t["labels"]["role"]: t["health"] for t in active if t["labels"]["job"] == "scopemill"}
 
         with targets:
-            assert targets.places.endswith(f"and at http://127.0.0.1:{port}/targets")
-            await_that(lambda: scraped() == {"driver": "up"})
+            assert targets.places.endswith(f"and at http://{host}:{port}/targets")
             targets.set("trainer", ["127.0.0.1:9"])
             await_that(lambda: scraped() == {"driver": "up", "trainer": "down"})
             targets.set("trainer", [])
-            with pytest.raises(InputError, match=f"metrics_port: port {port} of 127.0.0.1 cannot be listened on, Address already in use"):
+            with pytest.raises(InputError, match=f"metrics_port: port {port} of {host} cannot be listened on, Address already in use"):
                 Targets(tmp_path / "other.json", "second", port).__enter__()
         await_that(lambda: scraped() == {})  # though nobody answers there any more
 
@@ -320,11 +319,11 @@ def await_that(holds: Callable[[], bool]) -> None:
 
 
 def test_who_asks_a_driver_is_told_its_list_and_nothing_else(ray_cluster, tmp_path):
-    port = free_port()
+    host, port = ray.util.get_node_ip_address(), free_port()
     with Targets(tmp_path / "targets.json", "far", port):
         for path in ("/metrics", "/", "/targets/../targets"):
             with pytest.raises(urllib.error.HTTPError, match="404"):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10)
+                urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=10)
 
 
 MONITOR = [sys.executable, "-m", "scopemill.deploy", "monitor"]
