@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import yaml
@@ -48,12 +49,12 @@ class Jobs:
         if earlier and not earlier[-1].status.is_terminal():
             raise InputError(f"sweep {config.name} is running on {self._address} already: stop it, or follow it with scopemill logs")
         with self._errors(), tempfile.TemporaryDirectory() as folder:
-            pack(Path(folder), config, installed)
+            packed = pack(Path(folder), config, installed)
             self._client.submit_job(
                 entrypoint="python -m scopemill.deploy sweep sweep.yaml",
                 submission_id=f"{config.name}-{len(earlier) + 1}",  # of two who submit at once, Ray refuses one
                 metadata={_SWEEP: config.name},
-                runtime_env={"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | environment},
+                runtime_env=packed | {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | environment},
             )
 
     def follow(self, sweep: str, write: Callable[[str], object]) -> None:
@@ -114,22 +115,25 @@ class Jobs:
             raise InputError(f"the cluster at {self._address} cannot be used: {reason}") from error
 
 
-def pack(folder: Path, config: SweepConfig, installed: bool) -> None:
-    """Fill a job's working folder: the sweep file and, unless it is installed there, the package as it is here.
+def pack(folder: Path, config: SweepConfig, installed: bool) -> dict[str, Any]:
+    """Put into a folder what travels, and return it as Ray's ``runtime_env`` takes it: the sweep file and, unless it is installed there,
+    the package as it is here.
 
-    Its metadata goes with it, so that the code knows its version. A wheel would do too, but Ray installs a wheel's
-    dependencies anew on every node.
+    The package is apart from the sweep: nodes keep it, compiled, until its code changes. Its metadata goes along, so that it
+    knows its version.
     """
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    job, package = folder / "job", folder / "scopemill"
+    job.mkdir()
+    (job / "sweep.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     if installed:
-        return
+        return {"working_dir": str(job)}
     for room in ROOMS:
-        here = Path(__file__).parents[1] / room
-        shutil.copytree(here, folder / "scopemill" / room, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        shutil.copytree(Path(__file__).parents[1] / room, package / room, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     distribution = metadata.distribution("scopemill")
-    place = folder / f"scopemill-{distribution.version}.dist-info"
+    place = job / f"scopemill-{distribution.version}.dist-info"
     place.mkdir()
     (place / "METADATA").write_text(distribution.read_text("METADATA") or "")
+    return {"working_dir": str(job), "py_modules": [str(package)]}
 
 
 def forwarded(names: Iterable[str]) -> dict[str, str]:

@@ -32,29 +32,27 @@ PHASES = (
     "the command: its imports, the sweep checked, the code sent",
     "Ray starts the driver",
     "driver: its imports, the sweep checked, Ray joined",
-    "Ray starts the trainer",
-    "trainer: its imports",
-    "Ray starts the server",
-    "server: its imports",
+    "the trainer is up",
+    "the server is up",
     "the stream joined, the first step taken",
 )
 
 
 class Watch:
-    """Notes when each process of the sweep was started and listed, and when the trainer has taken a step."""
+    """Notes when the driver was started, when each process of the sweep was listed, and when the trainer has taken a step."""
 
     def __init__(self, targets: Path):
         self._targets = targets
         self.listed: dict[str, float] = {}
-        self.started: dict[str, float] = {}
+        self.began = 0.0  # the driver
 
     def look(self) -> bool:
         """Whether a step has been taken."""
         groups = json.loads(self._targets.read_text()) if self._targets.exists() else []
         for role, address in ((group["labels"]["role"], group["targets"][0]) for group in groups):
             self.listed.setdefault(role, time.time())
-            if role not in self.started:
-                self.started[role] = scraped(address)["process_start_time_seconds"]
+            if role == "driver" and not self.began:
+                self.began = scraped(address)["process_start_time_seconds"]
             if role == "trainer" and scraped(address).get("scopemill_trainer_tokens_total", 0) > 0:
                 return True
         return False
@@ -68,7 +66,11 @@ def scraped(address: str) -> dict[str, float]:
 def command(head: tuple[str, dict[str, str]], file: Path) -> dict[str, Any]:
     """That submits a sweep and follows it to its end."""
     address, environment = head
-    return {"args": [sys.executable, "-m", "scopemill.deploy", "submit", str(file), "--address", address], "env": environment}
+    return {
+        "args": [sys.executable, "-m", "scopemill.deploy", "submit", str(file), "--address", address],
+        "env": environment,
+        "stderr": subprocess.DEVNULL,
+    }
 
 
 def submitted(head: tuple[str, dict[str, str]], file: Path) -> list[float]:
@@ -82,9 +84,7 @@ def submitted(head: tuple[str, dict[str, str]], file: Path) -> list[float]:
             time.sleep(0.02)
         ended = time.time()
         process.communicate()
-    started, listed = watch.started, watch.listed
-    trainer, server = "trainer", "activation_server"
-    times = [began, sent, started["driver"], listed["driver"], started[trainer], listed[trainer], started[server], listed[server], ended]
+    times = [began, sent, watch.began, *(watch.listed[role] for role in ("driver", "trainer", "activation_server")), ended]
     return [after - before for before, after in zip(times, times[1:], strict=False)]
 
 

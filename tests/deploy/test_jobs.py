@@ -191,13 +191,16 @@ def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path):
 
 
 def test_what_travels_is_all_of_the_package_and_it_runs_from_there(tmp_path):
-    pack(tmp_path, load_sweep(str(write_sweep(tmp_path))), installed=False)
+    sent = pack(tmp_path, load_sweep(str(write_sweep(tmp_path))), installed=False)
+    assert sent == {"working_dir": str(tmp_path / "job"), "py_modules": [str(tmp_path / "scopemill")]}
     packed = {str(path.relative_to(tmp_path / "scopemill")) for path in (tmp_path / "scopemill").rglob("*")}
     assert package_files() <= packed
     modules = ("scopemill.deploy.cli", "scopemill.proto.wire", "scopemill.trainer.templates")
     places = ", ".join(f"{module}.__file__" for module in modules)
     code = f"import {', '.join(modules)}, importlib.metadata as m; print(m.version('scopemill'), {places})"
-    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": "."}, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": ".:job"}, capture_output=True, text=True, check=True
+    )
     version, *places = shown.stdout.split()
     assert version and all(Path(place).resolve().is_relative_to(tmp_path) for place in places)
 
