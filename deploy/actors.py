@@ -36,12 +36,13 @@ class ActorGroup:
 
     def replace(self, old: Any, new: Any) -> None:
         """Take in an actor that came up in place of one that died for good; ``old`` None: one more."""
+        address = get(self._expose(new))
         if old is None:
             self.actors.append(new)
-            self._addresses.append(get(self._expose(new)))
+            self._addresses.append(address)
         else:
             place = self.actors.index(old)
-            self.actors[place], self._addresses[place] = new, get(self._expose(new))
+            self.actors[place], self._addresses[place] = new, address
         self._targets.set(self._role, self._addresses)
 
     def _expose(self, actor: Any) -> Any:

@@ -69,8 +69,9 @@ def needs(config: Needs) -> dict[str, Any]:
 
 
 def on_node(node: str) -> dict[str, Any]:
-    """The options of an actor that belongs on a node, and goes elsewhere only if the node is gone."""
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+    """The options of an actor that belongs on a node, and cannot be elsewhere."""
+    # With soft=True Ray 2.60 puts an actor that takes no CPU on any node, though this one is there.
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
 
 def room_for(config: Needs) -> int:

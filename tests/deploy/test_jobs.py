@@ -27,7 +27,7 @@ from scopemill.deploy.sweep import load_sweep
 from scopemill.proto.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-STEPS, CHECKPOINT_EVERY = 500, 50
+STEPS, CHECKPOINT_EVERY = 900, 50
 OTHER_VERSION = "0.0.7"
 
 
@@ -38,7 +38,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def write_sweep(folder: Path) -> Path:
-    """One hook, two SAEs of five hundred steps, a CPU and so a node for each: long enough to be stopped in their midst."""
+    """One hook, two SAEs of nine hundred steps, a CPU and so a node for each: long enough to be stopped in their midst."""
     data = tiny_sweep.sweep(
         str(folder / "bucket"), tiny_sweep.write_text(folder), harvest={"layers": [3]}, evaluation={"checkpoints": "last"},
         train={"tokens": 256 * STEPS, "checkpoint_every": CHECKPOINT_EVERY, "cpus": 1},
@@ -89,16 +89,16 @@ def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_pl
         assert time.monotonic() < deadline, run(head, "logs", file).stdout
         time.sleep(0.1)
     listed = {group["labels"]["role"]: group["targets"] for group in json.loads((tmp_path / "targets.json").read_text())}
-    assert len(listed["activation_server"]) == len(listed["trainer"]) == 2, "a server on each node that has a trainer"
+    assert len(listed["activation_server"]) == len(listed["trainer"]) == 2, "a server for each node that has a trainer"
     ray_job_stop(head, "tiny-1")  # our own command would come when these few steps are done
     assert run(head, "stop", file).returncode == 0  # has waited for the end, if it was not there
     assert "stopped; everything committed is kept" in run(head, "logs", file).stdout
     # Both wrote a checkpoint that was not due, so the word to stop reached them.
-    assert all(0 < step < STEPS and step % CHECKPOINT_EVERY for step in steps(plan))
+    assert all(0 < step < STEPS and step % CHECKPOINT_EVERY for step in steps(plan)), steps(plan)
 
     finished = run(head, "submit", file)
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert finished.stdout.count("500 / 500") == 2
+    assert finished.stdout.count(f"{STEPS} / {STEPS}") == 2
     assert "training 2 SAEs in 2 trainers" in finished.stdout  # on both nodes, as each has room for one
 
     (tmp_path / "plain").mkdir()
@@ -136,8 +136,8 @@ def test_a_wheel_runs_where_its_labels_say_and_lists_its_processes_for_a_prometh
             time.sleep(0.1)
         assert job.returncode == 0, job.stdout.read()
     assert listed.keys() == {"driver", "harvester", "activation_server", "trainer", "evaluator"} and last == []
-    assert {place.split(":")[0] for role in ("trainer", "activation_server") for place in listed[role]} == {SECOND}
-    assert {place.split(":")[0] for place in listed["driver"]} == {FIRST}
+    nodes = {role: {place.split(":")[0] for place in places} for role, places in listed.items()}
+    assert nodes["trainer"] == nodes["activation_server"] == {SECOND} and nodes["driver"] == {FIRST}, nodes
     plan = plan_sweep(load_sweep(str(file)))
     (sae,) = plan.saes
     assert json.loads(plan.bucket.read(sae.layout.provenance))["scopemill"] == OTHER_VERSION
