@@ -93,10 +93,12 @@ class Training:
         """Start groups of one stream. Those on one node share its server; before any is there, that is told where each will begin."""
         stream, config = self._plan.stream(self._saes[cohort[0][0]].hooks), self._plan.config
         begun = [Group(names, slot, set()) for names, slot in zip(cohort, self._pool.take(len(cohort)), strict=True)]
-        for node in dict.fromkeys(group.slot.node for group in begun):
+        nodes = dict.fromkeys(group.slot.node for group in begun)
+        coming = {node: self._server(node) for node in nodes if node not in self._servers}  # all of them while the first is waited for
+        for node in nodes:
             here = [group for group in begun if group.slot.node == node]
             try:
-                where = self._expecting_server(node, stream, {group.consumer: self._cursor(group) for group in here})
+                where = self._expecting_server(node, coming.get(node), stream, {group.consumer: self._cursor(group) for group in here})
             except ScopemillError as error:
                 for group in here:
                     self._pool.give_back(group.slot)
@@ -110,11 +112,15 @@ class Training:
         """The batch at which a group goes on: the first that one of its SAEs wants."""
         return min(max(checkpoint.steps_of(self._plan.bucket, self._saes[name].layout), default=0) for name in group.names)
 
-    def _expecting_server(self, node: str, stream: StreamSpec, cursors: dict[str, int]) -> Whereabouts:
-        """The server of a node, which knows of trainers that will come. One that has died for good is replaced."""
-        for server in (self._servers.get(node), None):
-            if server is None:
-                server = ServerActor.options(**on_node(node)).remote(self._plan.config.bucket, self._plan.config.server, self._streams)
+    def _server(self, node: str) -> Any:
+        return ServerActor.options(**on_node(node)).remote(self._plan.config.bucket, self._plan.config.server, self._streams)
+
+    def _expecting_server(self, node: str, coming: Any, stream: StreamSpec, cursors: dict[str, int]) -> Whereabouts:
+        """The server of a node, or the one that is ``coming`` up there, which knows of trainers that will come. One that has died for
+        good is replaced."""
+        for known in (self._servers.get(node, coming), None):
+            server = known or self._server(node)
+            if server is not self._servers.get(node):
                 self._server_group.replace(self._servers.get(node), server)
                 self._servers[node] = server
             try:
