@@ -37,7 +37,9 @@ def demo_waits() -> Iterator[Figure]:
         shares.append(sum(waited) / sum(seconds))
         intervals += [row["waiting_share"] for row in rows]
     if shares:
-        yield Figure("demo: waiting for data, of the SAE that waited longest", max(shares), "<= 0.05", {"worst interval, share": max(intervals)})
+        yield Figure(
+            "demo: waiting for data, of the SAE that waited longest", max(shares), "<= 0.05", {"worst interval, share": max(intervals)}
+        )
 
 
 def main() -> None:
