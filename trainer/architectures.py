@@ -29,11 +29,15 @@ ARCHITECTURES: dict[str, type[Sae]] = {
 }
 
 
+def all_latents(config: SaeConfig, shape: Shape) -> int:
+    """Of all layers together, where an architecture has some in each."""
+    layered = issubclass(ARCHITECTURES[config.architecture], CrossLayerTranscoder)
+    return config.width * len(shape.inputs) if layered else config.width
+
+
 def initial_sae(config: SaeConfig, shape: Shape, mean: torch.Tensor, part: Part | None = None) -> Sae:
     """An SAE before its first step, or a part of its latents. ``mean`` [d_out] is that of what it will rebuild, as it will see it."""
-    cls = ARCHITECTURES[config.architecture]
-    width = config.width * len(shape.inputs) if issubclass(cls, CrossLayerTranscoder) else config.width
-    part = part or Part(width)
+    part = part or Part(all_latents(config, shape))
     activation = ACTIVATIONS[config.latents].initial(config, part.here)
     activation.part = part
-    return cls.initial(config, shape, activation, mean)
+    return ARCHITECTURES[config.architecture].initial(config, shape, activation, mean)

@@ -18,6 +18,7 @@ from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import ScopemillError
 from scopemill.proto.layout import SaeLayout
 from scopemill.trainer import checkpoint
+from scopemill.trainer.architectures import all_latents
 from scopemill.trainer.assignment import Assignment, Batch
 from scopemill.trainer.formats import FinishedSae, write_saelens
 from scopemill.trainer.history import History, Row
@@ -50,7 +51,7 @@ class Member:
         self._bucket, self._assignment = bucket, assignment
         self._layout = SaeLayout(assignment.root)
         self._device, self._waited = device, waited
-        self._part = part or Part(assignment.config.width)
+        self._part = part or Part(all_latents(assignment.config, assignment.wiring.shape))
         self._leaving = threading.Event()
         self._loop: Loop | None = None
         self._saved = 0  # the step of the newest checkpoint
@@ -168,7 +169,7 @@ class Member:
         """What the metrics can tell before the first step. Counters begin at 0, so that no rate misses the first increase."""
         metrics.TRAINER_STEP.labels(self.name).set(loop.step_number)
         metrics.TRAINER_STEPS.labels(self.name).set(self.steps)
-        metrics.TRAINER_LATENTS.labels(self.name).set(loop.sae.width)
+        metrics.TRAINER_LATENTS.labels(self.name).set(self._part.width)
         metrics.TRAINER_CHECKPOINT.labels(self.name).set_to_current_time()
         metrics.TRAINER_TOKENS.labels(self.name)
         for phase in ("wait", "copy", "step", "checkpoint"):
