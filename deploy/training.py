@@ -28,6 +28,7 @@ from scopemill.trainer.assignment import Assignment
 from scopemill.trainer.member import Outcome, Progress
 
 CALLS_PER_SECOND = 40.0  # that ask trainers how far they are, however many there are
+CLOSE_SECONDS = 5.0  # for the processes of a wide SAE to end when one of them has died
 
 
 @dataclass(eq=False)
@@ -171,7 +172,7 @@ class Training:
                 self._returned(ref, self._runs.pop(ref))
 
     def _returned(self, ref: Any, group: Group) -> None:
-        """A trainer's call has returned. If a process of several has died, the others go with it: they cannot go on."""
+        """A trainer's call has returned. If a process of several has died, the others cannot go on, and most of them know."""
         slot, died = group.calls.pop(ref), False
         try:
             group.outcomes |= ray.get(ref) or {}
@@ -179,9 +180,11 @@ class Training:
             group.errors.append(ours(error))
             died = isinstance(error, RayActorError)
         if died:
-            for gone in (slot, *group.calls.values()):
-                ray.kill(gone.actor)
+            ray.kill(slot.actor)  # if Ray has started it again: it must not take calls while it is replaced
             self._pool.replace(slot)
+            _, waiting = ray.wait(list(group.calls), num_returns=len(group.calls), timeout=CLOSE_SECONDS) if group.calls else ([], [])
+            for call in waiting:
+                ray.kill(group.calls[call].actor)
         else:
             self._pool.give_back(slot)
         if group.calls:

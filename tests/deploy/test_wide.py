@@ -8,19 +8,21 @@ from pathlib import Path
 
 import pytest
 import ray
-import safetensors.torch
 import tiny_sweep
-import torch
 from tiny_sweep import planned, quiet
+from wide import finish
 
+from scopemill.activation_server.actor import Whereabouts
+from scopemill.activation_server.server import ActivationServer
 from scopemill.deploy.cost import readers, receivers
 from scopemill.deploy.driver import SweepDriver
 from scopemill.deploy.plan import SweepPlan
 from scopemill.deploy.training import Group, Training
+from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import InputError, SweepFileError
 from scopemill.trainer import checkpoint
 
-STEPS, EVERY = 240, 80
+STEPS, EVERY = 300, 20
 
 
 @pytest.fixture(scope="module")
@@ -39,62 +41,45 @@ def wide(folder: Path, text: Path, **train) -> SweepPlan:
     return planned(folder, data | {"file_sd": str(folder / "targets.json")})
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, text, ray_cluster):
-    """The sweep's own end, in two processes and in one."""
-    ends = {}
-    folder = tmp_path_factory.mktemp("wide")
-    for name, train in (("two", {}), ("one", {"latents_per_trainer": None})):
-        if ends:
-            copied(folder / "two", folder / name)
-        plan = wide(folder / name, text, **train)
-        SweepDriver(plan, quiet()).harvest()
-        SweepDriver(plan, quiet()).train()
-        ends[name] = plan
-    return ends
-
-
-def copied(folder: Path, into: Path) -> None:
-    """What was harvested there."""
-    shutil.copytree(folder / "bucket" / "activations", into / "bucket" / "activations")
-
-
-def weights(plan: SweepPlan) -> list[bytes]:
-    return [plan.bucket.read(sae.layout.checkpoint(STEPS).weights) for sae in plan.saes]
-
-
-def test_an_sae_in_two_processes_is_the_one_of_one_process(undisturbed):
-    plans = undisturbed["two"], undisturbed["one"]
-    assert all(plan.bucket.exists(sae.layout.config) for plan in plans for sae in plan.saes)
-    assert [sae.layout.root for sae in plans[0].saes] == [sae.layout.root for sae in plans[1].saes], "the same SAEs at the same places"
-    (narrow, divided), (same, whole) = (weights(plan) for plan in plans)
-    assert narrow == same
-    mine, its = safetensors.torch.load(divided), safetensors.torch.load(whole)
-    assert mine.keys() == its.keys()
-    for name, tensor in its.items():
-        torch.testing.assert_close(mine[name], tensor, rtol=0, atol=2e-2 * float(tensor.abs().max()), msg=lambda m, n=name: f"{n}: {m}")
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_ends_all_of_its_sae_which_goes_on_at_its_checkpoint_to_the_same_bits(
-    tmp_path, undisturbed, text, monkeypatch, rank
+def test_processes_that_are_killed_end_all_of_their_sae_which_goes_on_at_its_checkpoint_to_the_same_bits(
+    tmp_path, text, ray_cluster, monkeypatch
 ):
-    copied(Path(undisturbed["two"].config.bucket).parent, tmp_path)
-    plan, groups, struck = wide(tmp_path, text), [], []
+    """First a follower, then the leader as soon as it is called again. To compare with: trainers in threads that nobody kills."""
+    plan, groups, struck = wide(tmp_path, text, retries=2), [], []
+    SweepDriver(plan, quiet()).harvest()
+    (part,), (alone, divided) = plan.passes, plan.saes
     call = Training._call
-    monkeypatch.setattr(Training, "_call", lambda self, group, where: groups.append(group) or call(self, group, where))
+
+    def kill(group: Group, rank: int) -> None:
+        struck.append(ray.get(group.slots[rank].actor.__ray_call__.remote(lambda self: os.getpid())))
+        os.kill(struck[-1], signal.SIGKILL)
+
+    def called(self, group: Group, where: Whereabouts) -> None:
+        call(self, group, where)
+        groups.extend([group] if len(group.slots) == 2 else [])
+        if len(groups) == 2 and len(struck) == 1:
+            kill(group, 0)
 
     def strike(training: Collection[str]) -> None:
-        divided = next((group for group in groups if len(group.slots) > 1), None)
-        if divided and not struck and checkpoint.steps_of(plan.bucket, plan.saes[1].layout):
-            struck.append(ray.get(divided.slots[rank].actor.__ray_call__.remote(lambda self: os.getpid())))
-            os.kill(struck[0], signal.SIGKILL)
+        if not struck and checkpoint.steps_of(plan.bucket, divided.layout):
+            kill(groups[0], 1)
 
-    (part,) = plan.passes
-    endings = Training(part, part.manifest, part.saes, SweepDriver(plan, quiet()).targets, quiet()).run(strike)
-    assert struck and [ending.state for ending in endings.values()] == ["finished"] * 2
-    assert endings[plan.saes[1].name].tries == 2 and len([group for group in groups if isinstance(group, Group)]) == 3
-    assert weights(plan) == weights(undisturbed["two"])
+    monkeypatch.setattr(Training, "_call", called)
+    training = Training(part, part.manifest, part.saes, SweepDriver(plan, quiet()).targets, quiet())
+    endings = training.run(strike)
+    assert len(struck) == 2 and len(groups) == 3
+    assert [(ending.state, ending.tries) for ending in endings.values()] == [("finished", 1), ("finished", 3)]
+    assert all(plan.bucket.exists(sae.layout.config) for sae in plan.saes)
+
+    undisturbed = Bucket(str(tmp_path / "undisturbed"))
+    shutil.copytree(tmp_path / "bucket" / "activations", tmp_path / "undisturbed" / "activations")
+    server = ActivationServer(undisturbed, plan.config.server)
+    for sae, parts in ((alone, 1), (divided, 2)):
+        assert finish(undisturbed, training._assignment(sae), server.address, parts) == STEPS
+        place = sae.layout.checkpoint(STEPS)
+        for path in (place.weights, place.optimizer):
+            assert plan.bucket.read(path) == undisturbed.read(path)
+    server.stop()
 
 
 @pytest.mark.parametrize(
@@ -121,6 +106,11 @@ def test_a_cluster_without_room_for_all_parts_is_refused(tmp_path, text, ray_clu
     with pytest.raises(InputError, match="256 latents is divided over 2 trainers, and the cluster has room for 1, of 5 CPUs"):
         SweepDriver(plan, quiet()).check_room(["harvest", "train"])
     SweepDriver(plan, quiet()).check_room(["harvest", "evaluate"])
+
+
+def test_the_setting_decides_neither_what_an_sae_is_nor_where_it_lies(tmp_path, text):
+    divided, whole = wide(tmp_path, text), wide(tmp_path, text, latents_per_trainer=None)
+    assert [sae.layout.root for sae in divided.saes] == [sae.layout.root for sae in whole.saes]
 
 
 def test_a_wide_sae_takes_one_copy_of_its_stream_and_others_wait_for_its_slots(tmp_path, text):

@@ -1,7 +1,6 @@
 """A leader and its followers, without Ray: one stream, one checkpoint, whatever the number of parts."""
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -10,17 +9,16 @@ import torch
 from assignments import STEPS, assign, progress, rows, train, weights
 from prometheus_client import REGISTRY
 from synthetic import make_dataset
+from wide import finish, in_processes
 
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.server import ActivationServer
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import InputError, PartLost, ScopemillError
 from scopemill.proto.layout import SaeLayout
 from scopemill.trainer import checkpoint, load_sae
 from scopemill.trainer.actor import Trainer
-from scopemill.trainer.assignment import Assignment
 from scopemill.trainer.loop import Loop
-from scopemill.trainer.member import Member, Outcome
+from scopemill.trainer.member import Member
 from scopemill.trainer.run import Run
 
 KIND = {"initial_l0": 6, "initial_decoder_bias": "mean"}
@@ -32,29 +30,6 @@ def server(bucket):
     running = ActivationServer(bucket, ServerConfig(window_mib=1))
     yield running
     running.stop()
-
-
-def in_processes(bucket: Bucket, assignment: Assignment, address: str, parts: int, look: Callable[[Trainer], None] = lambda leader: None):
-    """What the leader's call gives, and what its followers' calls raised. Trainers are threads here."""
-    leader, *followers = (Trainer(bucket.url, 1, False) for _ in range(parts))
-    with ThreadPoolExecutor(parts) as pool:
-        place = leader.meet(True)
-        leading: Future[dict[str, Outcome]] = pool.submit(leader.lead, assignment, address, None, place, parts)
-        following = [pool.submit(one.follow, assignment, place, rank, parts) for rank, one in enumerate(followers, 1)]
-        look(leader)
-        return leading.result(), [one.exception() for one in following]
-
-
-def finish(bucket: Bucket, assignment: Assignment, address: str, parts: int, **more) -> int:
-    """The steps done, in so many processes or, of 1, without any circle."""
-    if parts == 1:
-        return train(Run(bucket, [assignment]), address)
-    outcomes, errors = in_processes(bucket, assignment, address, parts, **more)
-    assert errors == [None] * (parts - 1)
-    (outcome,) = outcomes.values()
-    if isinstance(outcome, ScopemillError):
-        raise outcome
-    return outcome
 
 
 def stop_at(monkeypatch, step: int) -> None:

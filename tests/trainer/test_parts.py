@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from sae_reference import quick
 from sparse_kinds import KINDS, B, F, make
 from wide import in_parts
 
@@ -16,6 +17,7 @@ from scopemill.trainer.history import History, Row
 from scopemill.trainer.loop import Loop
 from scopemill.trainer.parts import Part, Share, is_cut
 from scopemill.trainer.sae import Sae, unit_rows
+from scopemill.trainer.wiring import Shape
 
 STEPS = 6
 DIVIDED = [kind for kind in KINDS if kind[0] not in UNDIVIDED]
@@ -114,6 +116,24 @@ def test_products_in_bfloat16_are_added_up_in_float32():
     found, wanted = divided(2, config, whole), train(config, whole, Part(F))
     assert [row.loss for row in found.rows] == pytest.approx([row.loss for row in wanted.rows], rel=0.01)
     assert torch.equal(found.replicas[0]["b_dec"], found.replicas[1]["b_dec"]) and found.sae["b_dec"].dtype == torch.float32
+
+
+def test_a_million_latents():
+    config = quick(architecture="topk", width=2**20, sparsity=32, batch_size=16, tokens=16 * 9, log_every=1, learning_rate=0.01)
+    whole = initial_sae(config, Shape.square(8), torch.zeros(8))
+    x = torch.randn(3, 16, 8, generator=torch.Generator().manual_seed(0))
+
+    def steps(part: Part) -> tuple[bool, Tensors]:
+        training = Loop(initial_sae(config, Shape.square(8), torch.zeros(8), part), config, History())
+        for batch in x:
+            training.step(batch)
+        return training.sparse, part.gathered(training.sae.state_dict())
+
+    (sparse, found), _ = in_parts(2, config.width, steps)
+    assert sparse and found["W_enc"].shape == (2**20, 8)
+    for name, tensor in steps(Part(config.width))[1].items():
+        torch.testing.assert_close(found[name], tensor, rtol=2e-5, atol=2e-5)
+        assert not torch.equal(tensor, whole.state_dict()[name]), "it was trained"
 
 
 def test_one_part_is_the_whole_bit_for_bit():
