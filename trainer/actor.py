@@ -43,7 +43,9 @@ class Trainer:
 
     def run(self, assignments: list[Assignment], server: str | Callable[[], str], keys: str | None = None) -> dict[str, Outcome]:
         """Train SAEs of one stream together; how it went with each, by its name."""
-        return self._begun(Run(self._bucket, assignments, self._device)).run(server, keys)
+        run = Run(self._bucket, assignments, self._device)
+        self._take(run)
+        return run.run(server, keys)
 
     # Of a wide SAE. Whoever comes too late finds nobody: Ray must not by itself call any of these again.
 
@@ -62,26 +64,26 @@ class Trainer:
         if meeting is None or meeting.address != address:
             raise PartLost(f"the process that was to lead {assignment.name} at {address} died before it began")
         with meeting.circle(parts, self._device) as circle:
-            part = Share(circle, assignment.config.width)
-            return self._begun(Run(self._bucket, [assignment], self._device, part)).run(server, keys)
+            run = Run(self._bucket, [assignment], self._device, Share(circle, assignment.config.width))
+            self._take(run)
+            return run.run(server, keys)
 
     @ray.method(max_task_retries=0)
     def follow(self, assignment: Assignment, address: str, rank: int, parts: int) -> None:
         """Hold the latents of part ``rank``, until the leader says that it is over."""
-        self._begun(None)
+        self._take(None)
         host = LOOPBACK if address.startswith(LOOPBACK) else ray.util.get_node_ip_address()
         with join(address, host, rank, parts, self._device) as circle:
             follow(assignment, Share(circle, assignment.config.width), self._device)
 
-    def _begun(self, run: Run | None) -> Run | None:
-        """What others ask and say is about this run from now on."""
+    def _take(self, run: Run | None) -> None:
+        """What others ask and say is about this run from now on; a follower has none."""
         with self._lock:
             for metric in metrics.OF_TRAINER:
                 metric.clear()  # only now: until here they told how the SAEs before ended
             self._run = run
             if run and self._stopping:
                 run.stop()
-        return run
 
     def progress(self, steps: Sequence[int] = ()) -> list[Progress]:
         """Of the assignments that were begun last."""
