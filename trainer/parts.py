@@ -122,7 +122,7 @@ class Share(Part):
         return total
 
     def total(self, count):
-        number = torch.tensor(count, device=self._circle.device)
+        number = torch.tensor(int(count), device=self._circle.device)
         self._circle.add_up(number)
         return int(number)
 

@@ -32,12 +32,13 @@ class Trained:
     replicas: list[Tensors]  # of each part: what all have
 
 
-def train(config: SaeConfig, whole: Sae, part: Part, steps: int = STEPS) -> Trained:
-    """From the weights of ``whole``, which stays as it is."""
+def train(config: SaeConfig, whole: Sae, part: Part, dead: int = 0) -> Trained:
+    """From the weights of ``whole``, which stays as it is; the first ``dead`` latents count as dead."""
     mine = initial_sae(config, whole.shape, torch.zeros(whole.shape.d_out), part)
     part.deal(mine.state_dict(), whole.state_dict)
     training = Loop(mine, config, History())
-    for i in range(steps):
+    training.tokens_since_fired[: max(0, dead - part.first)] = config.dead_after_tokens
+    for i in range(STEPS):
         generator = torch.Generator().manual_seed(i)
         x = torch.randn(B, whole.shape.d_in, generator=generator)
         training.step(x, None if whole.shape.autoencoder else torch.randn(B, whole.shape.d_out, generator=generator))
@@ -45,8 +46,8 @@ def train(config: SaeConfig, whole: Sae, part: Part, steps: int = STEPS) -> Trai
     return Trained(part.gathered(mine.state_dict()), part.gathered(training.state()), training.history.rows, [replicated])
 
 
-def divided(parts: int, config: SaeConfig, whole: Sae, steps: int = STEPS) -> Trained:
-    each = in_parts(parts, config.width, lambda part: train(config, whole, part, steps))
+def divided(parts: int, config: SaeConfig, whole: Sae, dead: int = 0) -> Trained:
+    each = in_parts(parts, config.width, lambda part: train(config, whole, part, dead))
     for other in each[1:]:
         each[0].replicas += other.replicas
     return each[0]
@@ -109,6 +110,18 @@ OPTIONS = {
 def test_what_depends_on_all_latents_is_found_out_over_all_parts(word, activation, fields):
     config, whole = quickly(word, activation, **fields)
     agree(divided(3, config, whole), train(config, whole, Part(F)))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["dense", "sparse"])
+def test_dead_latents_may_all_be_in_one_part(share, monkeypatch):
+    monkeypatch.setattr(loop, "SPARSE_BELOW", share)
+    monkeypatch.setattr(loop, "DENSE_ABOVE", share)
+    config, whole = quickly("topk", "topk", dead_after_tokens=10**6)
+    with torch.no_grad():
+        whole.b_enc[:30] -= 100
+    wanted = train(config, whole, Part(F), dead=30)
+    assert wanted.rows[-1].dead_latents == 30
+    agree(divided(3, config, whole, dead=30), wanted)
 
 
 def test_products_in_bfloat16_are_added_up_in_float32():
@@ -191,6 +204,27 @@ def test_the_largest_of_each_row_are_chosen_once_even_where_values_are_equal(k):
     found = torch.cat(in_parts(3, 20, kept), dim=1)
     assert ((found > -torch.inf).sum(1) == k).all()
     assert torch.equal(found.sort(dim=1, descending=True).values[:, :k], values.sort(dim=1, descending=True).values[:, :k])
+
+
+def test_what_all_parts_say_is_known_to_each():
+    def said(part: Share) -> tuple:
+        least = part.least(torch.arange(3.0)[part.first :]), part.least(torch.empty(0))
+        return part.everywhere(part.first >= 0), part.everywhere(part.first != 3), part.total(part.here), *least
+
+    assert in_parts(3, 9, said) == [(True, False, 9, 0.0, None)] * 3
+
+
+def test_a_batch_that_is_dense_in_one_part_is_dense_in_all():
+    """Where the k-th largest of the batch is looked for among the entries that a scan found, all parts have to look."""
+    config, whole = quickly("batchtopk", "batchtopk")
+
+    def select(part: Share) -> bool:
+        mine = initial_sae(config, whole.shape, torch.zeros(16), part)
+        mine.activation.threshold.fill_(0.5)
+        products = torch.full((B, part.here), 1.0 if part.leads else 0.0)
+        return mine.activation.select(products, torch.zeros(part.here), config, at_most=B * config.k) is None
+
+    assert in_parts(2, F, select) == [True, True]
 
 
 def test_who_is_gone_is_noticed_by_all_others():
