@@ -79,10 +79,7 @@ def read_record(bucket: Bucket, layout: SaeLayout, step: int) -> CheckpointRecor
 def load_sae(bucket: Bucket, layout: SaeLayout, step: int) -> tuple[Sae, CheckpointRecord]:
     """The SAE of a checkpoint, as trained (for scaled activations). SaeFormatError if its files do not fit each other."""
     record, place = read_record(bucket, layout, step), layout.checkpoint(step)
-    try:
-        sae = _blank(record.sae_config, Wiring.from_json(record.wiring).shape)
-    except (LookupError, TypeError, ValueError) as error:
-        raise SaeFormatError(f"{bucket.place(place.record)} does not describe an SAE: {' '.join(repr(error).split())}") from error
+    sae = _described(bucket, place.record, record)
     _fill(sae.part, sae.state_dict(), bucket, place.weights)
     return sae, record
 
@@ -104,7 +101,7 @@ def load_loop(
             f"{bucket.place(layout.root)} was trained with {key} = {record.config.get(key)!r}, and this run asks for {wanted.get(key)!r}"
         )
     place = layout.checkpoint(step)
-    sae = _blank(config, Wiring.from_json(record.wiring).shape, part).to(device)
+    sae = _described(bucket, place.record, record, part).to(device)
     _fill(sae.part, sae.state_dict(), bucket, place.weights)
     loop = Loop(sae, config, History.load(bucket, layout.history, step), waited)
     state = loop.state()
@@ -121,6 +118,14 @@ def take_over(config: SaeConfig, shape: Shape, step: int, device: torch.device, 
         part.deal(tensors, dict)
     loop.restore(step, state)
     return loop
+
+
+def _described(bucket: Bucket, path: str, record: CheckpointRecord, part: Part | None = None) -> Sae:
+    """The SAE of a record, or a part of it, its weights still to be filled in."""
+    try:
+        return _blank(record.sae_config, Wiring.from_json(record.wiring).shape, part)
+    except (LookupError, TypeError, ValueError) as error:
+        raise SaeFormatError(f"{bucket.place(path)} does not describe an SAE: {' '.join(repr(error).split())}") from error
 
 
 def _blank(config: SaeConfig, shape: Shape, part: Part | None = None) -> Sae:

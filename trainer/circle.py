@@ -82,10 +82,10 @@ def join(address: str, host: str, rank: int, size: int, device: torch.device) ->
 
 
 def _gloo(store: TCPStore, host: str, rank: int, size: int) -> ProcessGroupGloo:
-    options, interface = ProcessGroupGloo._Options(), os.environ.get("GLOO_SOCKET_IFNAME")
+    options, interfaces = ProcessGroupGloo._Options(), os.environ.get("GLOO_SOCKET_IFNAME")
     options._timeout = PATIENCE
     create = ProcessGroupGloo.create_device
-    options._devices = [create(interface=interface) if interface else create(hostname=host)]
+    options._devices = [create(interface=one) for one in interfaces.split(",")] if interfaces else [create(hostname=host)]
     return ProcessGroupGloo(store, rank, size, options)
 
 
