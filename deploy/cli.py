@@ -259,6 +259,7 @@ def _drive(file: str, overrides: list[str], phases: tuple[str, ...]) -> None:
     try:
         with cluster() if driver.has_work(phases) else nullcontext():
             _heed_signals()  # Ray has just put handlers of its own in their place
+            driver.check_room(phases)
             for phase in phases:
                 getattr(driver, phase)()
     except KeyboardInterrupt as interrupt:

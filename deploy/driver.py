@@ -12,7 +12,7 @@ from scopemill.deploy.training import Training, summary
 from scopemill.evaluator.actor import EvaluatorActor, Job, committed
 from scopemill.harvester.actor import IN_FLIGHT, HarvesterActor
 from scopemill.proto import metrics
-from scopemill.proto.errors import ScopemillError
+from scopemill.proto.errors import InputError, ScopemillError
 from scopemill.trainer import checkpoint
 
 
@@ -34,6 +34,17 @@ class SweepDriver:
         }
         return any(left[phase]() for phase in phases)
 
+    def check_room(self, phases: Iterable[str]) -> None:
+        """InputError if a wide SAE is left to train and the cluster cannot run all of its trainers at once."""
+        train = self.plan.config.train
+        widths = [sae.config.width for part in self.plan.passes for sae in part.unfinished] if "train" in phases else []
+        width = max(widths, default=1)
+        if (parts := train.parts(width)) > 1 and parts > (room := room_for(train)):
+            raise InputError(
+                f"train.latents_per_trainer: an SAE of {width} latents is divided over {parts} trainers, and the cluster has room for "
+                f"{room}, of {train.cpus:g} CPUs and {train.gpus:g} GPUs each: raise it, or make the cluster larger"
+            )
+
     def harvest(self) -> None:
         """Pack, calibrate, and make every shard that is not committed; in rolling mode they are made when trainers need them.
 
@@ -44,6 +55,7 @@ class SweepDriver:
 
     def train(self) -> None:
         """Train every SAE that is not finished, pass by pass, as many at once as there is room for."""
+        self.check_room(["train"])
         if not any(part.unfinished for part in self.plan.passes):
             self._reporter.say(f"training: of {len(self.plan.saes)} SAEs none is left to train")
         for part in self._in_turn():

@@ -13,6 +13,7 @@ from torch import nn
 from scopemill.trainer.codes import Codes, Pre
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import Entries
+from scopemill.trainer.parts import Part
 
 if TYPE_CHECKING:
     from scopemill.trainer.sae import Sae
@@ -29,7 +30,8 @@ class Activation(nn.Module, ABC):
 
     def __init__(self, width: int):
         super().__init__()
-        self.width = width
+        self.width = width  # latents that are here
+        self.part = Part(width)
 
     @classmethod
     def initial(cls, config: SaeConfig, width: int) -> Self:
@@ -56,12 +58,13 @@ class Activation(nn.Module, ABC):
     def select(self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
         """Of all pre-activations, products [B, F] plus bias [F], the entries that loss and gradients depend on, with their values [n].
 
-        None where there are more than ``at_most``, or where nothing can be left out.
+        None where there are more than ``at_most``, or where nothing can be left out. Where other parts have a say, None in all of them.
         """
         return None
 
     def penalty(self, codes: Codes, pre: Pre, norms: Norms, config: SaeConfig) -> torch.Tensor:
-        """The sparsity penalty, a mean over the rows, without its coefficient. ``norms`` gives those of the decoder's rows [F]."""
+        """The sparsity penalty of all parts, a mean over the rows, without its coefficient. ``norms`` gives those of the decoder's
+        rows [F]."""
         return codes.values.new_zeros(())
 
     def auxiliary(

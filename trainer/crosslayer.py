@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes
+from scopemill.trainer.codes import Codes, missed
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import EncodeAt, Entries
 from scopemill.trainer.sae import Sae, unit_rows
@@ -83,8 +83,7 @@ class CrossLayerTranscoder(Sae):
         return total
 
     def misses(self, codes: Codes, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        error = self.mix(codes) - target
-        return [(error.square().sum(), error.detach())]
+        return [missed(self.mix(codes), target)]
 
     def norms(self) -> torch.Tensor:
         return torch.cat([weights.norm(dim=1) for weights in self.W_dec])
