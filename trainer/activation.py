@@ -68,9 +68,9 @@ class Activation(nn.Module, ABC):
         return codes.values.new_zeros(())
 
     def auxiliary(
-        self, sae: "Sae", pre: Pre, y: torch.Tensor, error: torch.Tensor, dead: torch.Tensor, config: SaeConfig
+        self, sae: "Sae", pre: Pre, y: torch.Tensor, miss: torch.Tensor, dead: torch.Tensor, config: SaeConfig
     ) -> torch.Tensor | float:
-        """What else the architecture trains by, with its own coefficient. ``error`` [B, d_out] is y less what was rebuilt, and no
+        """What else the architecture trains by, with its own coefficient. ``miss`` [B, d_out] is what was rebuilt less y, and no
         gradient goes through it; ``dead`` [F] says which latents have not fired for long."""
         return 0.0
 

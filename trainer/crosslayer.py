@@ -52,16 +52,16 @@ class CrossLayerTranscoder(Sae):
     def encoder(self, x: torch.Tensor) -> torch.Tensor:
         return (torch.cat(self._products(x), dim=-1) + self.b_enc).to(self.b_dec.dtype)
 
-    def products_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        torch.cat(self._products(x), dim=1, out=out)
+    def products_into(self, seen: torch.Tensor, out: torch.Tensor) -> None:
+        torch.cat(self._products(seen), dim=1, out=out)
 
     def _products(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Of each layer's latents, without the bias."""
         parts = x.split(self.shape.inputs, dim=-1)
         return [nn.functional.linear(part, weights) for part, weights in zip(parts, self.W_enc, strict=True)]
 
-    def encoder_at(self, x: torch.Tensor) -> Callable[[Entries, torch.Tensor], torch.Tensor]:
-        parts = x.split(self.shape.inputs, dim=1)
+    def encoder_at(self, seen: torch.Tensor) -> Callable[[Entries, torch.Tensor], torch.Tensor]:
+        parts = seen.split(self.shape.inputs, dim=1)
 
         def at(entries: Entries, values: torch.Tensor) -> torch.Tensor:
             places, found = [], []

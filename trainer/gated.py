@@ -39,7 +39,7 @@ class Gated(Activation):
     def penalty(self, codes: Codes, pre: Pre, norms: Norms, config: SaeConfig) -> torch.Tensor:
         return self.part.sum(self._gate(pre).sum()) / pre.rows
 
-    def auxiliary(self, sae, pre, y, error, dead, config) -> torch.Tensor:
+    def auxiliary(self, sae, pre, y, miss, dead, config) -> torch.Tensor:
         rebuilt = pre.codes(self._gate(pre)).decode(sae.W_dec.detach()).to(y.dtype)
         return (y - (self.part.sum(rebuilt) + sae.b_dec.detach())).square().sum() / pre.rows
 

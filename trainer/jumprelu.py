@@ -100,7 +100,7 @@ class JumpReLU(Activation):
             return penalty
         return penalty + self.part.sum(codes.frequency.square().sum()) / config.frequency_limit
 
-    def auxiliary(self, sae, pre, y, error, dead, config) -> torch.Tensor | float:
+    def auxiliary(self, sae, pre, y, miss, dead, config) -> torch.Tensor | float:
         """The pre-activation loss: by how much latents stay below their thresholds, times their norms."""
         if not config.pre_activation_coefficient:
             return 0.0

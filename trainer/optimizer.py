@@ -30,7 +30,7 @@ class Optimizer:
         self._backend = backend_for(sae.b_dec)
         by_rows = self._backend is not None and config.clip_gradient is None
         matrices = {name: p for name, p in parameters.items() if p.ndim == 2} if by_rows else {}
-        self.updated = {name: torch.zeros(len(p), dtype=torch.int64, device=p.device) for name, p in matrices.items()}
+        self.updated = {name: torch.zeros(len(p), dtype=torch.int32, device=p.device) for name, p in matrices.items()}
         self.updates = 0
 
     @torch.no_grad()

@@ -126,22 +126,24 @@ class Sae(nn.Module):
 
     def encoder(self, x: torch.Tensor) -> torch.Tensor:
         """Pre-activations [..., F]."""
-        return nn.functional.linear(x - self.b_dec if self.centred else x, self.W_enc, self.b_enc).to(self.b_dec.dtype)
+        return nn.functional.linear(self.seen(x), self.W_enc, self.b_enc).to(self.b_dec.dtype)
 
-    def products_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        """Pre-activations of x [B, d_in] without the bias, into memory [B, F] that was used before.
+    def seen(self, x: torch.Tensor) -> torch.Tensor:
+        """What the encoder's weights are multiplied with, [..., d_in]."""
+        return x - self.b_dec if self.centred else x
+
+    def products_into(self, seen: torch.Tensor, out: torch.Tensor) -> None:
+        """Pre-activations without the bias, of what is ``seen`` [B, d_in], into memory [B, F] that was used before.
 
         Fresh memory takes longer to touch than to fill, and to add the bias would be one more pass over all of it.
         """
-        seen = x - self.b_dec if self.centred else x
-        if torch.is_autocast_enabled(x.device.type) and out.dtype == x.dtype:
+        if torch.is_autocast_enabled(seen.device.type) and out.dtype == seen.dtype:
             out.copy_(nn.functional.linear(seen, self.W_enc))
         else:
             torch.mm(seen.to(out.dtype), self.W_enc.to(out.dtype).T, out=out)
 
-    def encoder_at(self, x: torch.Tensor) -> Callable[[Entries, torch.Tensor], torch.Tensor]:
-        """Makes pre-activations of x [B, d_in] that are known at some entries [n] differentiable there."""
-        seen = (x - self.b_dec).detach() if self.centred else x
+    def encoder_at(self, seen: torch.Tensor) -> Callable[[Entries, torch.Tensor], torch.Tensor]:
+        """Makes pre-activations of what is ``seen`` [B, d_in] that are known at some entries [n] differentiable there."""
         return lambda entries, values: EncodeAt.apply(values, self.b_enc, self.b_dec if self.centred else None, self.W_enc, seen, entries)
 
     def mix(self, codes: Codes) -> torch.Tensor:
@@ -179,7 +181,7 @@ class Sae(nn.Module):
             nested=sum(nested),
             sparsity=self.activation.penalty(codes, pre, self.norms, config),
             l0=self.part.sum(codes.l0.detach()),
-            auxiliary=self.activation.auxiliary(self, pre, y, -misses[-1][1], dead, config),
+            auxiliary=self.activation.auxiliary(self, pre, y, misses[-1][1], dead, config),
             variance=(y - y.mean(0)).square().sum() / len(y) if self.activation.normalized_error else 1.0,
             target=y,
             codes=codes,
@@ -190,11 +192,12 @@ class Sae(nn.Module):
             if self._everything is None or len(self._everything) != len(x):
                 self._everything = x.new_empty(len(x), self.width, dtype=backend_for(x).operand(x[:0]).dtype)
             with torch.no_grad():
-                self.products_into(x, self._everything)
+                seen = self.seen(x)
+                self.products_into(seen, self._everything)
                 bias = x.new_zeros(self.width) if self.b_enc is None else self.b_enc.detach()
                 selected = self.activation.select(self._everything, bias, config, at_most)
             if selected is not None:
-                return SparsePre(self._everything, bias, *selected, self.encoder_at(x))
+                return SparsePre(self._everything, bias, *selected, self.encoder_at(seen))
         return DensePre(self.encoder(x))
 
     @torch.no_grad()

@@ -52,10 +52,10 @@ class TopK(Activation):
         values = self.part.among_largest(values, self.k)
         return Entries.of_equal_rows(latents, values > 0, self.width, backend), values[values > 0]
 
-    def auxiliary(self, sae, pre, y, error, dead, config) -> torch.Tensor | float:
+    def auxiliary(self, sae, pre, y, miss, dead, config) -> torch.Tensor | float:
         if not config.auxk_coefficient or not (count := self.part.total(int(dead.sum()))):
             return 0.0
         latents = pre.largest(dead, min(config.auxk_latents or sae.shape.d_out // 2, count), self.part)
-        scale = (error - error.mean(0)).square().sum()
+        scale = (miss - miss.mean(0)).square().sum()
         scale = scale.where(scale > 0, torch.inf)  # nothing is left over: neither a loss nor a gradient
-        return config.auxk_coefficient * (sae.mix(latents) - error).square().sum() / scale
+        return config.auxk_coefficient * (sae.mix(latents) + miss).square().sum() / scale
