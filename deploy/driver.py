@@ -136,7 +136,7 @@ class SweepDriver:
         plan, config = self.plan, self.plan.config.evaluation
         jobs = self.unevaluated()
         if not jobs:
-            begun = any(checkpoint.steps_of(plan.bucket, sae.layout) for sae in plan.saes)
+            begun = any(checkpoint.newest(plan.bucket, sae.layout) for sae in plan.saes)
             self._reporter.say("evaluation: every checkpoint is evaluated" if begun else "evaluation: there is no checkpoint yet")
             return
         total = sum(map(len, jobs))

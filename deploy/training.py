@@ -141,7 +141,7 @@ class Training:
 
     def _cursor(self, group: Group) -> int:
         """The batch at which a group goes on: the first that one of its SAEs wants."""
-        return min(max(checkpoint.steps_of(self._plan.bucket, self._saes[name].layout), default=0) for name in group.names)
+        return min(checkpoint.newest(self._plan.bucket, self._saes[name].layout) for name in group.names)
 
     def _expecting_server(self, node: str, stream: StreamSpec, cursors: dict[str, int]) -> Whereabouts:
         """The server of a node, which knows of trainers that will come. One that has died for good is replaced."""

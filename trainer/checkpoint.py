@@ -49,6 +49,11 @@ def steps_of(bucket: Bucket, layout: SaeLayout) -> list[int]:
     return [step for step in steps if bucket.exists(layout.checkpoint(step).record)]
 
 
+def newest(bucket: Bucket, layout: SaeLayout) -> int:
+    """The step of the last committed checkpoint, where training goes on; 0 if there is none."""
+    return max(steps_of(bucket, layout), default=0)
+
+
 def save(bucket: Bucket, layout: SaeLayout, wiring: Wiring, loop: Loop) -> None:
     """Commit a checkpoint, then drop the state of the one before: only the newest is ever resumed. The other parts `hand_over`."""
     record = CheckpointRecord(loop.step_number, loop.skipped, loop.tokens, wiring.to_json(), loop.config.model_dump(mode="json"))

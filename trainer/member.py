@@ -133,7 +133,7 @@ class Member:
 
     def _newest(self) -> Loop:
         config = self._assignment.config
-        step = max(checkpoint.steps_of(self._bucket, self._layout), default=0)
+        step = checkpoint.newest(self._bucket, self._layout)
         self._part.announce(Word.BEGIN, step)
         if not step:
             return Loop(new_sae(self._assignment, self._part).to(self._device), config, History(), self._waited)
