@@ -11,10 +11,11 @@ from typing import BinaryIO
 import crc32c
 import numpy as np
 
-from scopemill.proto import metrics
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import ArraySpec, ShardCommit, wrong_bytes, wrong_size
+from scopemill.proto.errors import CorruptObject
 from scopemill.proto.layout import DatasetLayout
+from scopemill.proto.seal import twice
 
 
 class BlockLane:
@@ -74,14 +75,17 @@ class BlockLane:
         self._file, self._at, self._checksums, self._place = file, at, checksums, self._bucket.place(path)
 
     def _read_block(self, block: int, into: np.ndarray) -> None:
-        """A block's rows, checked. One that does not match is read once more, for it may have been damaged on its way."""
+        """A block's rows, checked."""
         raw, start = memoryview(into).cast("B"), block * self._block_bytes
-        for last in (False, True):
-            read = self._bucket.read_at(self._file, self._place, start, raw)
-            self._count(read)
-            if read == len(raw) and crc32c.crc32c(raw) == self._checksums[block]:
-                return
-            metrics.STORE_CORRUPT_READS.inc()
-            if last:
-                self.close()  # whoever mends the object puts another file in its place
+
+        def read() -> None:
+            size = self._bucket.read_at(self._file, self._place, start, raw)
+            self._count(size)
+            if size != len(raw) or crc32c.crc32c(raw) != self._checksums[block]:
                 raise wrong_bytes(self._place)
+
+        try:
+            twice(read)
+        except CorruptObject:
+            self.close()  # whoever mends the object puts another file in its place
+            raise

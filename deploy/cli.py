@@ -267,6 +267,7 @@ def _drive(file: str, overrides: list[str], phases: tuple[str, ...]) -> None:
                 stack.enter_context(cluster())
                 _heed_signals()  # Ray has just put handlers of its own in their place
                 driver.check_nodes(phases)
+                driver.check_room(phases)
                 reporter.say(f"metrics are listed in {stack.enter_context(driver.targets).places}")
             for phase in phases:
                 getattr(driver, phase)()

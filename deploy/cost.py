@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from rich.console import Group
 from rich.table import Table
 
-from scopemill.deploy.plan import PlannedSae, SweepPlan, by_stream, row_bytes
+from scopemill.deploy.plan import PlannedSae, SweepPlan, entries, row_bytes
+from scopemill.deploy.schedule import Entry, cohorts_of, divided
 from scopemill.deploy.sizes import ModelSize, sae_weights
 from scopemill.proto.dataset import STORED_DTYPES
 from scopemill.proto.errors import InputError
@@ -163,7 +164,8 @@ def _data_paths(plan: SweepPlan, weights: dict[str, int], hardware: Hardware) ->
         taken = {sae.name: activation_bytes(sae.config.steps * sae.config.batch_size, row_widths(plan, sae), itemsize) for sae in plan.saes}
         counted = (readers(plan), receivers(plan)) if shared else (plan.saes, plan.saes)
         read, served = (sum(taken[sae.name] for sae in saes) for saes in counted)
-        steps = {sae.name: sae.config.steps * _step_seconds(sae, weights[sae.name], hardware) for sae in plan.saes}
+        parts = {sae.name: plan.config.train.parts(sae.config.width) for sae in plan.saes}
+        steps = {s.name: s.config.steps * _step_seconds(s, weights[s.name], hardware) / parts[s.name] for s in plan.saes}
         return DataPath(name, stored_bytes(plan, rows_on_disk, itemsize), read, served, max(taken[name] / steps[name] for name in taken))
 
     return [
@@ -175,13 +177,19 @@ def _data_paths(plan: SweepPlan, weights: dict[str, int], hardware: Hardware) ->
 
 def readers(plan: SweepPlan) -> list[PlannedSae]:
     """One SAE for each time that a stream is read: those that train at once share a read, a later turn is another."""
-    train = plan.config.train
-    return [sae for saes in by_stream(plan.saes) for sae in saes[:: train.at_once * train.group]]
+    saes = {sae.name: sae for sae in plan.saes}
+    return [saes[cohort[0].name] for cohort in _cohorts(plan)]
 
 
 def receivers(plan: SweepPlan) -> list[PlannedSae]:
-    """One SAE for each time that a stream is sent to a trainer: a group takes one copy."""
-    return [sae for saes in by_stream(plan.saes) for sae in saes[:: plan.config.train.group]]
+    """One SAE for each time that a stream is sent to a trainer: a group takes one copy, and so do the trainers of a wide SAE."""
+    saes = {sae.name: sae for sae in plan.saes}
+    return [saes[group[0]] for cohort in _cohorts(plan) for group in divided(cohort, plan.config.train.group)]
+
+
+def _cohorts(plan: SweepPlan) -> list[list[Entry]]:
+    train = plan.config.train
+    return cohorts_of(entries(train, plan.saes), train.at_once, train.group)
 
 
 def harvested_rows(plan: SweepPlan) -> int:

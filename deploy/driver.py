@@ -13,7 +13,7 @@ from scopemill.deploy.training import Training, summary
 from scopemill.evaluator.actor import EvaluatorActor, Job, committed
 from scopemill.harvester.actor import IN_FLIGHT, HarvesterActor
 from scopemill.proto import metrics
-from scopemill.proto.errors import ScopemillError
+from scopemill.proto.errors import InputError, ScopemillError
 from scopemill.trainer import checkpoint
 
 
@@ -46,6 +46,17 @@ class SweepDriver:
         if "evaluate" in phases and (trains or self.has_work(["evaluate"])):
             check_place("evaluation", config.evaluation)
 
+    def check_room(self, phases: Iterable[str]) -> None:
+        """InputError if a wide SAE is left to train and the cluster cannot run all of its trainers at once."""
+        train = self.plan.config.train
+        widths = [sae.config.width for part in self.plan.passes for sae in part.unfinished] if "train" in phases else []
+        width = max(widths, default=1)
+        if (parts := train.parts(width)) > 1 and parts > (room := room_for(train)):
+            raise InputError(
+                f"train.latents_per_trainer: an SAE of {width} latents is divided over {parts} trainers, and the cluster has room for "
+                f"{room}, of {train.cpus:g} CPUs and {train.gpus:g} GPUs each: raise it, or make the cluster larger"
+            )
+
     def harvest(self) -> None:
         """Pack, calibrate, and make every shard that is not committed; in rolling mode they are made when trainers need them.
 
@@ -56,6 +67,7 @@ class SweepDriver:
 
     def train(self) -> None:
         """Train every SAE that is not finished, pass by pass, as many at once as there is room for."""
+        self.check_room(["train"])
         if not any(part.unfinished for part in self.plan.passes):
             self._reporter.say(f"training: of {len(self.plan.saes)} SAEs none is left to train")
         for part in self._in_turn():
@@ -136,7 +148,7 @@ class SweepDriver:
         plan, config = self.plan, self.plan.config.evaluation
         jobs = self.unevaluated()
         if not jobs:
-            begun = any(checkpoint.steps_of(plan.bucket, sae.layout) for sae in plan.saes)
+            begun = any(checkpoint.newest(plan.bucket, sae.layout) for sae in plan.saes)
             self._reporter.say("evaluation: every checkpoint is evaluated" if begun else "evaluation: there is no checkpoint yet")
             return
         total = sum(map(len, jobs))

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from scopemill.activation_server.keys import ServerKeys, TrainerKeys
 from scopemill.activation_server.order import Order
 from scopemill.deploy.passes import Budget, Connection, pass_of, plan_passes
-from scopemill.deploy.schedule import slots
+from scopemill.deploy.schedule import Entry, slots
 from scopemill.deploy.sweep import SweepConfig
 from scopemill.evaluator.actor import settings_of
 from scopemill.harvester.actor import IN_FLIGHT
@@ -31,7 +31,7 @@ from scopemill.proto.errors import Conflict, InputError, ModelError
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout, SaeLayout
 from scopemill.proto.wire import StreamSpec
-from scopemill.trainer.config import Grid, SaeConfig, Variant
+from scopemill.trainer.config import Grid, SaeConfig, TrainConfig, Variant
 from scopemill.trainer.wiring import connections, label
 
 
@@ -95,7 +95,8 @@ class Pass:
 
     def trainers(self, saes: list[PlannedSae]) -> int:
         """How many it takes to train these all at once."""
-        return sum(slots(len(of_stream), self.config.train.group) for of_stream in by_stream(saes))
+        train = self.config.train
+        return sum(slots([train.parts(sae.config.width) for sae in of_stream], train.group) for of_stream in by_stream(saes))
 
     def stream(self, hooks: Connection) -> StreamSpec:
         return _stream(self.config, self.harvest.dataset, hooks)
@@ -132,6 +133,11 @@ class SweepPlan:
     @property
     def evaluation_settings(self) -> dict:
         return settings_of(self.config.evaluation, self.config.dataset, self.config.harvest.context_length)
+
+
+def entries(train: TrainConfig, saes: list[PlannedSae]) -> list[Entry]:
+    """What the schedule has to know of SAEs."""
+    return [Entry(s.name, s.hooks, s.rivals if train.halving else None, s.priority, train.parts(s.config.width)) for s in saes]
 
 
 def by_stream(saes: list[PlannedSae]) -> list[list[PlannedSae]]:

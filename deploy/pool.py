@@ -10,7 +10,7 @@ from scopemill.deploy.actors import ActorGroup, get
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """Room for one SAE: a process, and the node that it is on."""
+    """Room for an SAE, for a group of them, or for a part of a wide one: a process, and the node that it is on."""
 
     actor: Any
     node: str

@@ -76,7 +76,7 @@ class RollingHarvest:
     def _low(self) -> int:
         """The first position that an SAE in training may still need."""
         saes = [sae for sae in self._plan.saes if sae.name in self._training]
-        steps = [max(checkpoint.steps_of(self._plan.bucket, sae.layout), default=0) for sae in saes]
+        steps = [checkpoint.newest(self._plan.bucket, sae.layout) for sae in saes]
         return min((self._order.positions(step).start for step in steps), default=self._rolling.low)
 
     def _pass(self, low: int) -> None:

@@ -2,9 +2,9 @@
 
 SAEs of one stream that train together share one read of it, so they form a *cohort* that starts together. Another cohort of
 that stream waits until the first has ended: it would hold the first up, or read alone until it has caught up. A cohort is
-divided into *groups*, each of which takes one slot. Cohorts are started in order of priority, then of the plan: one that does
-not fit into the free slots is passed by others of its priority, never by those of a lower one. What failed is tried again
-after all others.
+divided into *groups*, each of which takes one slot; a wide SAE, whose latents are divided over several slots, is a group of its own.
+Cohorts are started in order of priority, then of the plan: one that does not fit into the free slots is passed by others of its
+priority, never by those of a lower one. What failed is tried again after all others.
 """
 
 from collections import Counter
@@ -24,6 +24,7 @@ class Entry:
     stream: Hashable  # what it reads
     rivals: Hashable = None  # those with the same value are kept together where a cohort has to be cut
     priority: int = 0  # the larger, the sooner
+    parts: int = 1  # slots that its latents are divided over
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Schedule:
         """The cohorts to start now that so many slots are free, each in its groups. None of them was in training, and all now are."""
         started: list[list[list[str]]] = []
         while cohort := self._next(free):
-            groups = divided([entry.name for entry in cohort], self._group)
-            free -= len(groups)
+            groups = divided(cohort, self._group)
+            free -= _slots(cohort, self._group)
             started.append(groups)
             for entry in cohort:
                 self._waiting.remove(entry)
@@ -102,7 +103,8 @@ class Schedule:
         reading = {entry.stream for entry in self.training.values()}
         if len(reading) >= self._streams:
             return []
-        return next((c for c in self._up_next() if slots(len(c), self._group) <= free and c[0].stream not in reading), [])
+        fitting = (c for c in self._up_next() if _slots(c, self._group) <= free and c[0].stream not in reading)
+        return next(fitting, [])
 
     def _up_next(self) -> list[list[Entry]]:
         """The cohorts that nothing waiting goes before: of the fewest tries, and among those of the highest priority."""
@@ -110,49 +112,61 @@ class Schedule:
             return []
         rank = min(map(self._rank, self._waiting))
         first = [entry for entry in self._waiting if self._rank(entry) == rank]
-        return [cohort for cohorts in _cohorts(first, self._at_once * self._group) for cohort in cohorts]
+        return cohorts_of(first, self._at_once, self._group)
 
     def _rank(self, entry: Entry) -> tuple[int, int]:
         return self.tries[entry.name], -entry.priority
 
 
-def slots(saes: int, group: int) -> int:
-    """How many slots it takes to train so many SAEs of a stream, up to ``group`` in each."""
-    return -(-saes // group)
+def slots(parts: Sequence[int], group: int) -> int:
+    """How many slots it takes to train SAEs of a stream that have so many parts each: up to ``group`` of those of one part share one."""
+    wide = [n for n in parts if n > 1]
+    return sum(wide) - -(len(parts) - len(wide)) // group
 
 
-def divided(cohort: list[str], group: int) -> list[list[str]]:
-    """The groups of a cohort: as few as can be, as large as each other, and each with some of all, as the plan orders by width."""
-    groups = slots(len(cohort), group)
-    return [cohort[first::groups] for first in range(groups)]
+def divided(cohort: list[Entry], group: int) -> list[list[str]]:
+    """The groups of a cohort: wide ones alone, the others as few as can be, as large as each other, and each with some of all, as the
+    plan orders by width."""
+    wide, others = ([entry.name for entry in cohort if (entry.parts > 1) == so] for so in (True, False))
+    groups = slots([1] * len(others), group)
+    return [[name] for name in wide] + [others[first::groups] for first in range(groups)]
+
+
+def cohorts_of(entries: Sequence[Entry], at_once: int, group: int) -> list[list[Entry]]:
+    """All of them, those of each stream together, in the entries' order."""
+    return [cohort for cohorts in _cohorts(entries, at_once, group) for cohort in cohorts]
 
 
 def streams_at_once(entries: Sequence[Entry], at_once: int, group: int = 1) -> int:
     """The most streams that are read at once when cohorts fill so many slots: as many windows are needed."""
     free, streams = at_once, 0
-    for smallest in sorted(min(slots(len(cohort), group) for cohort in cohorts) for cohorts in _cohorts(entries, at_once * group)):
+    for smallest in sorted(min(_slots(cohort, group) for cohort in cohorts) for cohorts in _cohorts(entries, at_once, group)):
         free -= smallest
         streams += free >= 0
     return max(1, streams)
 
 
-def _cohorts(entries: Sequence[Entry], at_once: int) -> list[list[list[Entry]]]:
+def _slots(cohort: list[Entry], group: int) -> int:
+    return slots([entry.parts for entry in cohort], group)
+
+
+def _cohorts(entries: Sequence[Entry], at_once: int, group: int) -> list[list[list[Entry]]]:
     """Those of each stream."""
     by_stream: dict[Hashable, list[Entry]] = {}
     for entry in entries:
         by_stream.setdefault(entry.stream, []).append(entry)
-    return [_cut(of_stream, at_once) for of_stream in by_stream.values()]
+    return [_cut(of_stream, at_once, group) for of_stream in by_stream.values()]
 
 
-def _cut(entries: list[Entry], most: int) -> list[list[Entry]]:
-    """Cohorts of at most ``most``, between rivals where that is possible."""
+def _cut(entries: list[Entry], most: int, group: int) -> list[list[Entry]]:
+    """Cohorts that take at most so many slots, between rivals where that is possible."""
     cohorts: list[list[Entry]] = [[]]
-    for _, group in groupby(entries, key=lambda entry: entry.rivals):
-        rivals = list(group)
-        if cohorts[-1] and len(cohorts[-1]) + len(rivals) > most:
+    for _, together in groupby(entries, key=lambda entry: entry.rivals):
+        rivals = list(together)
+        if cohorts[-1] and _slots(cohorts[-1] + rivals, group) > most:
             cohorts.append([])
         for entry in rivals:
-            if len(cohorts[-1]) == most:
+            if cohorts[-1] and _slots([*cohorts[-1], entry], group) > most:
                 cohorts.append([])
             cohorts[-1].append(entry)
     return cohorts

@@ -1,6 +1,5 @@
 """Early stopping of a sweep's SAEs: what halving is told, and the records that it leaves in the bucket."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -8,6 +7,7 @@ from scopemill.deploy.halving import Halving, Point, Verdict
 from scopemill.deploy.plan import Pass, PlannedSae
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.layout import SaeLayout, SweepLayout
+from scopemill.proto.seal import read_record, sealed_record
 from scopemill.trainer.history import History, Row
 
 
@@ -26,7 +26,7 @@ class Stopped:
 
 
 def read_stopped(bucket: Bucket, layout: SaeLayout) -> Stopped | None:
-    return Stopped(**json.loads(bucket.read(layout.stopped))) if bucket.exists(layout.stopped) else None
+    return Stopped(**read_record(bucket, layout.stopped)) if bucket.exists(layout.stopped) else None
 
 
 class EarlyStopping:
@@ -36,7 +36,8 @@ class EarlyStopping:
         train = plan.config.train
         self._bucket, self._saes = plan.bucket, {sae.name: sae for sae in plan.saes}
         self._record = SweepLayout(plan.config.name).halving
-        self._verdicts = json.loads(plan.bucket.read(self._record)) if train.halving and plan.bucket.exists(self._record) else []
+        decided = train.halving and plan.bucket.exists(self._record)
+        self._verdicts = read_record(plan.bucket, self._record)["verdicts"] if decided else []
         rivals: dict[str, list[str]] = {}
         for sae in plan.saes if train.halving else ():
             rivals.setdefault(sae.rivals, []).append(sae.name)
@@ -69,7 +70,7 @@ class EarlyStopping:
         for verdict in self._halving.verdicts():
             for name, by in verdict.stopped.items():
                 stopped = Stopped(verdict.step, *verdict.points[name], list(by))
-                self._bucket.write(self._saes[name].layout.stopped, json.dumps(asdict(stopped), indent=1).encode())
+                self._bucket.write(self._saes[name].layout.stopped, sealed_record(asdict(stopped)))
                 told[name] = stopped.why
             self._keep(verdict)
         return told
@@ -83,4 +84,4 @@ class EarlyStopping:
     def _keep(self, verdict: Verdict) -> None:
         """That a rung is decided is kept too: who goes on because somebody deleted ``stopped.json`` is not stopped there again."""
         self._verdicts.append(asdict(verdict))
-        self._bucket.write(self._record, json.dumps(self._verdicts, indent=1).encode())
+        self._bucket.write(self._record, sealed_record({"verdicts": self._verdicts}))

@@ -3,25 +3,25 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import ActorDiedError, RayActorError, RayError
 from rich.table import Table
 
 from scopemill.activation_server.actor import ServerActor, Whereabouts
 from scopemill.deploy.actors import POLL_SECONDS, ActorGroup, ask, get, ours
 from scopemill.deploy.cluster import needs, on_node, room_for
-from scopemill.deploy.plan import Pass, PlannedSae
+from scopemill.deploy.plan import Pass, PlannedSae, entries
 from scopemill.deploy.pool import Pool, Slot
 from scopemill.deploy.progress import Reporter
-from scopemill.deploy.schedule import Ending, Entry, Schedule, streams_at_once
+from scopemill.deploy.schedule import Ending, Schedule, streams_at_once
 from scopemill.deploy.stopping import EarlyStopping
 from scopemill.deploy.targets import Targets
 from scopemill.proto import metrics
 from scopemill.proto.dataset import DatasetManifest
-from scopemill.proto.errors import Conflict, InputError, ScopemillError
+from scopemill.proto.errors import Conflict, InputError, PartLost, ScopemillError
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer import checkpoint
 from scopemill.trainer.actor import TrainerActor
@@ -29,19 +29,36 @@ from scopemill.trainer.assignment import Assignment
 from scopemill.trainer.member import Outcome, Progress
 
 CALLS_PER_SECOND = 40.0  # that ask trainers how far they are, however many there are
+CLOSE_SECONDS = 5.0  # for the processes of a wide SAE to end when one of them has died
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Group:
-    """SAEs of one stream that one process trains together. To its node's server it is a consumer with the name of the first."""
+    """SAEs of one stream that one process trains together, or a wide one that several do: the first of the slots leads.
+
+    To its node's server it is a consumer with the name of the first SAE.
+    """
 
     names: list[str]
-    slot: Slot
-    settled: set[str]  # of whom it is known how they ended
+    slots: list[Slot]
+    settled: set[str] = field(default_factory=set)  # of whom it is known how they ended
+    calls: dict[Any, Slot] = field(default_factory=dict)  # by Ray's reference: those that have not returned
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # what the leader's call returned
+    errors: list[ScopemillError] = field(default_factory=list)  # of calls that failed, in the order of their ends
 
     @property
     def consumer(self) -> str:
         return self.names[0]
+
+    @property
+    def leader(self) -> Slot:
+        return self.slots[0]
+
+    def ended(self) -> dict[str, Outcome]:
+        """How it went with each SAE, once all calls have returned. For a leader that was left alone the first who left it says why."""
+        why = next((error for error in self.errors if not isinstance(error, PartLost)), next(iter(self.errors), None))
+        found = {name: self.outcomes.get(name, why) for name in self.names}
+        return {name: why if why and isinstance(outcome, PartLost) else outcome for name, outcome in found.items()}
 
 
 class Training:
@@ -51,10 +68,9 @@ class Training:
         self._plan, self._manifest, self._targets, self._reporter = plan, manifest, targets, reporter
         train = plan.config.train
         self._saes = {sae.name: sae for sae in todo}
-        entries = [Entry(sae.name, plan.stream(sae.hooks), sae.rivals if train.halving else None, sae.priority) for sae in todo]
         self._at_once = min(train.at_once, room_for(train), plan.trainers(todo))
-        self._streams = streams_at_once(entries, self._at_once, train.group)
-        self._schedule = Schedule(entries, self._at_once, self._streams, train.retries, train.group)
+        self._streams = streams_at_once(entries(train, todo), self._at_once, train.group)
+        self._schedule = Schedule(entries(train, todo), self._at_once, self._streams, train.retries, train.group)
         self._stopping = EarlyStopping(plan, todo)
         self._leaving: dict[str, str] = {}  # who has been told to stop early, and why
         self._runs: dict[Any, Group] = {}  # by Ray's reference of the call
@@ -91,26 +107,44 @@ class Training:
 
     def _begin(self, cohort: list[list[str]]) -> None:
         """Start groups of one stream. Those on one node share its server; before any is there, that is told where each will begin."""
-        stream, config = self._plan.stream(self._saes[cohort[0][0]].hooks), self._plan.config
-        begun = [Group(names, slot, set()) for names, slot in zip(cohort, self._pool.take(len(cohort)), strict=True)]
-        nodes = dict.fromkeys(group.slot.node for group in begun)
+        stream, begun = self._plan.stream(self._saes[cohort[0][0]].hooks), self._with_slots(cohort)
+        nodes = dict.fromkeys(group.leader.node for group in begun)
         coming = {node: self._server(node) for node in nodes if node not in self._servers}  # all of them while the first is waited for
         for node in nodes:
-            here = [group for group in begun if group.slot.node == node]
+            here = [group for group in begun if group.leader.node == node]
             try:
                 where = self._expecting_server(node, coming.get(node), stream, {group.consumer: self._cursor(group) for group in here})
             except ScopemillError as error:
                 for group in here:
-                    self._pool.give_back(group.slot)
+                    for slot in group.slots:
+                        self._pool.give_back(slot)
                     self._settle(group, dict.fromkeys(group.names, error))
                 continue
             for group in here:
-                assignments = [self._assignment(self._saes[name]) for name in group.names]
-                self._runs[group.slot.actor.run.remote(assignments, where, config.server.keys)] = group
+                self._call(group, where)
+
+    def _with_slots(self, cohort: list[list[str]]) -> list[Group]:
+        """A wide SAE's on one node, where that is possible; then those of the others."""
+        parts = {names[0]: self._plan.config.train.parts(self._saes[names[0]].config.width) for names in cohort}
+        wide = [Group(names, self._pool.take(parts[names[0]])) for names in cohort if parts[names[0]] > 1]
+        others = [names for names in cohort if parts[names[0]] == 1]
+        return wide + [Group(names, [slot]) for names, slot in zip(others, self._pool.take(len(others)), strict=True)]
+
+    def _call(self, group: Group, where: Whereabouts) -> None:
+        keys, assignments = self._plan.config.server.keys, [self._assignment(self._saes[name]) for name in group.names]
+        leader, *followers = group.slots
+        if not followers:
+            group.calls[leader.actor.run.remote(assignments, where, keys)] = leader
+        else:
+            address, parts = leader.actor.meet.remote(len({slot.node for slot in group.slots}) == 1), len(group.slots)
+            group.calls[leader.actor.lead.remote(*assignments, where, keys, address, parts)] = leader
+            for rank, slot in enumerate(followers, 1):
+                group.calls[slot.actor.follow.remote(*assignments, address, rank, parts)] = slot
+        self._runs |= dict.fromkeys(group.calls, group)
 
     def _cursor(self, group: Group) -> int:
         """The batch at which a group goes on: the first that one of its SAEs wants."""
-        return min(max(checkpoint.steps_of(self._plan.bucket, self._saes[name].layout), default=0) for name in group.names)
+        return min(checkpoint.newest(self._plan.bucket, self._saes[name].layout) for name in group.names)
 
     def _server(self, node: str) -> Any:
         return ServerActor.options(**on_node(node)).remote(self._plan.config.bucket, self._plan.config.server, self._streams)
@@ -145,20 +179,27 @@ class Training:
                 self._returned(ref, self._runs.pop(ref))
 
     def _returned(self, ref: Any, group: Group) -> None:
-        """A trainer's call has returned."""
-        outcomes: dict[str, Outcome]
-        died = False
+        """A trainer's call has returned. If a process of several has died, the others cannot go on, and most of them know."""
+        slot, died = group.calls.pop(ref), False
         try:
-            outcomes = ray.get(ref)
+            group.outcomes |= ray.get(ref) or {}
         except RayError as error:
-            outcomes, died = dict.fromkeys(group.names, ours(error)), isinstance(error, ActorDiedError)
+            group.errors.append(ours(error))
+            died = isinstance(error, RayActorError)
         if died:
-            self._pool.replace(group.slot)
+            ray.kill(slot.actor)  # if Ray has started it again: it must not take calls while it is replaced
+            self._pool.replace(slot)
+            _, waiting = ray.wait(list(group.calls), num_returns=len(group.calls), timeout=CLOSE_SECONDS) if group.calls else ([], [])
+            for call in waiting:
+                ray.kill(group.calls[call].actor)
         else:
-            self._pool.give_back(group.slot)
+            self._pool.give_back(slot)
+        if group.calls:
+            return
+        outcomes = group.ended()
         if any(isinstance(outcome, ScopemillError) for outcome in outcomes.values()):  # it may not have come as far as its stream
             stream = self._plan.stream(self._saes[group.consumer].hooks)
-            self._servers[group.slot.node].expect_no_more.remote(stream, group.consumer)
+            self._servers[group.leader.node].expect_no_more.remote(stream, group.consumer)
         self._settle(group, outcomes)
 
     def _settle(self, group: Group, outcomes: dict[str, Outcome]) -> None:
@@ -191,9 +232,9 @@ class Training:
         """Ask trainers how far they are; the more there are, the more rarely."""
         if time.monotonic() < self._ask_again:
             return
-        self._ask_again = time.monotonic() + max(POLL_SECONDS, len(self._runs) / CALLS_PER_SECOND)
-        groups = list(self._runs.values())
-        told: list[list[Progress] | None] = ask([group.slot.actor.progress.remote(self._stopping.steps) for group in groups])
+        groups = self._groups
+        self._ask_again = time.monotonic() + max(POLL_SECONDS, len(groups) / CALLS_PER_SECOND)
+        told: list[list[Progress] | None] = ask([group.leader.actor.progress.remote(self._stopping.steps) for group in groups])
         for group, answer in zip(groups, told, strict=True):
             of_group = [progress for progress in answer or () if progress.name in group.names]  # and not still the SAEs before
             for progress in of_group:
@@ -204,7 +245,7 @@ class Training:
 
     def _note(self, group: Group, progress: Progress) -> None:
         if progress.outcome is None and (progress.name in self._leaving or progress.name in group.settled):
-            group.slot.actor.leave.remote(progress.name)  # again: a process that was just started anew does not know
+            group.leader.actor.leave.remote(progress.name)  # again: a process that was just started anew does not know
         if progress.name not in group.settled:
             row = progress.last
             self._reporter.update(progress.name, progress.step, f"L0 {row.l0:6.1f}  FVU {row.fvu:.3f}" if row else "")
@@ -218,9 +259,14 @@ class Training:
                 continue
             self._leaving[name] = why
             self._reporter.say(f"{name} is stopped: {why}")
-            for group in self._runs.values():
+            for group in self._groups:
                 if name in group.names:
-                    group.slot.actor.leave.remote(name)
+                    group.leader.actor.leave.remote(name)
+
+    @property
+    def _groups(self) -> list[Group]:
+        """Those in work."""
+        return list(dict.fromkeys(self._runs.values()))
 
     def _assignment(self, sae: PlannedSae) -> Assignment:
         plan, manifest = self._plan, self._manifest

@@ -102,7 +102,7 @@ class Evaluator:
         result = _result(record, config, inputs, outputs if wiring.targets else (), layout, baseline, fidelity)
         evaluation = Evaluation(result, fidelity.histogram, baseline.rows, self._settings)
         data = evaluation.sealed()
-        if self._bucket.exists(layout.config) and job.step == max(checkpoint.steps_of(self._bucket, layout)):
+        if self._bucket.exists(layout.config) and job.step == checkpoint.newest(self._bucket, layout):
             self._bucket.write(layout.metrics, data)
         self._bucket.write(layout.checkpoint(job.step).metrics, data)  # last: with it the evaluation is done
         metrics.EVALUATIONS.inc()

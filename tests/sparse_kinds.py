@@ -2,12 +2,15 @@
 
 import torch
 
-from scopemill.trainer.architectures import initial_sae
-from scopemill.trainer.config import PAIRED, SaeConfig, TrainConfig
+from scopemill.trainer.architectures import ARCHITECTURES, initial_sae
+from scopemill.trainer.config import OWN_ACTIVATION, PAIRED, SaeConfig, TrainConfig
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.wiring import Shape
 
 B, F = 64, 200  # a width that is no multiple of the chunks that loops look at
+KINDS = [(word, activation) for word in ARCHITECTURES for activation in (
+    [OWN_ACTIVATION[word]] if word in OWN_ACTIVATION else ["relu", "jumprelu", "topk", "batchtopk"]
+)]  # fmt: skip
 
 
 def shape_of(word: str) -> Shape:

@@ -13,6 +13,7 @@ from torch import nn
 from scopemill.trainer.codes import Codes, Pre
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import Entries
+from scopemill.trainer.parts import Part
 
 if TYPE_CHECKING:
     from scopemill.trainer.sae import Sae
@@ -29,7 +30,8 @@ class Activation(nn.Module, ABC):
 
     def __init__(self, width: int):
         super().__init__()
-        self.width = width
+        self.width = width  # latents that are here
+        self.part = Part(width)
 
     @classmethod
     def initial(cls, config: SaeConfig, width: int) -> Self:
@@ -56,18 +58,19 @@ class Activation(nn.Module, ABC):
     def select(self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
         """Of all pre-activations, products [B, F] plus bias [F], the entries that loss and gradients depend on, with their values [n].
 
-        None where there are more than ``at_most``, or where nothing can be left out.
+        None where there are more than ``at_most``, or where nothing can be left out. Where other parts have a say, None in all of them.
         """
         return None
 
     def penalty(self, codes: Codes, pre: Pre, norms: Norms, config: SaeConfig) -> torch.Tensor:
-        """The sparsity penalty, a mean over the rows, without its coefficient. ``norms`` gives those of the decoder's rows [F]."""
+        """The sparsity penalty of all parts, a mean over the rows, without its coefficient. ``norms`` gives those of the decoder's
+        rows [F]."""
         return codes.values.new_zeros(())
 
     def auxiliary(
-        self, sae: "Sae", pre: Pre, y: torch.Tensor, error: torch.Tensor, dead: torch.Tensor, config: SaeConfig
+        self, sae: "Sae", pre: Pre, y: torch.Tensor, miss: torch.Tensor, dead: torch.Tensor, config: SaeConfig
     ) -> torch.Tensor | float:
-        """What else the architecture trains by, with its own coefficient. ``error`` [B, d_out] is y less what was rebuilt, and no
+        """What else the architecture trains by, with its own coefficient. ``miss`` [B, d_out] is what was rebuilt less y, and no
         gradient goes through it; ``dead`` [F] says which latents have not fired for long."""
         return 0.0
 

@@ -10,6 +10,7 @@ from scopemill.trainer.crosslayer import CrossLayerTranscoder, PerLayerTranscode
 from scopemill.trainer.gated import Gated
 from scopemill.trainer.jumprelu import JumpReLU
 from scopemill.trainer.matryoshka import Matryoshka
+from scopemill.trainer.parts import Part
 from scopemill.trainer.relu import ReLU
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.topk import TopK
@@ -28,8 +29,15 @@ ARCHITECTURES: dict[str, type[Sae]] = {
 }
 
 
-def initial_sae(config: SaeConfig, shape: Shape, mean: torch.Tensor) -> Sae:
-    """An SAE before its first step. ``mean`` [d_out] is that of what it will rebuild, as it will see it."""
-    cls = ARCHITECTURES[config.architecture]
-    width = config.width * len(shape.inputs) if issubclass(cls, CrossLayerTranscoder) else config.width
-    return cls.initial(config, shape, ACTIVATIONS[config.latents].initial(config, width), mean)
+def all_latents(config: SaeConfig, shape: Shape) -> int:
+    """Of all layers together, where an architecture has some in each."""
+    layered = issubclass(ARCHITECTURES[config.architecture], CrossLayerTranscoder)
+    return config.width * len(shape.inputs) if layered else config.width
+
+
+def initial_sae(config: SaeConfig, shape: Shape, mean: torch.Tensor, part: Part | None = None) -> Sae:
+    """An SAE before its first step, or a part of its latents. ``mean`` [d_out] is that of what it will rebuild, as it will see it."""
+    part = part or Part(all_latents(config, shape))
+    activation = ACTIVATIONS[config.latents].initial(config, part.here)
+    activation.part = part
+    return ARCHITECTURES[config.architecture].initial(config, shape, activation, mean)

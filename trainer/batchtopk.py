@@ -33,7 +33,8 @@ class BatchTopK(TopK):
         if isinstance(pre, SparsePre):
             self._kept(pre.values.detach())
             return pre.codes(pre.values)
-        smallest = _smallest_of_largest(pre.values.detach().flatten(), pre.rows * self.k)
+        wanted = pre.rows * self.k
+        smallest = self.part.smallest_of_largest(_largest(pre.values.detach().flatten(), wanted), wanted)
         kept = (pre.values >= smallest) & (pre.values > 0)
         self._kept(pre.values.detach()[kept])
         return pre.codes(pre.values * kept)
@@ -43,18 +44,19 @@ class BatchTopK(TopK):
         wanted = len(products) * self.k
         for near in NEAR if wanted <= at_most else ():
             candidates = scan(products, bias, (near * self.threshold).expand(self.width), at_most)
-            if candidates is None:
+            if not self.part.everywhere(candidates is not None):
                 return None
             entries, values = candidates
-            if len(values) >= wanted:
-                keep = values >= values.topk(wanted, sorted=False).values.amin()
+            if self.part.total(len(values)) >= wanted:
+                largest = values.topk(min(wanted, len(values)), sorted=False).values
+                keep = values >= self.part.smallest_of_largest(largest, wanted)
                 return entries.kept(keep), values[keep]
         return None
 
     def _kept(self, values: torch.Tensor) -> None:
         """Take note of the smallest of the values kept, all of which are positive."""
-        if len(values):
-            self._smallest.append(values.amin())
+        if (smallest := self.part.least(values)) is not None:
+            self._smallest.append(smallest)
 
     @torch.no_grad()
     def after_update(self) -> None:
@@ -70,12 +72,12 @@ class BatchTopK(TopK):
         return scale * bias, activation
 
 
-def _smallest_of_largest(values: torch.Tensor, k: int) -> torch.Tensor:
-    """The k-th largest of the values [n]. A sample says about where it lies, and few are left to choose from.
+def _largest(values: torch.Tensor, k: int) -> torch.Tensor:
+    """The k largest of the values [n], or all. A sample says about where they begin, and few are left to choose from.
 
     Every 61st: a prime, so that it takes from all latents.
     """
-    some = values[::61]
+    k, some = min(k, len(values)), values[::61]
     guess = some.topk(min(len(some), k // 40 + 1), sorted=False).values.amin()  # half as many again as should be needed
     candidates = values[values >= guess]
-    return (candidates if len(candidates) >= k else values).topk(k, sorted=False).values.amin()
+    return (candidates if len(candidates) >= k else values).topk(k, sorted=False).values

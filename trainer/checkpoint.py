@@ -2,7 +2,8 @@
 
 The weights are safetensors, the optimiser's state and the dead counters too; ``checkpoint.json`` is written
 last and makes the checkpoint. Its ``step`` is the number of the next batch of the stream: the whole of the data's state.
-Each carries its checksum.
+Each carries its checksum. Where several processes hold the SAE's latents, the leader writes what all have and deals out what it
+reads, so a checkpoint does not tell how many they were.
 """
 
 import json
@@ -22,8 +23,9 @@ from scopemill.trainer.architectures import initial_sae
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.history import History
 from scopemill.trainer.loop import Loop
+from scopemill.trainer.parts import Part
 from scopemill.trainer.sae import Sae, check_tensors
-from scopemill.trainer.wiring import Wiring
+from scopemill.trainer.wiring import Shape, Wiring
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,28 @@ def steps_of(bucket: Bucket, layout: SaeLayout) -> list[int]:
     return [step for step in steps if bucket.exists(layout.checkpoint(step).record)]
 
 
+def newest(bucket: Bucket, layout: SaeLayout) -> int:
+    """The step of the last committed checkpoint, where training goes on; 0 if there is none."""
+    return max(steps_of(bucket, layout), default=0)
+
+
 def save(bucket: Bucket, layout: SaeLayout, wiring: Wiring, loop: Loop) -> None:
-    """Commit a checkpoint, then drop the state of the one before: only the newest is ever resumed."""
+    """Commit a checkpoint, then drop the state of the one before: only the newest is ever resumed. The other parts `hand_over`."""
     record = CheckpointRecord(loop.step_number, loop.skipped, loop.tokens, wiring.to_json(), loop.config.model_dump(mode="json"))
     place = layout.checkpoint(record.step)
     older = [step for step in steps_of(bucket, layout) if step < record.step]
-    bucket.write(place.weights, *sealed_tensors(safetensors.torch.save(_cpu(loop.sae.state_dict()))))
-    bucket.write(place.optimizer, *sealed_tensors(safetensors.torch.save(_cpu(loop.state()))))
+    part = loop.sae.part
+    bucket.write(place.weights, *sealed_tensors(safetensors.torch.save(part.gathered(loop.sae.state_dict()))))
+    bucket.write(place.optimizer, *sealed_tensors(safetensors.torch.save(part.gathered(loop.state()))))
     bucket.create(place.record, sealed_record(vars(record)))
     for step in older:
         bucket.remove(layout.checkpoint(step).optimizer)
+
+
+def hand_over(loop: Loop) -> None:
+    """What `save` takes from another part than the leader's."""
+    for tensors in (loop.sae.state_dict(), loop.state()):
+        loop.sae.part.gathered(tensors)
 
 
 def read_record(bucket: Bucket, layout: SaeLayout, step: int) -> CheckpointRecord:
@@ -70,14 +84,8 @@ def read_record(bucket: Bucket, layout: SaeLayout, step: int) -> CheckpointRecor
 def load_sae(bucket: Bucket, layout: SaeLayout, step: int) -> tuple[Sae, CheckpointRecord]:
     """The SAE of a checkpoint, as trained (for scaled activations). SaeFormatError if its files do not fit each other."""
     record, place = read_record(bucket, layout, step), layout.checkpoint(step)
-    weights = _read(bucket, place.weights)
-    try:
-        shape = Wiring.from_json(record.wiring).shape
-        sae = initial_sae(record.sae_config, shape, torch.zeros(shape.d_out))
-    except (LookupError, TypeError, ValueError) as error:
-        raise SaeFormatError(f"{bucket.place(place.record)} does not describe an SAE: {' '.join(repr(error).split())}") from error
-    check_tensors(bucket.place(place.weights), weights, {name: p.shape for name, p in sae.state_dict().items()})
-    sae.load_state_dict(weights)
+    sae = _described(bucket, place.record, record)
+    _fill(sae.part, sae.state_dict(), bucket, place.weights)
     return sae, record
 
 
@@ -88,21 +96,56 @@ def load_loop(
     config: SaeConfig,
     device: torch.device | str = "cpu",
     waited: Callable[[], float] = lambda: 0.0,
+    part: Part | None = None,
 ) -> Loop:
-    """A loop that goes on after a checkpoint; Conflict if that was trained with another configuration."""
+    """A loop that goes on after a checkpoint; Conflict if that was trained with another configuration. The other parts `take_over`."""
     record, wanted = read_record(bucket, layout, step), config.model_dump(mode="json")
     if record.config != wanted:
         key = next(k for k in wanted | record.config if record.config.get(k) != wanted.get(k))
         raise Conflict(
             f"{bucket.place(layout.root)} was trained with {key} = {record.config.get(key)!r}, and this run asks for {wanted.get(key)!r}"
         )
-    sae, _ = load_sae(bucket, layout, step)
-    loop = Loop(sae.to(device), config, History.load(bucket, layout.history, step), waited)
-    path = layout.checkpoint(step).optimizer
-    state = _read(bucket, path)
-    check_tensors(bucket.place(path), state, {name: tensor.shape for name, tensor in loop.state().items()})
+    place = layout.checkpoint(step)
+    sae = _described(bucket, place.record, record, part).to(device)
+    _fill(sae.part, sae.state_dict(), bucket, place.weights)
+    loop = Loop(sae, config, History.load(bucket, layout.history, step), waited)
+    state = loop.state()
+    _fill(sae.part, state, bucket, place.optimizer)
     loop.restore(step, state)
     return loop
+
+
+def take_over(config: SaeConfig, shape: Shape, step: int, device: torch.device, part: Part) -> Loop:
+    """What `load_loop` deals out to another part than the leader's."""
+    loop = Loop(_blank(config, shape, part).to(device), config, History())
+    state = loop.state()
+    for tensors in (loop.sae.state_dict(), state):
+        part.deal(tensors, dict)
+    loop.restore(step, state)
+    return loop
+
+
+def _described(bucket: Bucket, path: str, record: CheckpointRecord, part: Part | None = None) -> Sae:
+    """The SAE of a record, or a part of it, its weights still to be filled in."""
+    try:
+        return _blank(record.sae_config, Wiring.from_json(record.wiring).shape, part)
+    except (LookupError, TypeError, ValueError) as error:
+        raise SaeFormatError(f"{bucket.place(path)} does not describe an SAE: {' '.join(repr(error).split())}") from error
+
+
+def _blank(config: SaeConfig, shape: Shape, part: Part | None = None) -> Sae:
+    return initial_sae(config, shape, torch.zeros(shape.d_out), part)
+
+
+def _fill(part: Part, into: dict[str, torch.Tensor], bucket: Bucket, path: str) -> None:
+    """Tensors, or what is here of them, from a file that holds exactly these; SaeFormatError if it does not."""
+
+    def whole() -> dict[str, torch.Tensor]:
+        tensors = _read(bucket, path)
+        check_tensors(bucket.place(path), tensors, {name: part.shape(name, tensor) for name, tensor in into.items()})
+        return tensors
+
+    part.deal(into, whole)
 
 
 def _read(bucket: Bucket, path: str) -> dict[str, torch.Tensor]:
@@ -111,7 +154,3 @@ def _read(bucket: Bucket, path: str) -> dict[str, torch.Tensor]:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise SaeFormatError(f"{bucket.place(path)} cannot be read: {error}") from error
-
-
-def _cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

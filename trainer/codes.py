@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from scopemill.trainer.entries import DecodeAt, Entries, MissesAt
+from scopemill.trainer.parts import Part
 
 
 @dataclass(frozen=True)
@@ -27,19 +28,13 @@ class Codes(ABC):
         """Mean number of latents that fire."""
         return self.frequency.sum()
 
-    @property
-    def density(self) -> float:
-        """The share of all places [row, latent] that fires."""
-        return self.l0.item() / len(self.frequency)
-
     @abstractmethod
     def decode(self, weights: torch.Tensor, first: int = 0) -> torch.Tensor:
         """The sum of the weights' rows [..., d], each as often as its latent says: [B, d]. Latent 0 is the weights' row ``first``."""
 
     def misses(self, weights: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What is rebuilt less ``target`` [B, d], as the sum of its squares, and itself without a gradient."""
-        error = self.decode(weights).to(target.dtype) - target
-        return error.square().sum(), error.detach()
+        return missed(self.decode(weights), target)
 
     @abstractmethod
     def times(self, factors: torch.Tensor) -> torch.Tensor:
@@ -65,8 +60,8 @@ class Pre(ABC):
         """Latents of the same layout, whose firing has no gradient."""
 
     @abstractmethod
-    def largest(self, among: torch.Tensor, k: int) -> Codes:
-        """Of each row the k largest of the latents ``among`` [F], where they are positive."""
+    def largest(self, among: torch.Tensor, k: int, part: Part) -> Codes:
+        """Of each row those of the latents ``among`` [F] that are positive and among the k largest of all parts."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +86,9 @@ class DensePre(Pre):
     def codes(self, values: torch.Tensor) -> DenseCodes:
         return DenseCodes(values, (values.detach() > 0).sum(0).to(values.dtype) / self.rows)
 
-    def largest(self, among: torch.Tensor, k: int) -> DenseCodes:
-        values, index = self.values.where(among, -torch.inf).topk(k, dim=1, sorted=False)
-        return self.codes(torch.zeros_like(self.values).scatter(1, index, values.relu()))
+    def largest(self, among: torch.Tensor, k: int, part: Part) -> DenseCodes:
+        values, index = self.values.where(among, -torch.inf).topk(min(k, part.here), dim=1, sorted=False)
+        return self.codes(torch.zeros_like(self.values).scatter(1, index, part.among_largest(values, k).relu()))
 
 
 @dataclass(frozen=True)
@@ -136,8 +131,15 @@ class SparsePre(Pre):
     def codes(self, values: torch.Tensor) -> SparseCodes:
         return SparseCodes(values, self.entries.share(values.detach() > 0), self.entries)
 
-    def largest(self, among: torch.Tensor, k: int) -> SparseCodes:
+    def largest(self, among: torch.Tensor, k: int, part: Part) -> SparseCodes:
         numbers = among.nonzero()[:, 0]
-        values, place = (self.products[:, numbers] + self.bias[numbers]).topk(k, dim=1, sorted=False)
+        values, place = (self.products[:, numbers] + self.bias[numbers]).topk(min(k, len(numbers)), dim=1, sorted=False)
+        values = part.among_largest(values, k)
         entries = Entries.of_equal_rows(numbers[place], values > 0, self.entries.width, self.entries.backend)
         return SparseCodes(self._at(entries, values[values > 0]), entries.share(), entries)
+
+
+def missed(rebuilt: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is rebuilt [B, d] less the target, as the sum of its squares, and itself without a gradient."""
+    error = rebuilt.to(target.dtype) - target
+    return error.square().sum(), error.detach()

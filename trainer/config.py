@@ -21,6 +21,7 @@ OWN_ACTIVATION: dict[str, ActivationName] = {
 USUAL_ACTIVATION: dict[str, ActivationName] = {"matryoshka": "batchtopk"}
 PAIRED = ("transcoder", "skip_transcoder", "clt", "per_layer_transcoder")  # read one site, rebuild another
 LAYERED = ("crosscoder", "clt", "per_layer_transcoder")  # span every layer that is harvested
+UNDIVIDED = ("clt", "per_layer_transcoder")  # by latents, over several trainers: they have some in each layer
 ONE_FOR_ALL = ("tokens", "batch_size", "log_every")  # of a sweep's recipes: SAEs of a stream share batches, rivals are compared by step
 
 
@@ -241,6 +242,11 @@ class TrainConfig(Grid):
     )
     at_once: int = Field(16, ge=1, description="Trainers that run at the same time.")
     group: int = Field(1, ge=1, description="SAEs of one stream that a trainer trains together, at most, from one copy of each batch.")
+    latents_per_trainer: int | None = Field(
+        None,
+        ge=1,
+        description="An SAE of more latents is divided over several trainers, in parts as equal as can be; absent: none is.",
+    )
     cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per trainer; also its threads, at least one.")
     gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per trainer; a fraction shares one.")
     labels: NodeLabels = Field({}, description="Labels of the Ray nodes that trainers run on; absent: any node.")
@@ -272,9 +278,16 @@ class TrainConfig(Grid):
                         f"variants[{i}].{field}: {getattr(variant, field)} is not the section's {getattr(self, field)}: the SAEs of a "
                         "stream share its batches, so leave it out of the variant"
                     )
+        for grid in self.grids.values():
+            for width in grid.widths:
+                self._check_parts(grid, width)
         if self.halving:
             self._check_halving(self.halving)
         return self
+
+    def parts(self, width: int) -> int:
+        """How many trainers an SAE of so many latents is divided over."""
+        return -(-width // self.latents_per_trainer) if self.latents_per_trainer else 1
 
     @property
     def makes_saes(self) -> bool:
@@ -285,6 +298,20 @@ class TrainConfig(Grid):
         """Those that make the sweep's SAEs, by their place in the sweep file."""
         return {f"train.variants[{i}]": variant for i, variant in enumerate(self.variants)} or {"train": self}
 
+    def _check_parts(self, grid: Grid, width: int) -> None:
+        parts = self.parts(width)
+        if parts == 1:
+            return
+        divided = f"latents_per_trainer: an SAE of {width} latents is divided over {parts} trainers"
+        if parts > self.at_once:
+            raise ValueError(f"{divided}, and at_once is {self.at_once}: raise it, or latents_per_trainer")
+        if grid.architecture in UNDIVIDED:
+            raise ValueError(f"{divided}, which a {grid.architecture} cannot be: raise latents_per_trainer to {width}, or leave it out")
+        if grid.resample_every:
+            raise ValueError(f"{divided}, which draw no latents anew: leave resample_every out, or raise latents_per_trainer to {width}")
+        if self.gpus % 1:
+            raise ValueError(f"{divided}, which cannot share a GPU: gpus ({self.gpus:g}) has to be a whole number")
+
     def _check_halving(self, halving: HalvingConfig) -> None:
         rungs = halving.steps(self.steps, self.log_every)
         if len(set(rungs)) < len(rungs) or rungs[-1] >= self.steps:
@@ -292,8 +319,8 @@ class TrainConfig(Grid):
                 f"halving: the history has a row every {self.log_every} of the {self.steps} steps, so the rungs would be at the steps "
                 f"{', '.join(map(str, rungs))}: lower log_every, or choose other rungs"
             )
-        most = max(len(grid.sparsities) for grid in self.grids.values())
-        needed = -(-most // self.group)
+        rivals = [(len(grid.sparsities), self.parts(width)) for grid in self.grids.values() for width in grid.widths]
+        needed, most = max((n * parts if parts > 1 else -(-n // self.group), n) for n, parts in rivals)
         if self.at_once < needed:
             raise ValueError(
                 f"halving: the {most} SAEs of a hook and width are compared while they train, and at_once is "

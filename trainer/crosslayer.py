@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes
+from scopemill.trainer.codes import Codes, missed
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import EncodeAt, Entries
 from scopemill.trainer.sae import Sae, unit_rows
@@ -22,17 +22,16 @@ from scopemill.trainer.wiring import Shape
 class CrossLayerTranscoder(Sae):
     """``W_enc`` is [L, F, d_in]; ``W_dec`` holds for each layer [F, columns of what it rebuilds]. ``width`` is L * F."""
 
-    def _reach(self, layer: int) -> slice:
+    def _reach(self, layer: int) -> range:
         """The columns of the output that a layer's latents write to."""
-        return slice(sum(self.shape.outputs[:layer]), self.shape.d_out)
+        return range(sum(self.shape.outputs[:layer]), self.shape.d_out)
 
     def _make_weights(self) -> None:
         layers = len(self.shape.inputs)
-        per_layer = self.width // layers
-        self.W_enc = nn.ParameterList([torch.zeros(per_layer, d) for d in self.shape.inputs])
+        self.per_layer = self.width // layers
+        self.W_enc = nn.ParameterList([torch.zeros(self.per_layer, d) for d in self.shape.inputs])
         self.b_enc = nn.Parameter(torch.zeros(self.width))
-        columns = torch.arange(self.shape.d_out)
-        self.W_dec = nn.ParameterList([torch.zeros(per_layer, len(columns[self._reach(layer)])) for layer in range(layers)])
+        self.W_dec = nn.ParameterList([torch.zeros(self.per_layer, len(self._reach(layer))) for layer in range(layers)])
 
     @classmethod
     def initial(cls, config: SaeConfig, shape: Shape, activation: Activation, mean: torch.Tensor) -> "CrossLayerTranscoder":
@@ -51,22 +50,23 @@ class CrossLayerTranscoder(Sae):
         return False
 
     def encoder(self, x: torch.Tensor) -> torch.Tensor:
+        return (torch.cat(self._products(x), dim=-1) + self.b_enc).to(self.b_dec.dtype)
+
+    def products_into(self, seen: torch.Tensor, out: torch.Tensor) -> None:
+        torch.cat(self._products(seen), dim=1, out=out)
+
+    def _products(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Of each layer's latents, without the bias."""
         parts = x.split(self.shape.inputs, dim=-1)
-        pre = [nn.functional.linear(part, weights) for part, weights in zip(parts, self.W_enc, strict=True)]
-        return (torch.cat(pre, dim=-1) + self.b_enc).to(self.b_dec.dtype)
+        return [nn.functional.linear(part, weights) for part, weights in zip(parts, self.W_enc, strict=True)]
 
-    def products_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        torch.cat(
-            [nn.functional.linear(part, w) for part, w in zip(x.split(self.shape.inputs, dim=1), self.W_enc, strict=True)], dim=1, out=out
-        )
-
-    def encoder_at(self, x: torch.Tensor) -> Callable[[Entries, torch.Tensor], torch.Tensor]:
-        per_layer, parts = self.width // len(self.W_enc), x.split(self.shape.inputs, dim=1)
+    def encoder_at(self, seen: torch.Tensor) -> Callable[[Entries, torch.Tensor], torch.Tensor]:
+        parts = seen.split(self.shape.inputs, dim=1)
 
         def at(entries: Entries, values: torch.Tensor) -> torch.Tensor:
             places, found = [], []
             for layer, (part, weights) in enumerate(zip(parts, self.W_enc, strict=True)):
-                start, stop = layer * per_layer, (layer + 1) * per_layer
+                start, stop = layer * self.per_layer, (layer + 1) * self.per_layer
                 own, inside = entries.part(start, stop)
                 places.append(inside.nonzero()[:, 0])
                 found.append(EncodeAt.apply(values[inside], self.b_enc[start:stop], None, weights, part, own))
@@ -75,17 +75,15 @@ class CrossLayerTranscoder(Sae):
         return at
 
     def mix(self, codes: Codes) -> torch.Tensor:
-        per_layer, columns = self.width // len(self.W_dec), range(self.shape.d_out)
         total: torch.Tensor | float = 0.0
         for layer, weights in enumerate(self.W_dec):
-            reach = columns[self._reach(layer)]
-            part = codes.part(layer * per_layer, (layer + 1) * per_layer).decode(weights).to(self.b_dec.dtype)
+            reach = self._reach(layer)
+            part = codes.part(layer * self.per_layer, (layer + 1) * self.per_layer).decode(weights).to(self.b_dec.dtype)
             total = total + nn.functional.pad(part, (reach.start, self.shape.d_out - reach.stop))
         return total
 
     def misses(self, codes: Codes, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        error = self.mix(codes) - target
-        return [(error.square().sum(), error.detach())]
+        return [missed(self.mix(codes), target)]
 
     def norms(self) -> torch.Tensor:
         return torch.cat([weights.norm(dim=1) for weights in self.W_dec])
@@ -97,12 +95,13 @@ class CrossLayerTranscoder(Sae):
         for mine, its, factors in zip(self.W_enc, into.W_enc, inputs.split(self.shape.inputs), strict=True):
             its.copy_(mine * factors)
         for layer, (mine, its) in enumerate(zip(self.W_dec, into.W_dec, strict=True)):
-            its.copy_(mine * outputs[self._reach(layer)])
+            reach = self._reach(layer)
+            its.copy_(mine * outputs[reach.start : reach.stop])
 
 
 class PerLayerTranscoder(CrossLayerTranscoder):
     """Each layer's latents rebuild their own layer only."""
 
-    def _reach(self, layer: int) -> slice:
+    def _reach(self, layer: int) -> range:
         start = sum(self.shape.outputs[:layer])
-        return slice(start, start + self.shape.outputs[layer])
+        return range(start, start + self.shape.outputs[layer])

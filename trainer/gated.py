@@ -37,11 +37,11 @@ class Gated(Activation):
         return scan(products, bias, -self.b_gate, at_most)
 
     def penalty(self, codes: Codes, pre: Pre, norms: Norms, config: SaeConfig) -> torch.Tensor:
-        return self._gate(pre).sum() / pre.rows
+        return self.part.sum(self._gate(pre).sum()) / pre.rows
 
-    def auxiliary(self, sae, pre, y, error, dead, config) -> torch.Tensor:
-        rebuilt = pre.codes(self._gate(pre)).decode(sae.W_dec.detach()) + sae.b_dec.detach()
-        return (y - rebuilt).square().sum() / pre.rows
+    def auxiliary(self, sae, pre, y, miss, dead, config) -> torch.Tensor:
+        rebuilt = pre.codes(self._gate(pre)).decode(sae.W_dec.detach()).to(y.dtype)
+        return (y - (self.part.sum(rebuilt) + sae.b_dec.detach())).square().sum() / pre.rows
 
     def _gate(self, pre: Pre) -> torch.Tensor:
         return (pre.values + pre.spread(self.b_gate)).relu()

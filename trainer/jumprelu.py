@@ -93,28 +93,32 @@ class JumpReLU(Activation):
 
     def penalty(self, codes: Codes, pre: Pre, norms: Norms, config: SaeConfig) -> torch.Tensor:
         if config.penalty == "tanh":
-            return (config.tanh_scale * codes.times(norms())).tanh().sum() / pre.rows
-        l0 = codes.l0
+            return self.part.sum((config.tanh_scale * codes.times(norms())).tanh().sum()) / pre.rows
+        l0 = self.part.sum(codes.l0)
         penalty = l0 if config.penalty == "l0" else (2 / config.sparsity) * (l0 - config.sparsity) ** 2
-        return penalty + codes.frequency.square().sum() / config.frequency_limit if config.frequency_limit else penalty
+        if not config.frequency_limit:
+            return penalty
+        return penalty + self.part.sum(codes.frequency.square().sum()) / config.frequency_limit
 
-    def auxiliary(self, sae, pre, y, error, dead, config) -> torch.Tensor | float:
+    def auxiliary(self, sae, pre, y, miss, dead, config) -> torch.Tensor | float:
         """The pre-activation loss: by how much latents stay below their thresholds, times their norms."""
         if not config.pre_activation_coefficient:
             return 0.0
-        return config.pre_activation_coefficient * ((self.threshold - pre.values).relu() * sae.norms()).sum() / pre.rows
+        return config.pre_activation_coefficient * self.part.sum(((self.threshold - pre.values).relu() * sae.norms()).sum()) / pre.rows
 
     @torch.no_grad()
     def begin(self, pre: torch.Tensor, config: SaeConfig) -> None:
         """Thresholds at the quantiles that let each latent fire in a share of L0 / F of the rows; where a batch has too few rows
         for that, one quantile of all latents together."""
         if config.initial_l0 is not None:
-            fires = min(1.0, config.initial_l0 / self.width) * len(pre)
+            fires = min(1.0, config.initial_l0 / self.part.width) * len(pre)
             if fires >= 1:
                 quantiles = pre.kthvalue(max(1, len(pre) - round(fires)), dim=0).values
             else:
-                some = pre[:64].flatten()
-                quantiles = some.kthvalue(len(some) - max(1, round(fires * len(some) / len(pre)))).values
+                some = pre[:64]
+                above = max(1, round(fires * len(some) * self.part.width / len(pre)))  # of them, so many shall fire
+                largest = some.flatten().topk(min(above + 1, some.numel()), sorted=False).values
+                quantiles = self.part.smallest_of_largest(largest, above + 1)
             self.threshold.copy_(quantiles.expand(self.width).clamp(min=0))
 
     @torch.no_grad()

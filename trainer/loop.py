@@ -1,4 +1,4 @@
-"""The training loop of one SAE: batches in, weights, history and counters out. It knows neither Ray nor sockets."""
+"""The training loop of one SAE, or of a part of its latents: batches in, weights, history and counters out. It knows no Ray."""
 
 import time
 from collections.abc import Callable
@@ -81,10 +81,11 @@ class Loop:
         fired = torch.zeros_like(self.tokens_since_fired, dtype=torch.bool)
         parts = list(zip(x.chunk(config.accumulate), y.chunk(config.accumulate), strict=True))
         for x_part, y_part in parts:
-            at_most = int(DENSE_ABOVE * len(x_part) * self.sae.width) if self.sparse else 0
+            at_most = int(DENSE_ABOVE * len(x_part) * self.sae.part.width) if self.sparse else 0
             with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 losses = self.sae.losses(x_part, y_part, config, self.dead, at_most)
-            self.sparse = self._backend is not None and losses.codes.density < (DENSE_ABOVE if at_most else SPARSE_BELOW)
+            density = losses.l0.item() / self.sae.part.width
+            self.sparse = self._backend is not None and density < (DENSE_ABOVE if at_most else SPARSE_BELOW)
             total = losses.total(coefficient)
             (total / len(parts)).backward()
             fired |= losses.codes.frequency.detach() > 0
@@ -111,7 +112,7 @@ class Loop:
             self._interval.row(
                 step=self.step_number,
                 tokens=self.tokens,
-                dead_latents=int(self.dead.sum()),
+                dead_latents=self.sae.part.total(int(self.dead.sum())),
                 learning_rate=learning_rate(self.config, last),
                 sparsity_coefficient=self.config.coefficient,
                 sparsity_factor=factor,
@@ -133,7 +134,7 @@ class _Interval:
     def add(self, losses: Losses, loss: torch.Tensor) -> None:
         y, n = losses.target, len(losses.target)
         self.rows += n
-        self.fired += losses.codes.l0.item() * n
+        self.fired += losses.l0.item() * n
         self.loss += loss.item() * n
         self.sparsity += losses.sparsity.item() * n
         self.error += losses.reconstruction.item() * n

@@ -10,22 +10,22 @@ from itertools import accumulate, pairwise
 import torch
 
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes
+from scopemill.trainer.codes import Codes, missed
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.wiring import Shape
 
 
 class Matryoshka(Sae):
-    ends: tuple[int, ...] = ()  # of the nested parts; a finished SAE needs none
+    ends: tuple[int, ...] = ()  # of the nested prefixes, among the latents that are here; a finished SAE needs none
 
     @classmethod
     def initial(cls, config: SaeConfig, shape: Shape, activation: Activation, mean: torch.Tensor) -> "Matryoshka":
         sae = super().initial(config, shape, activation, mean)
-        sae.ends = tuple(sorted({max(1, round(share * config.width)) for share in config.prefixes}))
+        ends = sorted({max(1, round(share * config.width)) for share in config.prefixes})
+        sae.ends = tuple(min(max(end - sae.part.first, 0), sae.width) for end in ends)
         return sae
 
     def misses(self, codes: Codes, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        parts = [codes.part(start, stop).decode(self.W_dec, start).to(target.dtype) for start, stop in pairwise((0, *self.ends))]
-        errors = [rebuilt - target for rebuilt in accumulate(parts)]
-        return [(error.square().sum(), error.detach()) for error in errors]
+        rebuilt = [codes.part(start, stop).decode(self.W_dec, start).to(target.dtype) for start, stop in pairwise((0, *self.ends))]
+        return [missed(so_far, target) for so_far in accumulate(map(self.part.sum, rebuilt))]

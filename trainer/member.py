@@ -1,4 +1,7 @@
-"""One SAE of those that a run trains: its loop, its checkpoints, its export, and how it ended. It knows no stream."""
+"""One SAE of those that a run trains: its loop, its checkpoints, its export, and how it ended. It knows no stream.
+
+Where other processes hold some of its latents, this one leads: see `follower`.
+"""
 
 import importlib.metadata
 import json
@@ -15,13 +18,14 @@ from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import ScopemillError
 from scopemill.proto.layout import SaeLayout
 from scopemill.trainer import checkpoint
-from scopemill.trainer.architectures import initial_sae
+from scopemill.trainer.architectures import all_latents
 from scopemill.trainer.assignment import Assignment, Batch
 from scopemill.trainer.formats import FinishedSae, write_saelens
 from scopemill.trainer.history import History, Row
 from scopemill.trainer.loop import Loop
+from scopemill.trainer.parts import Part, Word
 from scopemill.trainer.sae import Sae
-from scopemill.trainer.start import started_from
+from scopemill.trainer.start import new_sae
 
 log = logging.getLogger(__name__)
 Outcome = int | ScopemillError  # the steps done, all of them or those before it left; or what went wrong
@@ -41,12 +45,13 @@ class Progress:
 class Member:
     """``begin``, ``take`` batch after batch, ``end``; what goes wrong in any of them is its ``outcome``, and nobody else's."""
 
-    def __init__(self, bucket: Bucket, assignment: Assignment, device: torch.device, waited: Callable[[], float]):
+    def __init__(self, bucket: Bucket, assignment: Assignment, device: torch.device, waited: Callable[[], float], part: Part | None = None):
         self.name, self.steps, self.view = assignment.name, assignment.config.steps, assignment.view
         self.outcome: Outcome | None = None
         self._bucket, self._assignment = bucket, assignment
         self._layout = SaeLayout(assignment.root)
         self._device, self._waited = device, waited
+        self._part = part or Part(all_latents(assignment.config, assignment.wiring.shape))
         self._leaving = threading.Event()
         self._loop: Loop | None = None
         self._saved = 0  # the step of the newest checkpoint
@@ -82,7 +87,8 @@ class Member:
             if loop.done:  # its last batches were lost, where others have more to come
                 return
             with self._timed("step"):
-                loop.step(*batch)
+                self._part.announce(Word.STEP, index)
+                loop.step(*(rows if rows is None else self._part.same(rows) for rows in batch))
             self._observe(loop)
             if loop.step_number // every > self._saved // every and not loop.done:
                 self._checkpoint(loop)
@@ -93,6 +99,7 @@ class Member:
             loop = self._begun()
             if loop.step_number > self._saved:
                 self._checkpoint(loop)
+            self._part.announce(Word.END)
             if loop.done:
                 self._export(loop)
             self.outcome = loop.step_number
@@ -126,24 +133,15 @@ class Member:
 
     def _newest(self) -> Loop:
         config = self._assignment.config
-        steps = checkpoint.steps_of(self._bucket, self._layout)
-        if not steps:
-            return Loop(self._initial().to(self._device), config, History(), self._waited)
-        return checkpoint.load_loop(self._bucket, self._layout, steps[-1], config, self._device, self._waited)
-
-    def _initial(self) -> Sae:
-        assignment, config = self._assignment, self._assignment.config
-        wiring = assignment.wiring
-        if config.initial_sae:
-            return started_from(config, wiring)
-        means = [
-            torch.from_numpy(stats.mean_vector / port.unit(config)).float()
-            for stats, port in zip(assignment.targets or assignment.inputs, wiring.outputs, strict=True)
-        ]
-        return initial_sae(config, wiring.shape, torch.cat(means))
+        step = checkpoint.newest(self._bucket, self._layout)
+        self._part.announce(Word.BEGIN, step)
+        if not step:
+            return Loop(new_sae(self._assignment, self._part).to(self._device), config, History(), self._waited)
+        return checkpoint.load_loop(self._bucket, self._layout, step, config, self._device, self._waited, self._part)
 
     def _checkpoint(self, loop: Loop) -> None:
         with self._timed("checkpoint"):
+            self._part.announce(Word.SAVE)
             loop.flush()
             loop.history.save(self._bucket, self._layout.history)
             checkpoint.save(self._bucket, self._layout, self._assignment.wiring, loop)
@@ -153,12 +151,16 @@ class Member:
     def _export(self, loop: Loop) -> None:
         if not self._bucket.exists(self._layout.config):
             wiring, config = self._assignment.wiring, self._assignment.config
-            sae = loop.sae.cpu().finished(wiring.input_units(config), wiring.output_units(config))
+            sae = self._whole(loop).finished(wiring.input_units(config), wiring.output_units(config))
             provenance = {"scopemill": importlib.metadata.version("scopemill")} | self._assignment.provenance
             self._bucket.write(self._layout.provenance, json.dumps(provenance, indent=1).encode())
             inputs, outputs = (tuple(port.hook for port in ports) for ports in (wiring.inputs, wiring.outputs))
             finished = FinishedSae(sae, inputs, outputs, self._assignment.model, self._assignment.metadata)
             write_saelens(self._bucket, self._layout.root, finished)
+
+    def _whole(self, loop: Loop) -> Sae:
+        """On the CPU. Of one in several processes the last checkpoint holds all: the others are done by now."""
+        return loop.sae.cpu() if self._part.whole else checkpoint.load_sae(self._bucket, self._layout, loop.step_number)[0]
 
     def _timed(self, phase: str) -> AbstractContextManager[None]:
         return metrics.timed(metrics.TRAINER_SECONDS.labels(self.name, phase))
@@ -167,7 +169,7 @@ class Member:
         """What the metrics can tell before the first step. Counters begin at 0, so that no rate misses the first increase."""
         metrics.TRAINER_STEP.labels(self.name).set(loop.step_number)
         metrics.TRAINER_STEPS.labels(self.name).set(self.steps)
-        metrics.TRAINER_LATENTS.labels(self.name).set(loop.sae.width)
+        metrics.TRAINER_LATENTS.labels(self.name).set(self._part.width)
         metrics.TRAINER_CHECKPOINT.labels(self.name).set_to_current_time()
         metrics.TRAINER_TOKENS.labels(self.name)
         for phase in ("wait", "copy", "step", "checkpoint"):

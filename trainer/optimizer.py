@@ -1,10 +1,12 @@
 """Adam with beta1 = 0, which needs no first moment, and the unit-norm constraint on the decoder."""
 
 import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import Term
 from scopemill.trainer.kernels.backend import Adam, backend_for
+from scopemill.trainer.parts import is_cut
 from scopemill.trainer.sae import Sae
 
 
@@ -28,7 +30,7 @@ class Optimizer:
         self._backend = backend_for(sae.b_dec)
         by_rows = self._backend is not None and config.clip_gradient is None
         matrices = {name: p for name, p in parameters.items() if p.ndim == 2} if by_rows else {}
-        self.updated = {name: torch.zeros(len(p), dtype=torch.int64, device=p.device) for name, p in matrices.items()}
+        self.updated = {name: torch.zeros(len(p), dtype=torch.int32, device=p.device) for name, p in matrices.items()}
         self.updates = 0
 
     @torch.no_grad()
@@ -38,13 +40,15 @@ class Optimizer:
         terms = {name: parameter.__dict__.pop("terms", []) for name, parameter in parameters.items()}
         self.updates += 1
         for name, parameter in parameters.items():
+            if not is_cut(name, parameter):
+                parameter.grad = self._sae.part.gradient(parameter)
             alone = name in self.updated and len(terms[name]) == 1 and parameter.grad is None
             if terms[name] and not alone:
                 parameter.grad = self._added_up(terms.pop(name), parameter)
         for name in self._unit - self.updated.keys():
             remove_parallel(parameters[name].grad, parameters[name])
         if config.clip_gradient is not None:
-            torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip_gradient)
+            self._clip(parameters, config.clip_gradient)
         for name, parameter in parameters.items():
             if name in self.updated:
                 self._update_rows(name, parameter, terms.get(name, []), learning_rate)
@@ -52,6 +56,13 @@ class Optimizer:
                 self._update(name, parameter, learning_rate)
             parameter.grad = None
         self._sae.activation.after_update()
+
+    def _clip(self, parameters: dict[str, torch.Tensor], limit: float) -> None:
+        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        here = [gradient for name, gradient in gradients.items() if is_cut(name, gradient)]
+        everywhere = [gradient for name, gradient in gradients.items() if not is_cut(name, gradient)]
+        squares = self._sae.part.sum(get_total_norm(here) ** 2) + get_total_norm(everywhere) ** 2
+        clip_grads_with_norm_(parameters.values(), limit, squares.sqrt())
 
     def _update(self, name: str, parameter: torch.Tensor, learning_rate: float) -> None:
         config, gradient, v = self._config, parameter.grad, self.second_moments[name]

@@ -28,4 +28,4 @@ class ReLU(Activation):
         return scan(products, bias, bias.new_zeros(self.width), at_most)
 
     def penalty(self, codes: Codes, pre: Pre, norms: Norms, config: SaeConfig) -> torch.Tensor:
-        return codes.times(norms()).sum() / pre.rows
+        return self.part.sum(codes.times(norms()).sum()) / pre.rows

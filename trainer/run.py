@@ -11,6 +11,7 @@ from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import Stopped
 from scopemill.trainer.assignment import Assignment, Batch, View
 from scopemill.trainer.member import Member, Outcome, Progress
+from scopemill.trainer.parts import Part
 from scopemill.trainer.transfer import Transfer
 
 
@@ -18,15 +19,16 @@ class Run:
     """``run`` trains assignments of one stream, a group, each until its last step or until it leaves.
 
     Each begins at its own newest checkpoint: the group goes on at the earliest, and who is further lets those batches pass.
-    To the stream a group is one consumer, with the name of its first SAE.
+    To the stream a group is one consumer, with the name of its first SAE. ``part``: what of its only SAE's latents this process
+    holds, where followers hold the others.
     """
 
-    def __init__(self, bucket: Bucket, assignments: Sequence[Assignment], device: torch.device | str = "cpu"):
+    def __init__(self, bucket: Bucket, assignments: Sequence[Assignment], device: torch.device | str = "cpu", part: Part | None = None):
         (self._stream,) = {assignment.stream for assignment in assignments}
         self._device = torch.device(device)
         self._client: StreamClient | None = None
         self._counted = 0.0  # seconds of waiting that the metric has
-        self.members = [Member(bucket, assignment, self._device, self._waited) for assignment in assignments]
+        self.members = [Member(bucket, assignment, self._device, self._waited, part) for assignment in assignments]
 
     def run(self, server: str | Callable[[], str], keys: str | None = None) -> dict[str, Outcome]:
         """Train from the server that is, or is found, there; how it went with each SAE, by its name."""

@@ -12,14 +12,16 @@ from torch import nn
 
 from scopemill.proto.errors import SaeFormatError
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.codes import Codes, DenseCodes, DensePre, Pre, SparsePre
+from scopemill.trainer.codes import Codes, DenseCodes, DensePre, Pre, SparsePre, missed
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import EncodeAt, Entries
 from scopemill.trainer.kernels.backend import backend_for
+from scopemill.trainer.parts import Part
 from scopemill.trainer.skip import Skip
 from scopemill.trainer.wiring import Shape
 
 LAYER_NORM_EPSILON = 1e-5
+DRAWN_ROWS = 4096  # of weights at a time, where a part keeps some of them
 
 
 @dataclass
@@ -29,10 +31,11 @@ class Losses:
     reconstruction: torch.Tensor  # E ||y - y_hat||^2
     nested: torch.Tensor | float  # likewise of Matryoshka's smaller parts, added up
     sparsity: torch.Tensor  # the penalty, without its coefficient
+    l0: torch.Tensor  # mean number of latents that fire
     auxiliary: torch.Tensor | float  # what else the architecture trains by
     variance: torch.Tensor | float  # what errors are divided by: 1, or E ||y - mean y||^2
     target: torch.Tensor  # y as it was to be rebuilt: normalised, if rows are
-    codes: Codes
+    codes: Codes  # of the latents that are here
 
     def total(self, coefficient: float) -> torch.Tensor:
         return (self.reconstruction + self.nested) / self.variance + coefficient * self.sparsity + self.auxiliary
@@ -49,7 +52,8 @@ class Sae(nn.Module):
         self, shape: Shape, width: int, activation: Activation, centred: bool = False, skip: Skip | None = None, layer_norm: bool = False
     ):
         super().__init__()
-        self.shape, self.width, self.centred, self.layer_norm = shape, width, centred, layer_norm
+        self.shape, self.centred, self.layer_norm = shape, centred, layer_norm
+        self.width = width  # latents that are here
         self.activation, self.skip = activation, skip
         self._everything: torch.Tensor | None = None  # the products [B, F] of the last sparse step
         self._make_weights()
@@ -68,16 +72,21 @@ class Sae(nn.Module):
         """
         skip = Skip(shape.d_in, shape.d_out, config.skip_rank) if config.architecture == "skip" else None
         centred = shape.autoencoder and len(shape.inputs) == 1
-        sae = cls(shape, config.width, activation, centred, skip, config.normalization == "layer_norm")
+        sae, part = cls(shape, activation.width, activation, centred, skip, config.normalization == "layer_norm"), activation.part
         generator = torch.Generator().manual_seed(config.seed)
         with torch.no_grad():
-            sae.W_dec.copy_(unit_rows(config.width, shape.d_out, generator))
-            sae.W_enc.copy_(sae.W_dec if shape.autoencoder else unit_rows(config.width, shape.d_in, generator))
+            sae.W_dec.copy_(unit_rows(part.width, shape.d_out, generator, part.first, part.stop))
+            sae.W_enc.copy_(sae.W_dec if shape.autoencoder else unit_rows(part.width, shape.d_in, generator, part.first, part.stop))
             if config.initial_decoder_bias == "mean":
                 sae.b_dec.copy_(mean)
         if skip:
             skip.initialize(generator)
         return sae
+
+    @property
+    def part(self) -> Part:
+        """What of the SAE's latents this is."""
+        return self.activation.part
 
     def keeps_unit_decoder(self, config: SaeConfig) -> bool:
         """Whether training keeps the decoder's rows at unit norm."""
@@ -117,31 +126,33 @@ class Sae(nn.Module):
 
     def encoder(self, x: torch.Tensor) -> torch.Tensor:
         """Pre-activations [..., F]."""
-        return nn.functional.linear(x - self.b_dec if self.centred else x, self.W_enc, self.b_enc).to(self.b_dec.dtype)
+        return nn.functional.linear(self.seen(x), self.W_enc, self.b_enc).to(self.b_dec.dtype)
 
-    def products_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        """Pre-activations of x [B, d_in] without the bias, into memory [B, F] that was used before.
+    def seen(self, x: torch.Tensor) -> torch.Tensor:
+        """What the encoder's weights are multiplied with, [..., d_in]."""
+        return x - self.b_dec if self.centred else x
+
+    def products_into(self, seen: torch.Tensor, out: torch.Tensor) -> None:
+        """Pre-activations without the bias, of what is ``seen`` [B, d_in], into memory [B, F] that was used before.
 
         Fresh memory takes longer to touch than to fill, and to add the bias would be one more pass over all of it.
         """
-        seen = x - self.b_dec if self.centred else x
-        if torch.is_autocast_enabled(x.device.type) and out.dtype == x.dtype:
+        if torch.is_autocast_enabled(seen.device.type) and out.dtype == seen.dtype:
             out.copy_(nn.functional.linear(seen, self.W_enc))
         else:
             torch.mm(seen.to(out.dtype), self.W_enc.to(out.dtype).T, out=out)
 
-    def encoder_at(self, x: torch.Tensor) -> Callable[[Entries, torch.Tensor], torch.Tensor]:
-        """Makes pre-activations of x [B, d_in] that are known at some entries [n] differentiable there."""
-        seen = (x - self.b_dec).detach() if self.centred else x
+    def encoder_at(self, seen: torch.Tensor) -> Callable[[Entries, torch.Tensor], torch.Tensor]:
+        """Makes pre-activations of what is ``seen`` [B, d_in] that are known at some entries [n] differentiable there."""
         return lambda entries, values: EncodeAt.apply(values, self.b_enc, self.b_dec if self.centred else None, self.W_enc, seen, entries)
 
     def mix(self, codes: Codes) -> torch.Tensor:
-        """The decoder without its bias, [..., d_out]."""
-        return codes.decode(self.W_dec).to(self.b_dec.dtype)
+        """What the decoders of all parts make of latents, without the bias, [..., d_out]."""
+        return self.part.sum(codes.decode(self.W_dec).to(self.b_dec.dtype))
 
     def misses(self, codes: Codes, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """By how much the latents miss the target [B, d_out]: see `Codes.misses`. Of nested parts each, the whole last."""
-        return [codes.misses(self.W_dec, target)]
+        return [codes.misses(self.W_dec, target) if self.part.whole else missed(self.mix(codes), target)]
 
     def norms(self) -> torch.Tensor:
         """Of each latent's decoder row, [F], as a penalty counts them."""
@@ -162,14 +173,15 @@ class Sae(nn.Module):
             x = y = self.normalized(x)[0]
         pre = self._pre_activations(x, config, at_most)
         codes = self.activation.codes(pre, config)
-        constant = self.b_dec + self.skip(x).to(self.b_dec.dtype) if self.skip else self.b_dec
+        constant = self.part.once(self.b_dec + self.skip(x).to(self.b_dec.dtype) if self.skip else self.b_dec)
         misses = self.misses(codes, y - constant)
         *nested, reconstruction = [squares / len(x) for squares, _ in misses]
         return Losses(
             reconstruction=reconstruction,
             nested=sum(nested),
             sparsity=self.activation.penalty(codes, pre, self.norms, config),
-            auxiliary=self.activation.auxiliary(self, pre, y, -misses[-1][1], dead, config),
+            l0=self.part.sum(codes.l0.detach()),
+            auxiliary=self.activation.auxiliary(self, pre, y, misses[-1][1], dead, config),
             variance=(y - y.mean(0)).square().sum() / len(y) if self.activation.normalized_error else 1.0,
             target=y,
             codes=codes,
@@ -180,11 +192,12 @@ class Sae(nn.Module):
             if self._everything is None or len(self._everything) != len(x):
                 self._everything = x.new_empty(len(x), self.width, dtype=backend_for(x).operand(x[:0]).dtype)
             with torch.no_grad():
-                self.products_into(x, self._everything)
+                seen = self.seen(x)
+                self.products_into(seen, self._everything)
                 bias = x.new_zeros(self.width) if self.b_enc is None else self.b_enc.detach()
                 selected = self.activation.select(self._everything, bias, config, at_most)
             if selected is not None:
-                return SparsePre(self._everything, bias, *selected, self.encoder_at(x))
+                return SparsePre(self._everything, bias, *selected, self.encoder_at(seen))
         return DensePre(self.encoder(x))
 
     @torch.no_grad()
@@ -219,10 +232,17 @@ class Sae(nn.Module):
         into.W_dec.copy_(self.W_dec * outputs)
 
 
-def unit_rows(rows: int, d: int, generator: torch.Generator) -> torch.Tensor:
-    """He-uniform rows [rows, d], brought to unit norm."""
+def unit_rows(rows: int, d: int, generator: torch.Generator, first: int = 0, stop: int | None = None) -> torch.Tensor:
+    """He-uniform rows [rows, d], brought to unit norm; of these the ones from ``first`` up to ``stop``.
+
+    Numbers are drawn one after another, so what others keep is drawn too, a block at a time, and forgotten.
+    """
     bound = (6 / d) ** 0.5
-    weights = torch.empty(rows, d).uniform_(-bound, bound, generator=generator)
+    weights = torch.empty((rows if stop is None else stop) - first, d)
+    for start in range(0, rows, DRAWN_ROWS):
+        block = torch.empty(min(DRAWN_ROWS, rows - start), d).uniform_(-bound, bound, generator=generator)
+        mine = block[max(0, first - start) : max(0, first + len(weights) - start)]
+        weights[max(0, start - first) :][: len(mine)] = mine
     return weights / weights.norm(dim=1, keepdim=True)
 
 

@@ -1,13 +1,28 @@
-"""Training that starts from a finished SAE."""
+"""What training starts from: weights that are drawn, or a finished SAE."""
 
 import torch
 
 from scopemill.proto.errors import InputError
 from scopemill.trainer.architectures import initial_sae
+from scopemill.trainer.assignment import Assignment
 from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.formats import load_sae
+from scopemill.trainer.parts import Part
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.wiring import Wiring
+
+
+def new_sae(assignment: Assignment, part: Part | None = None) -> Sae:
+    """The SAE of an assignment before its first step, or a part of it; a finished SAE to start from is read by the leader alone."""
+    config, wiring = assignment.config, assignment.wiring
+    means = [
+        torch.from_numpy(stats.mean_vector / port.unit(config)).float()
+        for stats, port in zip(assignment.targets or assignment.inputs, wiring.outputs, strict=True)
+    ]
+    sae = initial_sae(config, wiring.shape, torch.cat(means), part)
+    if config.initial_sae:
+        sae.part.deal(sae.state_dict(), lambda: started_from(config, wiring).state_dict())
+    return sae
 
 
 @torch.no_grad()

@@ -38,8 +38,8 @@ class TopK(Activation):
         return {"k": self.k}
 
     def forward(self, pre: torch.Tensor) -> torch.Tensor:
-        values, index = pre.topk(self.k, dim=-1, sorted=False)
-        return torch.zeros_like(pre).scatter(-1, index, values.relu())
+        values, index = pre.topk(min(self.k, self.width), dim=-1, sorted=False)
+        return torch.zeros_like(pre).scatter(-1, index, self.part.among_largest(values, self.k).relu())
 
     def codes(self, pre: Pre, config: SaeConfig) -> Codes:
         return pre.codes(pre.values.relu() if isinstance(pre, SparsePre) else self(pre.values))
@@ -48,13 +48,14 @@ class TopK(Activation):
         if len(products) * self.k > at_most:
             return None
         backend = backend_for(bias)
-        latents, values = backend.largest(products, bias, self.k)
+        latents, values = backend.largest(products, bias, min(self.k, self.width))
+        values = self.part.among_largest(values, self.k)
         return Entries.of_equal_rows(latents, values > 0, self.width, backend), values[values > 0]
 
-    def auxiliary(self, sae, pre, y, error, dead, config) -> torch.Tensor | float:
-        if not config.auxk_coefficient or not dead.any():
+    def auxiliary(self, sae, pre, y, miss, dead, config) -> torch.Tensor | float:
+        if not config.auxk_coefficient or not (count := self.part.total(int(dead.sum()))):
             return 0.0
-        latents = pre.largest(dead, min(config.auxk_latents or sae.shape.d_out // 2, int(dead.sum())))
-        scale = (error - error.mean(0)).square().sum()
+        latents = pre.largest(dead, min(config.auxk_latents or sae.shape.d_out // 2, count), self.part)
+        scale = (miss - miss.mean(0)).square().sum()
         scale = scale.where(scale > 0, torch.inf)  # nothing is left over: neither a loss nor a gradient
-        return config.auxk_coefficient * (sae.mix(latents) - error).square().sum() / scale
+        return config.auxk_coefficient * (sae.mix(latents) + miss).square().sum() / scale

@@ -58,11 +58,11 @@ def harvester(folder: Path) -> tuple[Harvester, DatasetManifest]:
 
 
 def harvest_over_bare_forward(folder: Path) -> Figure:
-    """Tokens/s of the harvest (12 hooks, committed shards) over those of Hugging Face's forward on the same batches."""
-    from transformers import AutoModelForCausalLM
+    """Tokens/s of the harvest (12 hooks, committed shards) over those of Hugging Face's forward, without logits, on the same batches."""
+    from transformers import AutoModel
 
     made, manifest = harvester(folder)
-    bare = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    bare = AutoModel.from_pretrained(MODEL, dtype=torch.float32).eval()
     shards = iter(range(manifest.shards))
     blocks = [load_sequences(Bucket(str(folder)), DatasetLayout("bench").packed(i)).tokens for i in range(SHARDS_PER_ROUND)]
     batches = [torch.from_numpy(b[i : i + 64]).long() for b in blocks for i in range(0, len(b), 64)]

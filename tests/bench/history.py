@@ -19,13 +19,16 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def report(figures: Iterable[Figure], results: Path = RESULTS) -> None:
-    """Take the figures, print them beside those of the run before on the same machine, and keep them."""
+    """Take the figures, tell each as it comes, then print them beside those of the run before on the same machine, and keep them."""
     # the load is that of others only as long as nothing has been measured
     run = {"date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H%M%SZ}", "commit": _commit(), "torch": torch.__version__}
     run |= {"load": round(os.getloadavg()[0], 1), "machine": machine()}
-    figures = list(figures)
-    Console(width=140).print(_table(run, figures, before(run["machine"], results)))
-    _keep(run, figures, results)
+    console, taken = Console(width=140), []
+    for figure in figures:
+        console.print(f"{figure.name}: {_short(figure.measured)}", style="dim", highlight=False)
+        taken.append(figure)
+    console.print(_table(run, taken, before(run["machine"], results)))
+    _keep(run, taken, results)
 
 
 def machine() -> dict[str, Any]:

@@ -4,7 +4,7 @@ Each pair is alternated and the median of the rounds is taken, because machines 
 """
 
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, pairwise
 
 import data_path
 import pyarrow.parquet as parquet
@@ -26,8 +26,24 @@ def demo_figures() -> Iterator[Figure]:
         yield Figure(f"demo, {hook}: best recovered_zero at L0 <= 64", row["recovered_zero"], ">= 0.90", raw)
 
 
+def demo_waits() -> Iterator[Figure]:
+    """If the demo was run: of the SAE that waited longest for its data, the share of its training, and the worst interval's of any."""
+    shares, intervals = [], []
+    for path in BUCKET.glob("saes/**/history.parquet"):
+        rows = parquet.read_table(path).to_pylist()
+        steps = [later["step"] - before["step"] for before, later in pairwise([{"step": 0}, *rows])]
+        seconds = [n / row["steps_per_second"] for n, row in zip(steps, rows, strict=True)]
+        waited = [s * row["waiting_share"] for s, row in zip(seconds, rows, strict=True)]
+        shares.append(sum(waited) / sum(seconds))
+        intervals += [row["waiting_share"] for row in rows]
+    if shares:
+        yield Figure(
+            "demo: waiting for data, of the SAE that waited longest", max(shares), "<= 0.05", {"worst interval, share": max(intervals)}
+        )
+
+
 def main() -> None:
-    report(chain(data_path.figures(), steps.figures(), demo_figures()))
+    report(chain(data_path.figures(), steps.figures(), demo_figures(), demo_waits()))
 
 
 if __name__ == "__main__":

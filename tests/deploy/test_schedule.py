@@ -1,6 +1,7 @@
 """The schedule of a sweep: cohorts by priority, never too many at once, every SAE to one end; against a model that only counts."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -70,6 +71,18 @@ def test_groups_share_slots_and_are_as_large_as_each_other():
     assert [len(c) for c in Schedule(entries(a=7), at_once=2, streams=1, retries=0, group=3).start(2)] == [2], "the last one waits"
 
 
+def test_a_wide_sae_takes_its_slots_alone_and_cohorts_are_cut_by_slots():
+    wide = [Entry(f"wide{i}", "a", parts=3) for i in range(2)]
+    schedule = Schedule(entries(a=3, b=1) + wide, at_once=5, streams=2, retries=0, group=2)
+    assert schedule.start(2) == [names("b", 0)], "all of a cohort start together, or none"
+    schedule.finished("b0")
+    assert schedule.start(5) == [[["wide0"], ["a0", "a2"], ["a1"]]]
+    for name in ("wide0", "a0", "a2", "a1"):
+        assert schedule.start(2) == [], "the next of the stream waits for all of them"
+        schedule.finished(name)
+    assert schedule.start(3) == [[["wide1"]]]
+
+
 def test_what_failed_is_tried_again_after_all_others_and_only_if_that_may_help():
     schedule = Schedule(entries(a=2, b=1, c=1), at_once=2, streams=2, retries=1)
     schedule.start(2)
@@ -103,9 +116,11 @@ def test_windows_are_needed_for_as_many_streams_as_fit_the_slots(sizes, at_once,
 
 
 @settings(max_examples=60, deadline=None)
-@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=60), at_once=st.integers(1, 40), group=st.integers(1, 9))
-def test_with_those_windows_the_schedule_never_waits_for_one_at_first(sizes, at_once, group):
+@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=60), at_once=st.integers(1, 40), group=st.integers(1, 9), data=st.data())
+def test_with_those_windows_the_schedule_never_waits_for_one_at_first(sizes, at_once, group, data):
     several = entries(**{f"s{i}-": size for i, size in enumerate(sizes)})
+    parts = data.draw(st.lists(st.integers(1, at_once), max_size=len(several)))
+    several = [replace(one, parts=n) for one, n in zip(several, parts, strict=False)] + several[len(parts) :]
     unbounded = Schedule(several, at_once, streams=10**6, retries=0, group=group)
     assert len(unbounded.start(at_once)) <= streams_at_once(several, at_once, group)
 
@@ -114,11 +129,14 @@ class Sweep(RuleBasedStateMachine):
     """Any sweep, any order of events. The model: which SAEs exist, how often each was started, how each ended."""
 
     @initialize(
-        drawn=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=25),
+        drawn=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 2), st.integers(-3, 4)), min_size=1, max_size=25),
         at_once=st.integers(1, 8), streams=st.integers(1, 4), retries=st.integers(0, 2), group=st.integers(1, 4),
     )  # fmt: skip
     def begin(self, drawn, at_once, streams, retries, group):
-        self.entries = {f"sae{i}": Entry(f"sae{i}", stream, rivals, priority) for i, (stream, rivals, priority) in enumerate(drawn)}
+        self.entries = {
+            f"sae{i}": Entry(f"sae{i}", stream, rivals, priority, min(max(parts, 1), at_once))
+            for i, (stream, rivals, priority, parts) in enumerate(drawn)
+        }
         self.at_once, self.streams, self.retries, self.group = at_once, streams, retries, group
         self.schedule = Schedule(list(self.entries.values()), at_once, streams, retries, group)
         self.training: set[str] = set()
@@ -133,8 +151,8 @@ class Sweep(RuleBasedStateMachine):
 
     @property
     def slots(self) -> int:
-        """In use: a group keeps its slot until the last of it has ended."""
-        return len({self.group_of[name] for name in self.training})
+        """In use: a group keeps its slot until the last of it has ended, a wide SAE all of its own."""
+        return sum(self.entries[group[0]].parts for group in {self.group_of[name] for name in self.training})
 
     def rank(self, name: str) -> tuple[int, int]:
         return self.starts[name], -self.entries[name].priority
@@ -145,11 +163,13 @@ class Sweep(RuleBasedStateMachine):
         waiting, reading = set(self.waiting), {self.entries[name].stream for name in self.training}
         cohorts = self.schedule.start(free)
         self.group_of |= {name: tuple(group) for groups in cohorts for group in groups for name in group}
-        assert sum(map(len, cohorts)) <= free
+        assert sum(self.entries[group[0]].parts for groups in cohorts for group in groups) <= free
         for groups in cohorts:
             cohort = [name for group in groups for name in group]
             assert all(1 <= len(group) <= self.group for group in groups)
-            assert len(groups) == -(-len(cohort) // self.group), "no slot more than it takes"
+            alone = [group for group in groups if any(self.entries[name].parts > 1 for name in group)]
+            assert all(len(group) == 1 for group in alone), "a wide one shares its slots with nobody"
+            assert len(groups) - len(alone) == -(-(len(cohort) - len(alone)) // self.group), "no slot more than it takes"
             assert len({self.entries[name].stream for name in cohort}) == 1
             assert self.entries[cohort[0]].stream not in reading, "nobody joins a stream late"
             reading.add(self.entries[cohort[0]].stream)

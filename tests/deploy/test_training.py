@@ -1,7 +1,6 @@
 """Training by schedule on Ray: many SAEs in few processes, trainers that die, rivals that are outdone."""
 
 import io
-import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from scopemill.deploy.stopping import read_stopped
 from scopemill.deploy.training import Training
 from scopemill.proto.errors import ScopemillError
 from scopemill.proto.layout import SweepLayout
+from scopemill.proto.seal import read_record
 
 CHECKSUM = 4  # bytes after each chunk
 
@@ -143,6 +143,6 @@ def test_who_is_outdone_stops_at_its_rung_and_goes_on_once_the_record_is_deleted
     plan.bucket.remove(bad.layout.stopped)
     SweepDriver(plan, quiet()).train()
     assert read_status(plan).saes[1].finished, "what was decided is not decided again"
-    (first, last) = json.loads(plan.bucket.read(SweepLayout("tiny").halving))
+    (first, last) = read_record(plan.bucket, SweepLayout("tiny").halving)["verdicts"]
     assert (first["step"], list(first["stopped"])) == (16, [bad.name])
     assert (last["step"], list(last["stopped"])) == (360, []), "it took no part in the later rung, which was decided without it"

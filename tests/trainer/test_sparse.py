@@ -7,10 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from sparse_kinds import B, F, make
+from sparse_kinds import KINDS, B, F, make
 
-from scopemill.trainer.architectures import ARCHITECTURES
-from scopemill.trainer.config import OWN_ACTIVATION, SaeConfig
+from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import Entries, scan
 from scopemill.trainer.history import History
 from scopemill.trainer.kernels import backend, numba_loops
@@ -18,10 +17,6 @@ from scopemill.trainer.kernels.backend import backend_for
 from scopemill.trainer.loop import DENSE_ABOVE, SPARSE_BELOW, Loop
 from scopemill.trainer.optimizer import Optimizer
 from scopemill.trainer.sae import Sae
-
-KINDS = [(word, activation) for word in ARCHITECTURES for activation in (
-    [OWN_ACTIVATION[word]] if word in OWN_ACTIVATION else ["relu", "jumprelu", "topk", "batchtopk"]
-)]  # fmt: skip
 
 
 def batch(sae: Sae, rows: int = B) -> tuple[torch.Tensor, torch.Tensor]:

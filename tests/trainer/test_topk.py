@@ -9,6 +9,7 @@ from scopemill.trainer.architectures import initial_sae
 from scopemill.trainer.codes import DensePre
 from scopemill.trainer.history import History
 from scopemill.trainer.loop import Loop
+from scopemill.trainer.parts import Part
 from scopemill.trainer.topk import TopK
 
 PRE = torch.tensor([[3.0, -1.0, 2.0, 1.0], [-3.0, -1.0, -2.0, -4.0], [0.5, 4.0, 0.25, 3.0]])
@@ -55,8 +56,8 @@ def test_a_batch_without_any_positive_value_is_no_trouble(name):
 
 def test_auxk_takes_the_largest_of_dead_latents_alone():
     dead = torch.tensor([True, False, True, True])
-    assert DensePre(PRE).largest(dead, 2).values.tolist() == [[3, 0, 2, 0], [0, 0, 0, 0], [0.5, 0, 0, 3]]
-    assert DensePre(PRE).largest(dead, 3).values.tolist() == [[3, 0, 2, 1], [0, 0, 0, 0], [0.5, 0, 0.25, 3]]
+    assert DensePre(PRE).largest(dead, 2, Part(4)).values.tolist() == [[3, 0, 2, 0], [0, 0, 0, 0], [0.5, 0, 0, 3]]
+    assert DensePre(PRE).largest(dead, 3, Part(4)).values.tolist() == [[3, 0, 2, 1], [0, 0, 0, 0], [0.5, 0, 0.25, 3]]
 
 
 def test_auxk_is_absent_while_nothing_is_dead_and_where_nothing_is_left_over():

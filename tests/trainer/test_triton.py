@@ -161,7 +161,7 @@ def test_updates_are_those_of_the_cpu_and_rows_without_entries_are_left_alone(tr
     """The CPU's are held against Adam by hand in test_sparse.py."""
     columns, matrix = triton.by_latents(found.starts, found.latents, F), random(B, D, seed=13).to(weights.dtype)
     w = torch.nn.functional.normalize(random(F, D, seed=14)) if unit else random(F, D, seed=14)
-    moments, updated = random(F, D, seed=15).square(), torch.randint(0, 40, (F,), generator=generator(16)).to(DEVICE)
+    moments, updated = random(F, D, seed=15).square(), torch.randint(0, 40, (F,), dtype=torch.int32, generator=generator(16)).to(DEVICE)
     adam = Adam(41, 1e-2, 0.99, 1e-8, (1 - 0.99**41) ** 0.5, unit)
     ours = [t.clone() for t in (w, moments, updated)]
     theirs = [t.cpu().clone() for t in (w, moments, updated)]
@@ -240,7 +240,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 from scopemill.trainer.kernels import triton_kernels
-types = dict.fromkeys(["starts", "order", "updated"], "*i64") | dict.fromkeys(["latents", "marks", "counts"], "*i32")
+types = dict.fromkeys(["starts", "order"], "*i64") | dict.fromkeys(["latents", "marks", "counts", "updated"], "*i32")
 types |= dict.fromkeys(["rate", "beta2", "epsilon", "correction"], "fp32") | {"update": "i32", "d": "i32", "F": "i32"}
 sizes = {"BLOCK": 1024, "BLOCK_D": 4096, "AT_ONCE": 2, "UNIT": True}
 either = dict.fromkeys(["mark", "compact"], "products") | dict.fromkeys(["decode", "rebuild", "products"], "weights")

@@ -5,10 +5,10 @@ whatever the number of threads: a thread owns whole rows or whole latents.
 """
 
 import numpy as np
-from numba import njit, prange, types
-from numba.extending import overload
+from numba import njit, prange
+from numba.cpython.unsafe.numbers import trailing_zeros
 
-CHUNK = 64  # latents looked at together: most chunks hold nothing, and that is seen in four vector comparisons
+CHUNK = 64  # latents compared together: a bit of one word for each
 REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}  # sums may be vectorised; infinities and NaNs are kept
 
 
@@ -16,42 +16,25 @@ def _compiled(**options):
     return njit(parallel=True, cache=True, nogil=True, **options)
 
 
-def _chunk(lower, start):
-    """The bounds of the latents from ``start`` on: a part of an array [F], or the one number that is everybody's."""
-
-
-def _bound(chunk, j):
-    """Of these the j-th."""
-
-
-@overload(_chunk, inline="always")
-def _(lower, start):
-    return (lambda lower, start: lower[start : start + CHUNK]) if isinstance(lower, types.Array) else (lambda lower, start: lower)
-
-
-@overload(_bound, inline="always")
-def _(chunk, j):
-    return (lambda chunk, j: chunk[j]) if isinstance(chunk, types.Array) else (lambda chunk, j: chunk)
-
-
 @njit(cache=True, nogil=True)
 def _above(row, lower, found, value_at, n):
-    """The entries of a row [F] above ``lower``, which is [F] or a number, written from place n on, as many as there is room for.
+    """The entries of a row [F] above ``lower`` [F], written from place n on, as many as there is room for.
     Returns the place after the last, as if there were room for all."""
     for start in range(0, len(row), CHUNK):
-        z, bounds = row[start : start + CHUNK], _chunk(lower, start)
-        hit = np.uint32(0)
-        if len(z) == CHUNK:
+        z, bounds = row[start : start + CHUNK], lower[start : start + CHUNK]
+        hits = np.uint64(0)
+        if len(z) == CHUNK:  # of a known length, so that it becomes vector comparisons
             for j in range(CHUNK):
-                hit |= np.uint32(z[j] > _bound(bounds, j))
+                hits |= np.uint64(z[j] > bounds[j]) << np.uint64(j)
         else:
-            hit = np.uint32(1)
-        if hit:
             for j in range(len(z)):
-                if z[j] > _bound(bounds, j):
-                    if n < len(found):
-                        found[n], value_at[n] = start + j, z[j]
-                    n += 1
+                hits |= np.uint64(z[j] > bounds[j]) << np.uint64(j)
+        while hits:
+            j = trailing_zeros(hits)
+            if n < len(found):
+                found[n], value_at[n] = start + j, z[j]
+            n += 1
+            hits &= hits - np.uint64(1)
     return n
 
 
@@ -120,17 +103,19 @@ def _largest_of(values, numbers, k, numbers_out, out):
     return smallest
 
 
-@_compiled()
+@_compiled(fastmath=REASSOCIATE)
 def moments(rows):
     """Sums over rows [B, d] in float64: of each column [d], and of all squares. By blocks, so that threads do not decide the bits."""
     blocks, d = 16, rows.shape[1]
     sums, squares = np.zeros((blocks, d)), np.zeros(blocks)
     for b in prange(blocks):
+        square = 0.0
         for i in range(b * len(rows) // blocks, (b + 1) * len(rows) // blocks):
             row = rows[i]
             for j in range(d):
                 sums[b, j] += row[j]
-                squares[b] += np.float64(row[j]) * row[j]
+                square += np.float64(row[j]) * row[j]
+        squares[b] = square
     return sums.sum(0), squares.sum()
 
 
