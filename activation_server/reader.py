@@ -58,10 +58,13 @@ class StreamReader:
 
         Of batches from ``stop`` on nobody will ask: nothing is read ahead for them.
         """
-        self._wait_for_shards(k)
+        present = self._order.shards(k)
+        self._wait_for_shards(k, present)
         pieces, filled = self._order.pieces(k), 0
         upcoming = self._order.next_group(k)
-        following = self._order.shards(upcoming) if upcoming < stop and self._are_there(upcoming) else ()
+        following = self._order.shards(upcoming) if upcoming < stop else ()
+        if not self._are_there(following):
+            following = ()
         lanes = [[self._lane(piece.place, spec) for piece in pieces] for spec in self._specs]
         for of_hook in lanes:
             for lane, piece in zip(of_hook, pieces, strict=True):  # what is not on its way yet is read side by side
@@ -76,7 +79,7 @@ class StreamReader:
                 lane.read(piece.shard, piece.start, rows[done : done + n])
                 done += n
         with self._lock:
-            for shard in self._commits.keys() - set(self._order.shards(k)) - set(following):
+            for shard in self._commits.keys() - {*present, *following}:
                 del self._commits[shard]
 
     def interrupt(self) -> None:
@@ -88,8 +91,10 @@ class StreamReader:
         for lane in self._lanes.values():
             lane.close()
 
-    def _wait_for_shards(self, k: int) -> None:
+    def _wait_for_shards(self, k: int, shards: tuple[int, ...]) -> None:
         """In rolling mode a batch's shards may be still to come. MissingObject if they are gone."""
+        if self._commits.keys() >= set(shards):
+            return
         for position in self._order.positions(k):
             shard = self._order.shard_at(position)
             while not self._is_there(shard):
@@ -102,11 +107,13 @@ class StreamReader:
                 if self._interrupted.wait(ROLLING_POLL_SECONDS):
                     raise Stopped(f"batch {k} was still to be harvested")
 
-    def _are_there(self, k: int) -> bool:
-        """Whether the shards of batch k may be read ahead. While they are not made yet, the bucket is asked only now and then."""
+    def _are_there(self, shards: tuple[int, ...]) -> bool:
+        """Whether shards may be read ahead. While they are not made yet, the bucket is asked only now and then."""
+        if self._commits.keys() >= set(shards):
+            return True
         if time.monotonic() < self._look_again:
             return False
-        there = all(map(self._is_there, self._order.shards(k)))
+        there = all(map(self._is_there, shards))
         self._look_again = 0.0 if there else time.monotonic() + ROLLING_POLL_SECONDS
         return there
 

@@ -19,7 +19,7 @@ from scopemill.proto.errors import Conflict, CorruptObject, MissingObject
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.seal import read_record, twice
 
-FORMAT = 2  # of a dataset: 1 had no checksums of blocks
+FORMAT = 3  # of a dataset: 1 had no checksums of blocks, 2 blocks of any number of rows
 # A chunk of 32 MiB is large enough for object storage and small enough that K shards are read side by side.
 CHUNK_BYTES = 32 * 2**20
 # A block is checked by itself, so that a reader of local files needs no chunk in memory; it fits a core's cache.
@@ -129,7 +129,9 @@ class ArraySpec(_Record):
 
     @property
     def block_rows(self) -> int:
-        return max(1, min(self.chunk_rows, BLOCK_BYTES // (self.dtype.itemsize * (self.width or 1))))
+        """A power of two, as what a batch takes of a shard mostly is: then it ends where a block ends."""
+        most = max(1, BLOCK_BYTES // (self.dtype.itemsize * (self.width or 1)))
+        return min(self.chunk_rows, 1 << most.bit_length() - 1)
 
     @property
     def block_bytes(self) -> int:

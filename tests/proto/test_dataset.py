@@ -382,7 +382,7 @@ def filled(buffers: ShardBuffers, value: float) -> ShardBuffers:
 
 def test_a_dataset_of_another_format_says_what_to_do(bucket, manifest):
     bucket.write(LAYOUT.manifest, sealed_record(manifest.model_dump(mode="json") | {"format": 1}))
-    with pytest.raises(CorruptObject, match="has format 1, and this version reads format 2 only: harvest it anew under another name"):
+    with pytest.raises(CorruptObject, match="has format 1, and this version reads format 3 only: harvest it anew under another name"):
         read_manifest(bucket, "synthetic")
 
 
