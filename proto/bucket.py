@@ -182,8 +182,7 @@ class Bucket:
             raise StorageError(f"{self.place(path)} has {size} bytes where at most {len(buffer)} belong")
 
     def _full(self, path: str) -> str:
-        parts = PurePosixPath(path).parts
-        if not parts or path.startswith("/") or ".." in parts:
+        if path.startswith("/") or not path.strip("/") or not {".", ".."}.isdisjoint(path.split("/")):
             raise StorageError(f"{path!r} is not a path inside the bucket {self.url}")
         return f"{self._root.rstrip('/')}/{path}"
 

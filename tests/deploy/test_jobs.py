@@ -93,8 +93,8 @@ def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_pl
     ray_job_stop(head, "tiny-1")  # our own command would come when these few steps are done
     assert run(head, "stop", file).returncode == 0  # has waited for the end, if it was not there
     assert "stopped; everything committed is kept" in run(head, "logs", file).stdout
-    # Both wrote a checkpoint that was not due, so the word to stop reached them.
-    assert all(0 < step < STEPS and step % CHECKPOINT_EVERY for step in steps(plan)), steps(plan)
+    # Checkpoints that were not due, so the word to stop reached them; one of them may be due by chance.
+    assert all(0 < step < STEPS for step in steps(plan)) and any(step % CHECKPOINT_EVERY for step in steps(plan)), steps(plan)
 
     finished = run(head, "submit", file)
     assert finished.returncode == 0, finished.stdout + finished.stderr
