@@ -90,7 +90,7 @@ def test_bad_input_is_not_tried_again_and_the_summary_says_who_failed_and_why(tm
     assert [line.split()[1:3] for line in reporter.said.splitlines() if line.startswith("3.resid_post")] == [["failed", "1"]] * 2
 
 
-@pytest.mark.parametrize(("whom", "group"), [("trainer", 1), ("server", 1), ("trainer", 2)])
+@pytest.mark.parametrize(("whom", "group"), [("server", 1), ("trainer", 2)])
 def test_a_process_that_is_gone_for_good_is_replaced(tmp_path, ray_cluster, monkeypatch, whom, group):
     plan, killed = harvested(tmp_path, steps=400, at_once=2, group=group), []
     take, expect = Pool.take, Training._expecting_server
