@@ -8,11 +8,8 @@ import safetensors.torch
 import torch
 from assignments import STEPS, assign, progress, rows, train, weights
 from prometheus_client import REGISTRY
-from synthetic import make_dataset
 from wide import finish, in_processes
 
-from scopemill.activation_server.config import ServerConfig
-from scopemill.activation_server.server import ActivationServer
 from scopemill.proto.errors import InputError, PartLost, ScopemillError
 from scopemill.proto.layout import SaeLayout
 from scopemill.trainer import checkpoint, load_sae
@@ -22,14 +19,6 @@ from scopemill.trainer.member import Member
 from scopemill.trainer.run import Run
 
 KIND = {"initial_l0": 6, "initial_decoder_bias": "mean"}
-
-
-@pytest.fixture
-def server(bucket):
-    make_dataset(bucket, dtype="bfloat16")
-    running = ActivationServer(bucket, ServerConfig(window_mib=1))
-    yield running
-    running.stop()
 
 
 def stop_at(monkeypatch, step: int) -> None:

@@ -38,14 +38,6 @@ def threads_of_torch():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def server(bucket):
-    make_dataset(bucket, dtype="bfloat16")
-    running = ActivationServer(bucket, ServerConfig(window_mib=1))
-    yield running
-    running.stop()
-
-
 class StopsAt(Run):
     """Is asked to stop while it works on a step."""
 
