@@ -1,6 +1,9 @@
 """The harvester: claims whole buckets of rows and turns each into a committed shard."""
 
+import os
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
 import numpy as np
@@ -31,6 +34,7 @@ class Harvester:
         self._lm: LanguageModel | None = None
         self._free: SimpleQueue[ShardBuffers] = SimpleQueue()
         self._computing = threading.Lock()
+        self._writer = ThreadPoolExecutor(1, initializer=_yield_to_others)
         self._stop = threading.Event()
         self._rows_done = 0
 
@@ -52,7 +56,7 @@ class Harvester:
             with self._computing, metrics.timed(metrics.HARVEST_SECONDS.labels(self._task.dataset, "forward")):
                 dropped = self._fill(buffers, shard)
             with metrics.timed(metrics.HARVEST_SECONDS.labels(self._task.dataset, "write")):
-                write_shard(self._task.bucket, shard, buffers, dropped)
+                self._writer.submit(write_shard, self._task.bucket, shard, buffers, dropped).result()
         finally:
             self._free.put(buffers)
         metrics.HARVEST_SHARDS.labels(self._task.dataset).inc()
@@ -92,15 +96,20 @@ class Harvester:
             if self._stop.is_set():
                 raise Stopped("the harvester was asked to stop; committed shards are kept")
             part = block[start : start + config.sequences_per_forward]
-            captured = {n: x.flatten(0, 1) for n, x in self._lm.capture(torch.from_numpy(part.tokens), self._task.hooks).items()}
-            candidates = np.flatnonzero(rows_of(part.tokens, self._task.card.special))
-            kept = candidates[self._within_limits(captured, candidates)]
+            tokens = torch.from_numpy(part.tokens)
+            candidates = kept = np.flatnonzero(rows_of(part.tokens, self._task.card.special))
+            captured = {}
+            if any(hook.norm_limit for hook in self._manifest.hooks):  # which rows are kept is known when every hook was seen
+                captured = self._lm.capture(tokens, self._task.hooks)
+                kept = candidates[self._within_limits(captured, candidates)]
             dropped += len(candidates) - len(kept)
             kept = kept[: rows - done]
-            labels = {"token_id": part.tokens, "document": part.document, "position": part.position}
             destination = np.full(part.tokens.size, rows)
             destination[kept] = places[done : done + len(kept)]
+            labels = {"token_id": part.tokens, "document": part.document, "position": part.position}
             buffers.put(destination, captured, {name: x.ravel() for name, x in labels.items()})
+            if not captured:  # scattered as they come, while they are in the processor's cache
+                self._lm.visit(tokens, self._task.hooks, lambda name, x, to=destination: buffers.put(to, {name: x}, {}))
             done += len(kept)
             self._rows_done += len(kept)
             metrics.HARVEST_ROWS.labels(self._task.dataset).inc(len(kept))
@@ -116,8 +125,14 @@ class Harvester:
         within = np.ones(len(candidates), dtype=bool)
         for hook in self._manifest.hooks:
             if hook.norm_limit is not None:
-                within &= (captured[hook.name].float().norm(dim=1).cpu().numpy()[candidates]) <= hook.norm_limit
+                within &= (captured[hook.name].flatten(0, 1).float().norm(dim=1).cpu().numpy()[candidates]) <= hook.norm_limit
         return within
+
+
+def _yield_to_others() -> None:
+    """Let this thread run where others leave room: one that is pushed off its core holds up all that compute a product with it."""
+    if sys.platform == "linux":  # elsewhere it would be the whole process
+        os.nice(19)
 
 
 # Two buckets in work, and room for questions beside them.

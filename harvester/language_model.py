@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -105,26 +106,33 @@ class LanguageModel:
             self._bridge = _boot(model, dtype=DTYPES[model.dtype], device=self.device)
         self._bridge.eval().requires_grad_(False)
         _skip_norm_observations(self._bridge)
+        _attend_as_hugging_face(self._bridge)
 
     def capture(self, tokens: torch.Tensor, hooks: Iterable[Hook]) -> dict[str, torch.Tensor]:
-        """Activations [B, T, d] of every hook for tokens [B, T], in one pass that ends where the last of them is reached.
-
-        The heads of ``attn_z`` are concatenated. The tensors stay on the model's device, in its precision.
-        """
+        """Activations [B, T, d] of every hook for tokens [B, T], by the hooks' names."""
         captured: dict[str, torch.Tensor] = {}
-        names = [hook.name for hook in hooks]
+        self.visit(tokens, hooks, captured.__setitem__)
+        return captured
 
-        def keeper(name: str) -> Callable:
-            def keep(x: torch.Tensor, hook: Any) -> None:
-                captured[name] = x.flatten(start_dim=2)
-                if len(captured) == len(names):
+    def visit(self, tokens: torch.Tensor, hooks: Iterable[Hook], see: Callable[[str, torch.Tensor], None]) -> None:
+        """Show ``see`` the activations [B, T, d] of every hook for tokens [B, T], each once, as soon as they are there.
+
+        It is one pass, that ends where the last of them is reached. The heads of ``attn_z`` are concatenated. The tensors
+        are on the model's device, in its precision; who does not keep them spares their memory.
+        """
+        left = {hook.name for hook in hooks}
+
+        def show(name: str) -> Callable:
+            def fn(x: torch.Tensor, hook: Any) -> None:
+                see(name, x.flatten(start_dim=2))
+                left.discard(name)
+                if not left:
                     raise _AllCaptured
 
-            return keep
+            return fn
 
         with torch.inference_mode(), contextlib.suppress(_AllCaptured):
-            self._bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=[(name, keeper(name)) for name in names], return_type=None)
-        return captured
+            self._bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=[(name, show(name)) for name in left], return_type=None)
 
     def token_losses(self, tokens: torch.Tensor, edits: Mapping[Hook, Edit] | None = None) -> torch.Tensor:
         """Cross-entropy [B, T-1] in nats of each token from the second on, in float32.
@@ -160,6 +168,27 @@ def _skip_norm_observations(bridge: Any) -> None:
     for module in bridge.modules():
         if hasattr(module, "_hf_autograd_forward_with_hooks") and isinstance(module.original_component, torch.nn.Module):
             module._hf_autograd_forward_with_hooks = module.original_component.forward
+
+
+def _attend_as_hugging_face(bridge: Any) -> None:
+    """Let attention run as Hugging Face wrote it, in one fused call where the architecture has that. The bridge computes it
+    step by step, for scores and patterns that are no sites of ours; ``attn_z`` is the input of the last projection either way."""
+    from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
+
+    attentions = [module for module in bridge.modules() if isinstance(module, AttentionBridge)]
+    if not all(_passes_through_its_hooks(module) for module in attentions):
+        return  # as GPT-2, whose fused projection the bridge splits: Hugging Face's own attention would not reach `hook_z`
+    for attention in attentions:
+        # Past the bridge's __setattr__, which would set it on the Hugging Face module that it wraps.
+        attention.__dict__["forward"] = MethodType(AttentionBridge.forward, attention)
+    with _quiet(), contextlib.suppress(ValueError):  # such as Gemma 2, whose scores are capped
+        bridge.original_model.set_attn_implementation("sdpa")
+
+
+def _passes_through_its_hooks(attention: Any) -> bool:
+    """Whether Hugging Face's attention calls the bridge's last projection, whose input is ``attn_z``."""
+    last = getattr(attention, "o", None)
+    return last is not None and any(module is last for module in attention.original_component.modules())
 
 
 def _special_tokens(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, tuple[int, ...]]:

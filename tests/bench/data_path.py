@@ -14,6 +14,7 @@ import torch
 from groups import group_over_alone
 from measure import Figure, alternate, timed
 from prometheus_client import REGISTRY
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from synthetic import make_dataset  # noqa: E402
@@ -34,22 +35,34 @@ from scopemill.proto.dataset import DatasetManifest, read_manifest  # noqa: E402
 from scopemill.proto.layout import DatasetLayout  # noqa: E402
 from scopemill.proto.wire import StreamSpec  # noqa: E402
 
-HARVEST_ROUNDS, SHARDS_PER_ROUND = 3, 4  # several shards in a round: the last one's write overlaps nothing
-SHARDS, ROWS = (HARVEST_ROUNDS + 1) * SHARDS_PER_ROUND, 16_384
+HARVEST_ROUNDS, HARVEST_WARM_UP, SHARDS_PER_ROUND = 3, 2, 4  # several shards in a round: the last one's write overlaps nothing
+SHARDS = (HARVEST_ROUNDS + HARVEST_WARM_UP) * SHARDS_PER_ROUND
 READER_ROUNDS, RING_ROUNDS = 9, 3
+SEQUENCES = 64  # in a forward pass, of 128 tokens
 THREADS = os.cpu_count() or 1
 HOOKS = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(4))  # of the dataset that is served
 
 
-def harvester(folder: Path) -> tuple[Harvester, DatasetManifest]:
-    """A harvester of 12 hooks of the demo's model (all of the layers are run), prepared but with no shard made."""
+def wide_model(folder: Path) -> str:
+    """A Gemma 2 of 6 layers and d = 768, untrained: as wide as the smallest models that SAEs are trained on."""
+    config = Gemma2Config(
+        vocab_size=2048, hidden_size=768, intermediate_size=3072, num_hidden_layers=6, num_attention_heads=12, num_key_value_heads=4,
+        head_dim=64, max_position_embeddings=256,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
+    return str(folder)
+
+
+def harvester(folder: Path, name: str, rows: int) -> tuple[Harvester, DatasetManifest]:
+    """A harvester of 12 hooks of a model (all of its layers are run), prepared but with no shard made."""
     write_corpus(folder / "corpus")
-    model = ModelConfig(name=str(MODEL))
+    model = ModelConfig(name=name)
     card = describe(model)
     corpus = CorpusConfig(source=str(folder / "corpus" / "train.jsonl"), format="jsonl")
     config = HarvestConfig(
-        layers=(1, 3, 5), sites=("resid_pre", "resid_post", "mlp_out", "attn_z"), tokens=SHARDS * ROWS, rows_per_shard=ROWS,
-        context_length=128, sequences_per_forward=64, calibration_rows=4096, cpus=THREADS,
+        layers=(1, 3, 5), sites=("resid_pre", "resid_post", "mlp_out", "attn_z"), tokens=SHARDS * rows, rows_per_shard=rows,
+        context_length=128, sequences_per_forward=SEQUENCES, calibration_rows=4096, cpus=THREADS,
     )  # fmt: skip
     hooks = card.hooks(config.layers, config.sites)
     same = identity(model, card, corpus, config, hooks, 0)
@@ -57,15 +70,13 @@ def harvester(folder: Path) -> tuple[Harvester, DatasetManifest]:
     return made, made.prepare()
 
 
-def harvest_over_bare_forward(folder: Path) -> Figure:
+def harvest_over_bare_forward(folder: Path, name: str, rows: int, goal: str = "") -> Figure:
     """Tokens/s of the harvest (12 hooks, committed shards) over those of Hugging Face's forward, without logits, on the same batches."""
-    from transformers import AutoModel
-
-    made, manifest = harvester(folder)
-    bare = AutoModel.from_pretrained(MODEL, dtype=torch.float32).eval()
+    made, manifest = harvester(folder, name, rows)
+    bare = AutoModel.from_pretrained(name, dtype=torch.float32).eval()
     shards = iter(range(manifest.shards))
     blocks = [load_sequences(Bucket(str(folder)), DatasetLayout("bench").packed(i)).tokens for i in range(SHARDS_PER_ROUND)]
-    batches = [torch.from_numpy(b[i : i + 64]).long() for b in blocks for i in range(0, len(b), 64)]
+    batches = [torch.from_numpy(b[i : i + SEQUENCES]).long() for b in blocks for i in range(0, len(b), SEQUENCES)]
 
     def harvest() -> None:
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
@@ -76,8 +87,9 @@ def harvest_over_bare_forward(folder: Path) -> Figure:
             for batch in batches:
                 bare(batch, use_cache=False)
 
-    rounds = alternate({"forward": timed(forward), "harvest": timed(harvest)}, HARVEST_ROUNDS)
-    return rounds.figure(f"harvest, {len(manifest.hooks)} hooks, shards on disk / bare forward", "forward", "harvest", ">= 0.95")
+    rounds = alternate({"forward": timed(forward), "harvest": timed(harvest)}, HARVEST_ROUNDS, HARVEST_WARM_UP)
+    d = manifest.hooks[0].d
+    return rounds.figure(f"harvest, {len(manifest.hooks)} hooks of d = {d}, shards on disk / bare forward", "forward", "harvest", goal)
 
 
 def reader_over_raw_files(folder: Path) -> Figure:
@@ -183,7 +195,9 @@ def ring_over_socket(folder: Path, trainers: int = 4, first: int = 48, batches: 
 def figures() -> Iterator[Figure]:
     torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as temporary:
-        yield harvest_over_bare_forward(Path(temporary))
+        yield harvest_over_bare_forward(Path(temporary), str(MODEL), 16_384)
+    with tempfile.TemporaryDirectory() as temporary:
+        yield harvest_over_bare_forward(Path(temporary), wide_model(Path(temporary) / "model"), 4096, ">= 0.95")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_dataset(Bucket(temporary), "bench", dict.fromkeys(HOOKS, 192), shards=8, rows=32_768, dtype="bfloat16")

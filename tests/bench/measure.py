@@ -28,10 +28,11 @@ class Rounds:
         return Figure(name, self.ratio(one, other), goal, {f"{work}, s": statistics.median(self.seconds[work]) for work in (one, other)})
 
 
-def alternate(works: Mapping[str, Callable[[], float]], rounds: int) -> Rounds:
-    """Each of the works, which return the seconds that they took, once to warm up and then once in each round."""
-    for work in works.values():
-        work()
+def alternate(works: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> Rounds:
+    """Each of the works, which return the seconds that they took: in turn to warm up, and then once in each round."""
+    for _ in range(warm_up):
+        for work in works.values():
+            work()
     taken: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
