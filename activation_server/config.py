@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from scopemill.activation_server.keys import is_loopback
-from scopemill.proto.config import Config
+from scopemill.proto.config import LOOPBACK, Config
 
 
 class ServerConfig(Config):
@@ -18,7 +18,7 @@ class ServerConfig(Config):
     )
     lag_seconds: float = Field(30, gt=0, description="How long others wait for a slow trainer before it is detached or skips.")
     join_seconds: float = Field(120, gt=0, description="How long the window is kept for a trainer that is to come or come back.")
-    host: str = Field("127.0.0.1", description="The address to listen on; trainers must be able to reach it.")
+    host: str = Field(LOOPBACK, description="The address to listen on; trainers must be able to reach it.")
     keys: str | None = Field(
         None, description="Folder of keys made by `scopemill keys DIR`, at this path on every node; required beyond loopback."
     )

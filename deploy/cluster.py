@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from scopemill.proto.config import LOOPBACK
 from scopemill.proto.errors import InputError
 
 OBJECT_STORE_BYTES = 128 * 2**20  # plans and receipts only: activations never travel through it
@@ -44,7 +45,7 @@ def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
         log_to_driver=False,
         logging_level=logging.ERROR,
         object_store_memory=OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
+        _node_ip_address=LOOPBACK,
     )
     try:
         yield

@@ -7,7 +7,7 @@ from scopemill.deploy.actors import ActorGroup, ask, get
 from scopemill.deploy.cluster import check_place, needs, room_for
 from scopemill.deploy.plan import Pass, SweepPlan
 from scopemill.deploy.progress import Reporter
-from scopemill.deploy.rolling import RollingHarvest, announce, check_room
+from scopemill.deploy.rolling import RollingHarvest, announce, check_all_fit, remove_shard
 from scopemill.deploy.targets import Targets
 from scopemill.deploy.training import Training, summary
 from scopemill.evaluator.actor import EvaluatorActor, Job, committed
@@ -123,7 +123,7 @@ class SweepDriver:
     def _train(self, part: Pass) -> None:
         manifest, todo = part.manifest, part.unfinished
         if part.config.harvest.rolling:
-            check_room(part, part.trainers(todo))
+            check_all_fit(part, part.trainers(todo))
             with RollingHarvest(part, manifest, self.targets, self._reporter) as harvest:
                 endings = Training(part, manifest, todo, self.targets, self._reporter).run(harvest.look)
         else:
@@ -140,8 +140,8 @@ class SweepDriver:
             return
         self._reporter.say(f"deleting the shards of {part.harvest.dataset}: its SAEs are finished")
         for shard in part.committed:
-            bucket.remove(layout.commit(shard))  # first: a shard without its commit does not exist
-        bucket.remove_tree(layout.shards)
+            remove_shard(bucket, part.harvest.dataset, shard)
+        bucket.remove_tree(layout.shards)  # and what was begun of others
 
     def evaluate(self) -> None:
         """Measure every checkpoint that is not measured yet; a hook's checkpoints go to one evaluator."""

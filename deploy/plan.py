@@ -31,7 +31,8 @@ from scopemill.proto.errors import Conflict, InputError, ModelError
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout, SaeLayout
 from scopemill.proto.wire import StreamSpec
-from scopemill.trainer.config import Grid, SaeConfig, TrainConfig, Variant
+from scopemill.trainer.config import Grid, TrainConfig, Variant
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.wiring import connections, label
 
 

@@ -92,7 +92,7 @@ class RollingHarvest:
             remove_shard(self._plan.bucket, self._manifest.dataset, shard)
 
 
-def check_room(plan: Pass, trainers: int) -> None:
+def check_all_fit(plan: Pass, trainers: int) -> None:
     """InputError unless the cluster can run all trainers and the harvesters at the same time: each waits for the others."""
     harvest, train, have = plan.config.harvest, plan.config.train, ray.cluster_resources()
     for kind, need in (

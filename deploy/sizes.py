@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from scopemill.harvester.config import ModelConfig
 from scopemill.proto.errors import ModelError
 from scopemill.trainer.architectures import initial_sae
-from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.wiring import Shape
 
 

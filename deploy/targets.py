@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from scopemill.proto import metrics
+from scopemill.proto.config import LOOPBACK
 from scopemill.proto.errors import InputError
 
 POLL_SECONDS = 0.1
@@ -18,7 +19,7 @@ LAST_WORD_SECONDS = 15.0  # in which Prometheus should ask again; ours does ever
 
 def expose(_: Any, beyond: bool) -> str:
     """Expose this process' metrics, at its node's address if they are asked for from beyond it; returns ``host:port``."""
-    return metrics.expose(ray.util.get_node_ip_address() if beyond else metrics.LOOPBACK)
+    return metrics.expose(ray.util.get_node_ip_address() if beyond else LOOPBACK)
 
 
 class Targets:

@@ -119,7 +119,8 @@ def check_template(template: "Template") -> None:
     """
     from pydantic import ValidationError
 
-    from scopemill.trainer.config import Recipe, TrainConfig
+    from scopemill.trainer.config import TrainConfig
+    from scopemill.trainer.recipe import Recipe
 
     missing = [name for name, field in Recipe.model_fields.items() if field.is_required() and name not in template.fields]
     if missing:

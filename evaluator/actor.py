@@ -20,7 +20,7 @@ from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout, SaeLayout
 from scopemill.proto.memory import keep_freed_memory
 from scopemill.trainer import checkpoint
-from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.wiring import Wiring, label
 
 

@@ -176,8 +176,8 @@ def _attend_as_hugging_face(bridge: Any) -> None:
     from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 
     attentions = [module for module in bridge.modules() if isinstance(module, AttentionBridge)]
-    if not all(_passes_through_its_hooks(module) for module in attentions):
-        return  # as GPT-2, whose fused projection the bridge splits: Hugging Face's own attention would not reach `hook_z`
+    if not all(_projects_through_the_bridge(module) for module in attentions):
+        return
     for attention in attentions:
         # Past the bridge's __setattr__, which would set it on the Hugging Face module that it wraps.
         attention.__dict__["forward"] = MethodType(AttentionBridge.forward, attention)
@@ -185,10 +185,17 @@ def _attend_as_hugging_face(bridge: Any) -> None:
         bridge.original_model.set_attn_implementation("sdpa")
 
 
-def _passes_through_its_hooks(attention: Any) -> bool:
-    """Whether Hugging Face's attention calls the bridge's last projection, whose input is ``attn_z``."""
-    last = getattr(attention, "o", None)
-    return last is not None and any(module is last for module in attention.original_component.modules())
+def _projects_through_the_bridge(attention: Any) -> bool:
+    """Make sure that Hugging Face's attention calls the bridge's last projection, whose input is ``attn_z``; False if that cannot be.
+
+    Where the bridge splits a fused projection, as GPT-2's, it keeps its own to itself.
+    """
+    last, own = getattr(attention, "o", None), attention.original_component
+    if last is None:
+        return False
+    if getattr(own, last.name, None) is last.original_component:
+        setattr(own, last.name, last)
+    return any(module is last for module in own.modules())
 
 
 def _special_tokens(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, tuple[int, ...]]:

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
+LOOPBACK = "127.0.0.1"  # where processes listen unless they are told otherwise
 HOLDS_CREDENTIAL = "credential"  # the type of an error whose input must not be shown
 # A password before the host's name, or a query field that signs or names a key.
 _CREDENTIAL = re.compile(r"://[^/@]*:[^/]*@|[?&][^=&]*(key|secret|token|passw|credential|sig)[^=&]*=", re.IGNORECASE)

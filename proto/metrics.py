@@ -14,6 +14,8 @@ from pathlib import Path
 
 from prometheus_client import Counter, Gauge, disable_created_metrics, start_http_server
 
+from scopemill.proto.config import LOOPBACK
+
 # Where this machine's drivers put their `file_sd` files, a file each, unless the sweep file names another place.
 TARGETS = Path(tempfile.gettempdir()) / "scopemill" / "targets"
 
@@ -73,9 +75,6 @@ EVALUATED_FVU = Gauge("scopemill_evaluated_fvu", "FVU of the newest evaluated ch
 EVALUATED_DELTA_LOSS = Gauge("scopemill_evaluated_delta_loss", "Delta loss of the newest evaluated checkpoint", ["sae"])
 
 SWEEP_SAES = Gauge("scopemill_sweep_saes", "SAEs of the pass in training, by state", ["state"])
-
-
-LOOPBACK = "127.0.0.1"
 
 
 def expose(host: str = LOOPBACK) -> str:

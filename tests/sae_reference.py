@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from scopemill.trainer.architectures import initial_sae
-from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.templates import load_template
 from scopemill.trainer.wiring import Shape

@@ -3,7 +3,8 @@
 import torch
 
 from scopemill.trainer.architectures import ARCHITECTURES, initial_sae
-from scopemill.trainer.config import OWN_ACTIVATION, PAIRED, SaeConfig, TrainConfig
+from scopemill.trainer.config import TrainConfig
+from scopemill.trainer.recipe import OWN_ACTIVATION, PAIRED, SaeConfig
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.wiring import Shape
 

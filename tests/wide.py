@@ -8,10 +8,11 @@ import torch
 from assignments import train
 
 from scopemill.proto.bucket import Bucket
+from scopemill.proto.config import LOOPBACK
 from scopemill.proto.errors import ScopemillError
 from scopemill.trainer.actor import Trainer
 from scopemill.trainer.assignment import Assignment
-from scopemill.trainer.circle import LOOPBACK, Meeting, join
+from scopemill.trainer.circle import Meeting, join
 from scopemill.trainer.member import Outcome
 from scopemill.trainer.parts import Share
 from scopemill.trainer.run import Run

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from scopemill.trainer.codes import Codes, Pre
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import Entries
 from scopemill.trainer.parts import Part
+from scopemill.trainer.recipe import SaeConfig
 
 if TYPE_CHECKING:
     from scopemill.trainer.sae import Sae

@@ -8,10 +8,11 @@ import torch
 
 from scopemill.proto import metrics
 from scopemill.proto.bucket import Bucket
+from scopemill.proto.config import LOOPBACK
 from scopemill.proto.errors import PartLost
 from scopemill.proto.memory import keep_freed_memory
 from scopemill.trainer.assignment import Assignment
-from scopemill.trainer.circle import LOOPBACK, Meeting, join
+from scopemill.trainer.circle import Meeting, join
 from scopemill.trainer.follower import follow
 from scopemill.trainer.member import Outcome, Progress
 from scopemill.trainer.parts import Share

@@ -4,13 +4,13 @@ import torch
 
 from scopemill.trainer.activation import Activation
 from scopemill.trainer.batchtopk import BatchTopK
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.crosscoder import Crosscoder
 from scopemill.trainer.crosslayer import CrossLayerTranscoder, PerLayerTranscoder
 from scopemill.trainer.gated import Gated
 from scopemill.trainer.jumprelu import JumpReLU
 from scopemill.trainer.matryoshka import Matryoshka
 from scopemill.trainer.parts import Part
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.relu import ReLU
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.topk import TopK

@@ -7,8 +7,8 @@ import torch
 
 from scopemill.proto import wire
 from scopemill.proto.dataset import HookStats
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.loop import side_by_side
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.wiring import Port, Wiring
 
 Batch = tuple[torch.Tensor, torch.Tensor | None]

@@ -8,9 +8,9 @@ import torch
 
 from scopemill.trainer.activation import Activation
 from scopemill.trainer.codes import Codes, Pre, SparsePre
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import Entries, scan
 from scopemill.trainer.jumprelu import JumpReLU
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.topk import TopK
 
 REMEMBERED = 1000  # batches

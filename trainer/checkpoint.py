@@ -20,10 +20,10 @@ from scopemill.proto.errors import Conflict, SaeFormatError
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.seal import sealed_record, sealed_tensors
 from scopemill.trainer.architectures import initial_sae
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.history import History
 from scopemill.trainer.loop import Loop
 from scopemill.trainer.parts import Part
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.sae import Sae, check_tensors
 from scopemill.trainer.wiring import Shape, Wiring
 

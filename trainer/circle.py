@@ -14,7 +14,6 @@ from torch.distributed import ProcessGroupGloo, ReduceOp, TCPStore
 
 from scopemill.proto.errors import PartLost
 
-LOOPBACK = "127.0.0.1"
 JOIN = timedelta(seconds=120)  # for all of a circle to come
 # For a tensor to come: the leader may wait long for data. Who dies is known by its closed connection, a lost node by Ray.
 PATIENCE = timedelta(days=7)

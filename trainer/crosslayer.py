@@ -13,8 +13,8 @@ from torch import nn
 
 from scopemill.trainer.activation import Activation
 from scopemill.trainer.codes import Codes, missed
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import EncodeAt, Entries
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.sae import Sae, unit_rows
 from scopemill.trainer.wiring import Shape
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from scopemill.trainer.activation import Activation, Norms
 from scopemill.trainer.codes import Codes, Pre
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import Entries, scan
+from scopemill.trainer.recipe import SaeConfig
 
 
 class Gated(Activation):

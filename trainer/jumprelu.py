@@ -19,8 +19,8 @@ from torch import nn
 
 from scopemill.trainer.activation import Activation, Norms
 from scopemill.trainer.codes import Codes, DenseCodes, Pre, SparseCodes, SparsePre
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import Entries, scan
+from scopemill.trainer.recipe import SaeConfig
 
 
 class _JumpReLU(torch.autograd.Function):

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.history import History, Row
 from scopemill.trainer.kernels.backend import backend_for, moments
 from scopemill.trainer.optimizer import Optimizer
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.resampling import due, resample
 from scopemill.trainer.sae import Losses, Sae
 from scopemill.trainer.schedule import learning_rate, sparsity_factor

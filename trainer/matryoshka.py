@@ -11,7 +11,7 @@ import torch
 
 from scopemill.trainer.activation import Activation
 from scopemill.trainer.codes import Codes, missed
-from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.wiring import Shape
 

@@ -3,10 +3,10 @@
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import Term
 from scopemill.trainer.kernels.backend import Adam, backend_for
 from scopemill.trainer.parts import is_cut
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.sae import Sae
 
 

@@ -7,8 +7,8 @@ import torch
 
 from scopemill.trainer.activation import Activation, Norms
 from scopemill.trainer.codes import Codes, Pre
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import Entries, scan
+from scopemill.trainer.recipe import SaeConfig
 
 
 class ReLU(Activation):

@@ -7,8 +7,8 @@ a clean optimiser.
 
 import torch
 
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.jumprelu import JumpReLU
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.sae import Sae
 
 ENCODER_SHARE = 0.2

@@ -13,10 +13,10 @@ from torch import nn
 from scopemill.proto.errors import SaeFormatError
 from scopemill.trainer.activation import Activation
 from scopemill.trainer.codes import Codes, DenseCodes, DensePre, Pre, SparsePre, missed
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import EncodeAt, Entries
 from scopemill.trainer.kernels.backend import backend_for
 from scopemill.trainer.parts import Part
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.skip import Skip
 from scopemill.trainer.wiring import Shape
 

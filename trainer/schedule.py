@@ -2,7 +2,7 @@
 
 import math
 
-from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.recipe import SaeConfig
 
 WARMUP_START = 0.1  # of the learning rate
 

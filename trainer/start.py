@@ -5,9 +5,9 @@ import torch
 from scopemill.proto.errors import InputError
 from scopemill.trainer.architectures import initial_sae
 from scopemill.trainer.assignment import Assignment
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.formats import load_sae
 from scopemill.trainer.parts import Part
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.wiring import Wiring
 

@@ -13,9 +13,9 @@ import torch
 
 from scopemill.trainer.activation import Activation
 from scopemill.trainer.codes import Codes, Pre, SparsePre
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import Entries
 from scopemill.trainer.kernels.backend import backend_for
+from scopemill.trainer.recipe import SaeConfig
 
 
 class TopK(Activation):

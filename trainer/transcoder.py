@@ -7,7 +7,7 @@ the bias at the mean output, so that the first thing that is learnt is the linea
 import torch
 
 from scopemill.trainer.activation import Activation
-from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.skip import Skip
 from scopemill.trainer.wiring import Shape

@@ -5,7 +5,7 @@ from typing import Any
 
 from scopemill.proto.errors import InputError
 from scopemill.proto.hooks import Hook
-from scopemill.trainer.config import LAYERED, PAIRED, Recipe
+from scopemill.trainer.recipe import LAYERED, PAIRED, Recipe
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from scopemill.trainer.architectures import initial_sae
-from scopemill.trainer.config import SaeConfig, TrainConfig
+from scopemill.trainer.config import TrainConfig
 from scopemill.trainer.history import History
 from scopemill.trainer.loop import Loop
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.schedule import learning_rate
 from scopemill.trainer.wiring import Shape

@@ -14,9 +14,9 @@ from rich.table import Table
 from sparse_world import SparseWorld
 
 from scopemill.trainer.architectures import initial_sae
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.history import History
 from scopemill.trainer.loop import Loop
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.templates import load_template
 from scopemill.trainer.wiring import Shape

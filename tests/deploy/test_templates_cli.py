@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from scopemill.deploy.cli import app
 from scopemill.proto.errors import InputError, TemplateError
-from scopemill.trainer.config import Recipe, TrainConfig
+from scopemill.trainer.config import TrainConfig
+from scopemill.trainer.recipe import Recipe
 from scopemill.trainer.templates import load_template, templates
 
 

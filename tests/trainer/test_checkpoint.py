@@ -14,9 +14,9 @@ from scopemill.proto.layout import SaeLayout
 from scopemill.proto.seal import read_record, sealed_record, sealed_tensors
 from scopemill.trainer import checkpoint
 from scopemill.trainer.architectures import ARCHITECTURES, initial_sae
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.history import History
 from scopemill.trainer.loop import Loop
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.wiring import Port, Shape, Wiring
 
 D, F = 6, 10

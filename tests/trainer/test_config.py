@@ -13,7 +13,8 @@ from sae_reference import CROSS, ONE, PAIR, STACK, quick
 from scopemill.proto.errors import TemplateError
 from scopemill.trainer.activation import Activation
 from scopemill.trainer.architectures import ACTIVATIONS, ARCHITECTURES, initial_sae
-from scopemill.trainer.config import LAYERED, PAIRED, Recipe, SaeConfig, TrainConfig
+from scopemill.trainer.config import TrainConfig
+from scopemill.trainer.recipe import LAYERED, PAIRED, Recipe, SaeConfig
 from scopemill.trainer.templates import load_template, parse_template, save_template, templates
 
 LEAST = {"widths": [1024], "sparsities": [0.1]}

@@ -7,8 +7,8 @@ from sae_reference import CASES, ONE, B, Case, Reference, quick
 
 from scopemill.proto.errors import InputError
 from scopemill.trainer.architectures import initial_sae
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.formats import FinishedSae, write_finished
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.start import started_from
 from scopemill.trainer.wiring import Port, Shape, Wiring

@@ -8,8 +8,8 @@ import torch
 from sae_reference import CASES, ONE, Reference, quick
 
 from scopemill.trainer.architectures import initial_sae
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.optimizer import Optimizer
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.sae import Losses, Sae
 from scopemill.trainer.wiring import Shape
 

@@ -13,11 +13,11 @@ from sae_reference import CASES, B, Reference
 from scopemill.proto.errors import InputError
 from scopemill.proto.hooks import Hook
 from scopemill.trainer import load_sae
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.formats import FinishedSae, write_finished
 from scopemill.trainer.history import History
 from scopemill.trainer.loop import Loop
 from scopemill.trainer.optimizer import Optimizer
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.relu import ReLU
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.templates import load_template

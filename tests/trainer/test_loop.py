@@ -12,9 +12,9 @@ from scopemill.proto.bucket import Bucket
 from scopemill.proto.layout import SaeLayout
 from scopemill.trainer import checkpoint
 from scopemill.trainer.architectures import initial_sae
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.history import History
 from scopemill.trainer.loop import Loop
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.schedule import learning_rate, sparsity_factor
 from scopemill.trainer.wiring import Port, Shape, Wiring
 

@@ -6,8 +6,8 @@ import torch
 from sae_reference import quick
 
 from scopemill.trainer.architectures import initial_sae
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.optimizer import Optimizer, remove_parallel
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.wiring import Shape
 

@@ -12,10 +12,10 @@ from scopemill.proto.errors import PartLost
 from scopemill.trainer import loop, sae
 from scopemill.trainer.architectures import initial_sae
 from scopemill.trainer.codes import SparsePre
-from scopemill.trainer.config import UNDIVIDED, SaeConfig
 from scopemill.trainer.history import History, Row
 from scopemill.trainer.loop import Loop
 from scopemill.trainer.parts import Part, Share, is_cut
+from scopemill.trainer.recipe import UNDIVIDED, SaeConfig
 from scopemill.trainer.sae import Sae, unit_rows
 from scopemill.trainer.wiring import Shape
 

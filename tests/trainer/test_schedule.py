@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from scopemill.trainer.config import SaeConfig
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.schedule import learning_rate, sparsity_factor
 from scopemill.trainer.templates import load_template
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from sparse_kinds import KINDS, B, F, make
 
-from scopemill.trainer.config import SaeConfig
 from scopemill.trainer.entries import Entries, scan
 from scopemill.trainer.history import History
 from scopemill.trainer.kernels import backend, numba_loops
 from scopemill.trainer.kernels.backend import backend_for
 from scopemill.trainer.loop import DENSE_ABOVE, SPARSE_BELOW, Loop
 from scopemill.trainer.optimizer import Optimizer
+from scopemill.trainer.recipe import SaeConfig
 from scopemill.trainer.sae import Sae
 
 

@@ -9,8 +9,8 @@ from finished_saes import F, finished_sae, rows, same_bits
 from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import InputError, SaeFormatError, StorageError
 from scopemill.trainer.architectures import ARCHITECTURES, initial_sae
-from scopemill.trainer.config import LAYERED, PAIRED, SaeConfig
 from scopemill.trainer.formats import FORMATS, WRITTEN, FinishedSae, read_finished, write_finished
+from scopemill.trainer.recipe import LAYERED, PAIRED, SaeConfig
 from scopemill.trainer.sae import Sae
 from scopemill.trainer.templates import load_template
 from scopemill.trainer.topk import TopK
