@@ -84,7 +84,7 @@ class DensePre(Pre):
         return per_latent
 
     def codes(self, values: torch.Tensor) -> DenseCodes:
-        return DenseCodes(values, (values.detach() > 0).sum(0).to(values.dtype) / self.rows)
+        return DenseCodes(values, share(values.detach() > 0).to(values.dtype))
 
     def largest(self, among: torch.Tensor, k: int, part: Part) -> DenseCodes:
         values, index = self.values.where(among, -torch.inf).topk(min(k, part.here), dim=1, sorted=False)
@@ -137,6 +137,15 @@ class SparsePre(Pre):
         values = part.among_largest(values, k)
         entries = Entries.of_equal_rows(numbers[place], values > 0, self.entries.width, self.entries.backend)
         return SparseCodes(self._at(entries, values[values > 0]), entries.share(), entries)
+
+
+def share(which: torch.Tensor) -> torch.Tensor:
+    """In which share [F] of the rows each column of ``which`` [B, F] is true, in float64.
+
+    As many rows at a time as bytes can count: torch would make a matrix of int64 of them all, which took 30 times longer.
+    """
+    counts = sum(rows.view(torch.uint8).sum(0, dtype=torch.uint8).long() for rows in which.split(255))
+    return counts.double() / len(which)
 
 
 def missed(rebuilt: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from scopemill.trainer.activation import Activation, Norms
-from scopemill.trainer.codes import Codes, DenseCodes, Pre, SparseCodes, SparsePre
+from scopemill.trainer.codes import Codes, DenseCodes, Pre, SparseCodes, SparsePre, share
 from scopemill.trainer.entries import Entries, scan
 from scopemill.trainer.recipe import SaeConfig
 
@@ -31,14 +31,15 @@ class _JumpReLU(torch.autograd.Function):
         active = z > threshold
         ctx.save_for_backward(z, threshold, active)
         ctx.bandwidth = bandwidth
-        return z * active, active.sum(0).to(z.dtype) / len(z)
+        return z * active, share(active).to(z.dtype)
 
     @staticmethod
     def backward(ctx, d_f, d_p):
         z, threshold, active = ctx.saved_tensors
-        band = (z - threshold).abs_() < ctx.bandwidth / 2
-        # Both pseudo-gradients live on the band, so one masked sum serves them.
-        d_threshold = torch.where(band, d_f * threshold + d_p / len(z), 0.0).sum(0) / -ctx.bandwidth
+        everything = z - threshold  # [B, F], memory for all that follows: each such matrix more is a tenth of the encoder's product
+        band = everything.abs_() < ctx.bandwidth / 2
+        on_band = torch.mul(d_f, band, out=everything).sum(0)
+        d_threshold = (threshold * on_band + d_p * share(band).to(z.dtype)) / -ctx.bandwidth
         return d_f * active, d_threshold, None
 
 
