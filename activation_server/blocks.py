@@ -17,7 +17,7 @@ from scopemill.proto.errors import CorruptObject
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.seal import twice
 
-AT_ONCE = 2  # blocks in one read: together they stay in a core's cache until they are checked
+AT_ONCE = 4  # blocks in one read: together they stay in a core's cache until they are checked
 
 
 class BlockLane:
