@@ -12,6 +12,7 @@ import torch
 from measure import Figure, alternate, timed
 from plain import PlainJumpReluSae
 
+from scopemill.proto.memory import keep_freed_memory
 from scopemill.trainer.architectures import initial_sae
 from scopemill.trainer.config import TrainConfig
 from scopemill.trainer.history import History
@@ -120,6 +121,7 @@ def check() -> None:
 
 def figures() -> Iterator[Figure]:
     torch.set_num_threads(THREADS)
+    keep_freed_memory()  # as a trainer does
     check()
     for size in SIZES:
         for architecture in SPARSE_GOALS:

@@ -9,6 +9,8 @@ from step import serve
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from steps import SPARSE_GOALS, Size, loop_of  # noqa: E402
 
+from scopemill.proto.memory import keep_freed_memory  # noqa: E402
+
 
 def make(architecture: str):
     def made(x, weights, l0):
@@ -23,4 +25,5 @@ def make(architecture: str):
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as a trainer does
     serve({architecture: make(architecture) for architecture in SPARSE_GOALS})
