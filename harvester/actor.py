@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
 import numpy as np
@@ -11,7 +11,7 @@ import ray
 import torch
 
 from scopemill.harvester.language_model import LanguageModel
-from scopemill.harvester.packing import permutation, rows_of
+from scopemill.harvester.packing import Sequences, permutation, rows_of
 from scopemill.harvester.preparation import calibrate, load_sequences, pack_corpus
 from scopemill.harvester.shard import ShardBuffers, write_shard
 from scopemill.harvester.task import HarvestTask
@@ -92,27 +92,34 @@ class Harvester:
         block = load_sequences(self._task.bucket, self._task.text_layout.packed(shard))
         places = permutation(self._manifest.seed, shard, rows)
         done = dropped = 0
-        for start in range(0, len(block), config.sequences_per_forward):
-            if self._stop.is_set():
-                raise Stopped("the harvester was asked to stop; committed shards are kept")
-            part = block[start : start + config.sequences_per_forward]
-            tokens = torch.from_numpy(part.tokens)
-            candidates = kept = np.flatnonzero(rows_of(part.tokens, self._task.card.special))
-            captured = {}
-            if any(hook.norm_limit for hook in self._manifest.hooks):  # which rows are kept is known when every hook was seen
-                captured = self._lm.capture(tokens, self._task.hooks)
-                kept = candidates[self._within_limits(captured, candidates)]
-            dropped += len(candidates) - len(kept)
-            kept = kept[: rows - done]
-            destination = np.full(part.tokens.size, rows)
-            destination[kept] = places[done : done + len(kept)]
-            labels = {"token_id": part.tokens, "document": part.document, "position": part.position}
-            buffers.put(destination, captured, {name: x.ravel() for name, x in labels.items()})
-            if not captured:  # scattered as they come, while they are in the processor's cache
-                self._lm.visit(tokens, self._task.hooks, lambda name, x, to=destination: buffers.put(to, {name: x}, {}))
-            done += len(kept)
-            self._rows_done += len(kept)
-            metrics.HARVEST_ROWS.labels(self._task.dataset).inc(len(kept))
+        with ThreadPoolExecutor(1) as scatterer:  # while a GPU computes; what it has to do is done when the block is left
+            behind: list[Future] = []
+            for start in range(0, len(block), config.sequences_per_forward):
+                if self._stop.is_set():
+                    raise Stopped("the harvester was asked to stop; committed shards are kept")
+                part = block[start : start + config.sequences_per_forward]
+                kept, outliers, captured = self._kept(part)
+                kept = kept[: rows - done]
+                destination = np.full(part.tokens.size, rows)
+                destination[kept] = places[done : done + len(kept)]
+                for name, label in (("token_id", part.tokens), ("document", part.document), ("position", part.position)):
+                    buffers.put(destination, name, label.ravel())
+                under_way: list[Future] = []
+
+                def scatter(name: str, x: torch.Tensor, to=destination, begun=under_way) -> None:
+                    begun.append(scatterer.submit(buffers.put, to, name, buffers.scaled(name, x)))
+
+                if captured:
+                    for name, x in captured.items():
+                        scatter(name, x)
+                else:
+                    self._lm.visit(torch.from_numpy(part.tokens), self._task.hooks, scatter)
+                [future.result() for future in behind]  # a pass behind at most: they hold memory of the device
+                behind = under_way
+                done, dropped = done + len(kept), dropped + outliers
+                self._rows_done += len(kept)
+                metrics.HARVEST_ROWS.labels(self._task.dataset).inc(len(kept))
+            [future.result() for future in behind]
         if done < rows:
             raise CorpusError(
                 f"bucket {shard} has {rows} rows to fill and only {done} within harvest.outlier_norm ({config.outlier_norm}): "
@@ -120,13 +127,18 @@ class Harvester:
             )
         return dropped
 
-    def _within_limits(self, captured: dict[str, torch.Tensor], candidates: np.ndarray) -> np.ndarray:
-        """Which candidate rows pass the outlier filter at every hook."""
-        within = np.ones(len(candidates), dtype=bool)
-        for hook in self._manifest.hooks:
-            if hook.norm_limit is not None:
-                within &= (captured[hook.name].flatten(0, 1).float().norm(dim=1).cpu().numpy()[candidates]) <= hook.norm_limit
-        return within
+    def _kept(self, part: Sequences) -> tuple[np.ndarray, int, dict[str, torch.Tensor]]:
+        """Which tokens of some sequences are rows; how many are none because they are outliers at some hook; and their activations,
+        if those had to be looked at for that."""
+        kept = np.flatnonzero(rows_of(part.tokens, self._task.card.special))
+        limits = {hook.name: hook.norm_limit for hook in self._manifest.hooks if hook.norm_limit is not None}
+        if not limits:
+            return kept, 0, {}
+        captured = self._lm.capture(torch.from_numpy(part.tokens), self._task.hooks)
+        within = np.ones(len(kept), dtype=bool)
+        for name, limit in limits.items():
+            within &= captured[name].flatten(0, 1).float().norm(dim=1).cpu().numpy()[kept] <= limit
+        return kept[within], int((~within).sum()), captured
 
 
 def _yield_to_others() -> None:

@@ -45,16 +45,15 @@ class ShardBuffers:
     def nbytes(self) -> int:
         return sum(self.stored(spec).nbytes for spec in self.specs)
 
-    def put(self, places: np.ndarray, rows: dict[str, torch.Tensor], labels: dict[str, np.ndarray]) -> None:
-        """Scatter n rows (raw, [n, d] or [B, T, d] for each hook that is given) and labels (n,) into their places (n,).
+    def scaled(self, hook: str, rows: torch.Tensor) -> torch.Tensor:
+        """Raw rows [..., d] of a hook as they are stored, where they are: times 1/C in float32, whatever the model's precision, and
+        rounded once."""
+        return (rows.flatten(0, -2).float() * (1.0 / self._scales[hook])).to(self._dtype)
 
-        Rows are scaled by 1/C in float32, whatever the model's precision, and rounded once.
-        """
-        for name, values in rows.items():
-            scaled = (values.flatten(0, -2).float() * (1.0 / self._scales[name])).to(self._dtype).cpu()
-            self._arrays[name][places] = _bits(scaled)  # numpy's scatter takes a quarter of index_copy_'s time
-        for name, values in labels.items():
-            self._arrays[name][places] = values
+    def put(self, places: np.ndarray, array: str, rows: torch.Tensor | np.ndarray) -> None:
+        """Scatter n ``scaled`` rows [n, d] of a hook, or n labels (n,), into their places (n,)."""
+        # numpy's scatter takes a quarter of index_copy_'s time.
+        self._arrays[array][places] = _bits(rows.cpu()) if isinstance(rows, torch.Tensor) else rows
 
     def sums(self, hook: str) -> HookSums:
         """Sums over the rows as stored, in float64: by blocks that stay in the processor's cache, eight times faster than at once."""

@@ -40,6 +40,14 @@ def make_dataset(
             if dtype == "float32":
                 values[h][:, 0] = numbers
         labels = {"token_id": np.full(rows, 3, np.int32), "document": np.full(rows, shard), "position": np.arange(rows, dtype=np.int32)}
-        buffers.put(np.arange(rows), values, labels)
+        fill(buffers, np.arange(rows), values, labels)
         write_shard(bucket, shard, buffers, dropped_outliers=0)
     return manifest
+
+
+def fill(buffers: ShardBuffers, places: np.ndarray, rows: dict[str, torch.Tensor], labels: dict[str, np.ndarray]) -> None:
+    """Put raw rows [n, d] of some hooks, and labels (n,), into their places (n,) of a shard."""
+    for hook, x in rows.items():
+        buffers.put(places, hook, buffers.scaled(hook, x))
+    for name, label in labels.items():
+        buffers.put(places, name, label)

@@ -57,7 +57,7 @@ def test_every_site_of_every_layer_is_read_and_the_loss_is_hugging_faces(family,
     expected: dict[str, torch.Tensor] = {}
     with torch.inference_mode():
         bridge.run_with_hooks(
-            tokens, fwd_hooks=[(h.name, lambda x, hook, name=h.name: expected.update({name: x.flatten(2)})) for h in hooks]
+            tokens, fwd_hooks=[(h.name, lambda x, hook, name=h.name: expected.update({name: x.flatten(2).clone()})) for h in hooks]
         )
         without = bridge.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", lambda x, hook: torch.zeros_like(x))])
     for name in captured:

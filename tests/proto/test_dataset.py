@@ -12,7 +12,7 @@ import zarr
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import make_dataset
+from synthetic import fill, make_dataset
 from zarr.storage import FsspecStore
 
 from scopemill.harvester.shard import ShardBuffers, write_shard
@@ -120,7 +120,7 @@ def test_bfloat16_is_stored_as_its_bits_and_says_so(bucket):
     x = torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(0)) * torch.logspace(-20, 20, ROWS)[:, None]
     x[0] = torch.tensor([0.0, -0.0, 1.00390625, 1.01171875, -1.00390625, 3e38, -1e-40, 2.0**-133])  # ties, the ends, subnormals
     rows = {"blocks.0.hook_resid_post": x, "blocks.3.attn.hook_z": torch.zeros(ROWS, 12)}
-    written.put(np.arange(ROWS), rows, {name: np.zeros(ROWS) for name in ROW_LABELS})
+    fill(written, np.arange(ROWS), rows, {name: np.zeros(ROWS) for name in ROW_LABELS})
     write_shard(bucket, 7, written, dropped_outliers=0)
     array = zarr_group(bucket, 7)["blocks.0.hook_resid_post"]
     assert array.dtype == np.uint16
@@ -266,7 +266,9 @@ def test_a_row_that_is_not_kept_goes_nowhere(bucket):
     manifest = make_dataset(bucket, hooks=HOOKS, shards=1, rows=ROWS)
     buffers = filled(ShardBuffers(manifest), 1.5)
     before = [buffers.stored(spec).tobytes() for spec in buffers.specs]
-    buffers.put(np.array([ROWS, ROWS]), {h.name: torch.full((2, h.d), 9.0) for h in manifest.hooks}, {n: np.full(2, 9) for n in ROW_LABELS})
+    fill(
+        buffers, np.array([ROWS, ROWS]), {h.name: torch.full((2, h.d), 9.0) for h in manifest.hooks}, {n: np.full(2, 9) for n in ROW_LABELS}
+    )
     assert [buffers.stored(spec).tobytes() for spec in buffers.specs] == before
 
 
@@ -376,7 +378,7 @@ def test_another_identity_is_refused_by_its_first_difference(stored, wanted, sai
 
 def filled(buffers: ShardBuffers, value: float) -> ShardBuffers:
     values = {hook.name: torch.full((ROWS, hook.d), value) for hook in buffers.manifest.hooks}
-    buffers.put(np.arange(ROWS), values, {name: np.ones(ROWS) for name in ROW_LABELS})
+    fill(buffers, np.arange(ROWS), values, {name: np.ones(ROWS) for name in ROW_LABELS})
     return buffers
 
 

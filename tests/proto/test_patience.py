@@ -24,7 +24,7 @@ from faults import (
     zeros,
 )
 from prometheus_client import REGISTRY
-from synthetic import make_dataset
+from synthetic import fill, make_dataset
 
 from scopemill.activation_server.reader import StreamReader
 from scopemill.harvester.shard import ShardBuffers, write_shard
@@ -216,7 +216,7 @@ def buffers(manifest) -> ShardBuffers:
     rows = manifest.rows_per_shard
     values = {h.name: torch.randn(rows, h.d, generator=torch.Generator().manual_seed(1)) for h in manifest.hooks}
     labels = {"token_id": np.full(rows, 3, np.int32), "document": np.zeros(rows, np.int64), "position": np.arange(rows, dtype=np.int32)}
-    made.put(np.arange(rows), values, labels)
+    fill(made, np.arange(rows), values, labels)
     return made
 
 
