@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from rich.console import Console
 
 from scopemill.deploy.demo.run import MODEL
 from scopemill.deploy.demo.standard_library import documents
+from scopemill.deploy.driver import SweepDriver
 from scopemill.deploy.plan import SweepPlan, plan_sweep
 from scopemill.deploy.progress import Reporter
 from scopemill.deploy.sweep import load_sweep
+from scopemill.harvester.task import HarvestTask
 
 STEPS = 24
 
@@ -53,6 +56,25 @@ def planned(folder: Path, data: dict) -> SweepPlan:
     file = folder / "sweep.yaml"
     file.write_text(yaml.safe_dump(data))
     return plan_sweep(load_sweep(str(file)))
+
+
+class Harvests:
+    """Harvests a plan of one pass into its folder; what was harvested for an earlier one, if the same was asked for, is copied."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._kept = folder, list[HarvestTask]()
+
+    def __call__(self, plan: SweepPlan) -> None:
+        (part,) = plan.passes
+        wanted, root = part.harvest, part.harvest.layout.root
+        same = [n for n, kept in enumerate(self._kept) if (kept.dataset, kept.identity) == (wanted.dataset, wanted.identity)]
+        if same:
+            shutil.copytree(self._folder / str(same[0]), f"{plan.bucket.url}/{root}")
+        else:
+            SweepDriver(plan, quiet()).harvest()
+            shutil.copytree(f"{plan.bucket.url}/{root}", self._folder / str(len(self._kept)))  # the plan's own may be damaged by its test
+            self._kept.append(wanted)
+        assert part.harvested
 
 
 def quiet() -> Reporter:

@@ -18,11 +18,6 @@ from scopemill.proto.errors import Conflict, InputError
 AHEAD, SHARDS = 4, 12
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    return tiny_sweep.write_text(tmp_path_factory.mktemp("text"))
-
-
 def plan_of(folder: Path, text: Path, rolling: int | None, harvest: dict | None = None, **train) -> SweepPlan:
     folder.mkdir(exist_ok=True)
     data = tiny_sweep.sweep(
