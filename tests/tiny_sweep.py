@@ -59,22 +59,26 @@ def planned(folder: Path, data: dict) -> SweepPlan:
 
 
 class Harvests:
-    """Harvests a plan of one pass into its folder; what was harvested for an earlier one, if the same was asked for, is copied."""
+    """``SweepDriver.harvest`` for plans of one pass, in folders. If the same was asked for earlier, what it made then is copied."""
 
     def __init__(self, folder: Path):
-        self._folder, self._kept = folder, list[HarvestTask]()
+        self._folder, self._made = folder, list[HarvestTask]()
 
     def __call__(self, plan: SweepPlan) -> None:
         (part,) = plan.passes
-        wanted, root = part.harvest, part.harvest.layout.root
-        same = [n for n, kept in enumerate(self._kept) if (kept.dataset, kept.identity) == (wanted.dataset, wanted.identity)]
+        dataset = f"{plan.bucket.url}/{part.harvest.layout.root}"
+        same = [n for n, made in enumerate(self._made) if _made_of(made) == _made_of(part.harvest)]
         if same:
-            shutil.copytree(self._folder / str(same[0]), f"{plan.bucket.url}/{root}")
+            shutil.copytree(self._folder / str(same[0]), dataset)
         else:
             SweepDriver(plan, quiet()).harvest()
-            shutil.copytree(f"{plan.bucket.url}/{root}", self._folder / str(len(self._kept)))  # the plan's own may be damaged by its test
-            self._kept.append(wanted)
+            shutil.copytree(dataset, self._folder / str(len(self._made)))  # a test may damage its own
+            self._made.append(part.harvest)
         assert part.harvested
+
+
+def _made_of(task: HarvestTask) -> tuple:
+    return task.dataset, task.identity, task.config.rolling
 
 
 def quiet() -> Reporter:

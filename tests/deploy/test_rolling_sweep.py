@@ -61,10 +61,10 @@ def kept(tmp_path_factory, text, ray_cluster) -> SweepPlan:
     return plan
 
 
-def test_rolling_ends_with_the_same_bits_in_bounded_room_and_leaves_no_shard(tmp_path, text, kept):
+def test_rolling_ends_with_the_same_bits_in_bounded_room_and_leaves_no_shard(tmp_path, text, harvests, kept):
     plan = plan_of(tmp_path, text, AHEAD)
+    harvests(plan)
     driver = SweepDriver(plan, quiet())
-    driver.harvest()
     assert not committed_shards(plan.bucket, "tiny")
     with watched(plan) as counts:
         driver.train()
@@ -78,10 +78,10 @@ def test_rolling_ends_with_the_same_bits_in_bounded_room_and_leaves_no_shard(tmp
     assert weights(plan) == weights(kept) and max(counts) <= AHEAD
 
 
-def test_a_rolling_sweep_that_was_broken_off_goes_on_and_ends_with_the_same_bits(tmp_path, text, kept, monkeypatch):
+def test_a_rolling_sweep_that_was_broken_off_goes_on_and_ends_with_the_same_bits(tmp_path, text, harvests, kept, monkeypatch):
     plan = plan_of(tmp_path, text, AHEAD)
+    harvests(plan)
     driver, begun = SweepDriver(plan, quiet()), threading.Event()
-    driver.harvest()
     settle = training.Training._watch
 
     def breaks_off(self) -> None:
@@ -120,14 +120,14 @@ def test_what_was_harvested_to_be_kept_is_not_deleted(kept, text):
         plan_of(folder, text, AHEAD)
 
 
-def test_what_would_come_to_a_stop_is_refused(tmp_path, text, ray_cluster):
+def test_what_would_come_to_a_stop_is_refused(tmp_path, text, harvests):
     with pytest.raises(InputError, match=r"harvest.rolling: between two checkpoints \(24 steps\) up to 8 shards are needed, and 4 may"):
         plan_of(tmp_path / "a", text, AHEAD, checkpoint_every=24)
     with pytest.raises(InputError, match="all 2 SAEs have to train at once.*train.at_once is 1"):
         plan_of(tmp_path / "b", text, AHEAD, at_once=1)
     grouped = plan_of(tmp_path / "b", text, AHEAD, at_once=1, group=2)
     assert grouped.passes[0].trainers(grouped.saes) == 1
-    driver = SweepDriver(plan_of(tmp_path / "c", text, AHEAD, cpus=50), quiet())
-    driver.harvest()
+    plan = plan_of(tmp_path / "c", text, AHEAD, cpus=50)
+    harvests(plan)
     with pytest.raises(InputError, match=r"harvest.rolling: 1 harvesters and 2 trainers run at the same time and take 100.5 CPUs"):
-        driver.train()
+        SweepDriver(plan, quiet()).train()

@@ -133,7 +133,8 @@ def test_a_second_run_finds_nothing_to_do(finished):
 
 def test_a_sweep_on_s3_ends_with_the_same_bits_as_one_on_a_folder(finished, text, tmp_path, s3_url):
     local, _ = finished
-    plan = planned(tmp_path, tiny_sweep.sweep(f"{s3_url}/prefix", text) | {"file_sd": str(tmp_path / "targets.json")})
+    two = {"at_once": 2}  # one stream after the other: that must not show
+    plan = planned(tmp_path, tiny_sweep.sweep(f"{s3_url}/prefix", text, train=two) | {"file_sd": str(tmp_path / "targets.json")})
     driver = SweepDriver(plan, quiet())
     driver.harvest()
     driver.train()
