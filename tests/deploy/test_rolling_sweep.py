@@ -9,13 +9,20 @@ import pytest
 import tiny_sweep
 from tiny_sweep import planned, quiet
 
-from scopemill.deploy import training
+from scopemill.deploy import rolling, training
 from scopemill.deploy.driver import SweepDriver
 from scopemill.deploy.plan import SweepPlan
 from scopemill.proto.dataset import committed_shards
 from scopemill.proto.errors import Conflict, InputError
 
 AHEAD, SHARDS = 4, 12
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch) -> None:
+    """A shard is made in a tenth of a second here, where the driver is used to minutes."""
+    monkeypatch.setattr(rolling, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(training, "POLL_SECONDS", 0.1)
 
 
 def plan_of(folder: Path, text: Path, rolling: int | None, harvest: dict | None = None, **train) -> SweepPlan:
