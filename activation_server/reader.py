@@ -21,7 +21,8 @@ from scopemill.proto.wire import StreamSpec
 
 # Chunk reads under way per stream: an object store answers several at once.
 READS_AT_ONCE = 4
-ROLLING_POLL_SECONDS = 1.0  # between looks for a shard that is still to be made
+ROLLING_POLL_SECONDS = 1.0  # between looks for a shard that is still to be made, at most
+FIRST_POLL_SECONDS = 0.05  # after the first look; each later pause is twice as long, so that small shards are not waited for in vain
 
 
 class StreamReader:
@@ -96,7 +97,7 @@ class StreamReader:
         if self._commits.keys() >= set(shards):
             return
         for position in self._order.positions(k):
-            shard = self._order.shard_at(position)
+            shard, pause = self._order.shard_at(position), FIRST_POLL_SECONDS
             while not self._is_there(shard):
                 rolling = read_rolling(self._bucket, self._manifest.dataset)
                 if rolling is None or position < rolling.low:
@@ -104,8 +105,9 @@ class StreamReader:
                         "was deleted, because every trainer of the sweep had passed it: start the sweep again, which makes it anew"
                     )  # fmt: skip
                     raise MissingObject(f"batch {k} needs shard {shard} of {self._bucket.place(self._layout.root)}, which {gone}")
-                if self._interrupted.wait(ROLLING_POLL_SECONDS):
+                if self._interrupted.wait(min(pause, ROLLING_POLL_SECONDS)):
                     raise Stopped(f"batch {k} was still to be harvested")
+                pause *= 2
 
     def _are_there(self, shards: tuple[int, ...]) -> bool:
         """Whether shards may be read ahead. While they are not made yet, the bucket is asked only now and then."""

@@ -4,6 +4,7 @@ Legend of shapes: B sequences, T positions, V vocabulary, d width of a hook.
 """
 
 import contextlib
+import gc
 import hashlib
 import logging
 import warnings
@@ -157,9 +158,22 @@ class LanguageModel:
 
 
 def _boot(model: ModelConfig, **options: Any):
-    from transformer_lens.model_bridge import TransformerBridge  # seconds to import: only who loads a model pays
+    with _uncollected():
+        from transformer_lens.model_bridge import TransformerBridge  # seconds to import: only who loads a model pays
 
     return TransformerBridge.boot_transformers(model.name, revision=model.revision, **options)
+
+
+@contextlib.contextmanager
+def _uncollected():
+    """No search for garbage, as an import of thousands of modules makes none: it took a third of the seconds."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _skip_norm_observations(bridge: Any) -> None:

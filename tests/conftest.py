@@ -3,10 +3,12 @@
 import os
 from collections.abc import Iterator
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import ray
 import s3fs
+import tiny_sweep
 import torch
 
 # Read when Triton is first imported: without a GPU its kernels are interpreted.
@@ -42,6 +44,18 @@ def card(model) -> ModelCard:
 @pytest.fixture(scope="session")
 def lm(model) -> LanguageModel:
     return LanguageModel(model)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """The tiny sweep's corpus. Its path is a part of what a harvest is, so tests that share harvests share it."""
+    return tiny_sweep.write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="session")
+def harvests(tmp_path_factory, ray_cluster) -> tiny_sweep.Harvests:
+    """For tests of what comes after the harvest: those that ask for the same share one."""
+    return tiny_sweep.Harvests(tmp_path_factory.mktemp("harvests"))
 
 
 @pytest.fixture(scope="session")

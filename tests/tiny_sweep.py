@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from rich.console import Console
 
 from scopemill.deploy.demo.run import MODEL
 from scopemill.deploy.demo.standard_library import documents
+from scopemill.deploy.driver import SweepDriver
 from scopemill.deploy.plan import SweepPlan, plan_sweep
 from scopemill.deploy.progress import Reporter
 from scopemill.deploy.sweep import load_sweep
+from scopemill.harvester.task import HarvestTask
 
 STEPS = 24
 
@@ -53,6 +56,29 @@ def planned(folder: Path, data: dict) -> SweepPlan:
     file = folder / "sweep.yaml"
     file.write_text(yaml.safe_dump(data))
     return plan_sweep(load_sweep(str(file)))
+
+
+class Harvests:
+    """``SweepDriver.harvest`` for plans of one pass, in folders. If the same was asked for earlier, what it made then is copied."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._made = folder, list[HarvestTask]()
+
+    def __call__(self, plan: SweepPlan) -> None:
+        (part,) = plan.passes
+        dataset = f"{plan.bucket.url}/{part.harvest.layout.root}"
+        same = [n for n, made in enumerate(self._made) if _made_of(made) == _made_of(part.harvest)]
+        if same:
+            shutil.copytree(self._folder / str(same[0]), dataset)
+        else:
+            SweepDriver(plan, quiet()).harvest()
+            shutil.copytree(dataset, self._folder / str(len(self._made)))  # a test may damage its own
+            self._made.append(part.harvest)
+        assert part.harvested
+
+
+def _made_of(task: HarvestTask) -> tuple:
+    return task.dataset, task.identity, task.config.rolling
 
 
 def quiet() -> Reporter:

@@ -80,17 +80,19 @@ class Scrapes:
             self._measured.bytes_served = sum(s.value for s in ours if s.name == "scopemill_server_bytes_served_total")
 
 
-def many(folder: Path, hooks: int, widths: int, sparsities: int, at_once: int, group: int = 1) -> Measured:
+def many(
+    folder: Path, text: Path, harvest: tiny_sweep.Harvests, hooks: int, widths: int, sparsities: int, at_once: int, group: int = 1
+) -> Measured:
     """Train hooks x widths x sparsities tiny SAEs in so many processes at once, in the cluster that is there."""
     train = {
         "widths": [16 + i for i in range(widths)], "sparsities": [1e-3 * (i + 1) for i in range(sparsities)], "batch_size": BATCH,
         "tokens": STEPS * BATCH, "checkpoint_every": STEPS, "log_every": 2, "at_once": at_once, "group": group,
         "cpus": 0.1,
     }  # fmt: skip
-    data = tiny_sweep.sweep(str(folder / "bucket"), tiny_sweep.write_text(folder), harvest={"layers": list(range(hooks))}, train=train)
+    data = tiny_sweep.sweep(str(folder / "bucket"), text, harvest={"layers": list(range(hooks))}, train=train)
     plan = tiny_sweep.planned(folder, data | {"file_sd": str(folder / "targets.json")})
+    harvest(plan)
     driver = SweepDriver(plan, tiny_sweep.quiet())
-    driver.harvest()
     measured = Measured(len(plan.saes), hooks)
     remote = ray.actor.ActorMethod._remote
 
@@ -165,10 +167,11 @@ def main() -> None:
     console = Console(width=140)
     console.print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}, {datetime.date.today()}")
     with tempfile.TemporaryDirectory(prefix="scopemill-many-") as temporary:
+        folder = Path(temporary)
+        text, harvest = tiny_sweep.write_text(folder), tiny_sweep.Harvests(folder / "harvests")
         with local_cluster(num_cpus=8):
-            console.print(
-                table(many(Path(temporary), asked.hooks, asked.widths, asked.sparsities, asked.at_once, asked.group), asked.at_once)
-            )
+            measured = many(folder, text, harvest, asked.hooks, asked.widths, asked.sparsities, asked.at_once, asked.group)
+            console.print(table(measured, asked.at_once))
         told = Table("trainers of one stream", "MiB read", "rows/s in total")
         for trainers in SCALING:
             read, rows = scaling(Path(temporary), trainers)

@@ -231,7 +231,7 @@ def matrix(short: bool) -> list[Outcome]:
         Path(folder, "orders").mkdir()
         bench = Bench(Path(folder))
         with local_cluster(num_cpus=4):
-            for phase in PHASES:
+            for phase in [phase for phase in PHASES if any(row.phase == phase for row in rows)]:  # what no row breaks off, none compares
                 began = time.monotonic()
                 drive(bench.reference, phase)
                 bench.seconds[phase] = time.monotonic() - began

@@ -20,11 +20,6 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return tiny_sweep.write_text(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """One bucket, so that the activations are harvested once for all of the sweeps."""
     return tmp_path_factory.mktemp("kinds")

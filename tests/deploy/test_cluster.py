@@ -11,11 +11,6 @@ from scopemill.proto.errors import InputError
 PHASES = ("harvest", "train", "evaluate")
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    return tiny_sweep.write_text(tmp_path_factory.mktemp("text"))
-
-
 def driver_of(folder: Path, text: Path, **sections) -> SweepDriver:
     return SweepDriver(tiny_sweep.planned(folder, tiny_sweep.sweep(str(folder / "bucket"), text, **sections)), tiny_sweep.quiet())
 

@@ -1,6 +1,5 @@
 """A sweep submitted to a real cluster that asks for a token, stopped, and submitted again."""
 
-import io
 import json
 import re
 import shutil
@@ -16,12 +15,10 @@ import pytest
 import tiny_sweep
 import yaml
 from ray_head import FIRST, LABEL, SECOND, free_ports, ray_head
-from rich.console import Console
 
 from scopemill.deploy.driver import SweepDriver
 from scopemill.deploy.jobs import ROOMS, forwarded, pack
 from scopemill.deploy.plan import SweepPlan, plan_sweep
-from scopemill.deploy.progress import Reporter
 from scopemill.deploy.status import read_status
 from scopemill.deploy.sweep import load_sweep
 from scopemill.proto.errors import InputError
@@ -37,18 +34,18 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         yield running
 
 
-def write_sweep(folder: Path) -> Path:
+def write_sweep(folder: Path, text: Path) -> Path:
     """One hook, two SAEs of nine hundred steps, a CPU and so a node for each: long enough to be stopped in their midst."""
     data = tiny_sweep.sweep(
-        str(folder / "bucket"), tiny_sweep.write_text(folder), harvest={"layers": [3]}, evaluation={"checkpoints": "last"},
+        str(folder / "bucket"), text, harvest={"layers": [3]}, evaluation={"checkpoints": "last"},
         train={"tokens": 256 * STEPS, "checkpoint_every": CHECKPOINT_EVERY, "cpus": 1},
     )  # fmt: skip
     (folder / "sweep.yaml").write_text(yaml.safe_dump(data | {"file_sd": str(folder / "targets.json")}))
     return folder / "sweep.yaml"
 
 
-def planned(folder: Path) -> SweepPlan:
-    return plan_sweep(load_sweep(str(write_sweep(folder))))
+def planned(folder: Path, text: Path) -> SweepPlan:
+    return plan_sweep(load_sweep(str(write_sweep(folder, text))))
 
 
 def run(head: tuple[str, dict[str, str]], *arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -80,8 +77,8 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.mark.timeout(900)  # two Ray clusters and three sweeps, on a machine that may be busy
-def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_plain_run(head, tmp_path, ray_cluster):
-    plan, file = planned(tmp_path), str(tmp_path / "sweep.yaml")
+def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_plain_run(head, tmp_path, text, harvests):
+    plan, file = planned(tmp_path, text), str(tmp_path / "sweep.yaml")
     begun = run(head, "submit", file, "--no-wait")
     assert begun.returncode == 0, begun.stderr
     deadline = time.monotonic() + 200
@@ -102,10 +99,9 @@ def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_pl
     assert "training 2 SAEs in 2 trainers" in finished.stdout  # on both nodes, as each has room for one
 
     (tmp_path / "plain").mkdir()
-    plain = planned(tmp_path / "plain")
-    driver = SweepDriver(plain, Reporter(Console(file=io.StringIO())))
-    driver.harvest()
-    driver.train()
+    plain = planned(tmp_path / "plain", text)
+    harvests(plain)
+    SweepDriver(plain, tiny_sweep.quiet()).train()
     for submitted, trained in zip(plan.saes, plain.saes, strict=True):
         assert plan.bucket.read(submitted.layout.weights) == plain.bucket.read(trained.layout.weights)
 
@@ -116,10 +112,10 @@ def ray_job_stop(head: tuple[str, dict[str, str]], job: str) -> None:
     urllib.request.urlopen(urllib.request.Request(f"{address}/api/jobs/{job}/stop", b"", headers), timeout=30).close()
 
 
-def test_a_wheel_runs_where_its_labels_say_and_lists_its_processes_for_a_prometheus_elsewhere(head, wheel, tmp_path):
+def test_a_wheel_runs_where_its_labels_say_and_lists_its_processes_for_a_prometheus_elsewhere(head, wheel, tmp_path, text):
     (port,) = free_ports(1)
     train = {"labels": LABEL, "sparsities": [1e-3], "tokens": 256 * 24}
-    data = tiny_sweep.sweep(str(tmp_path / "bucket"), tiny_sweep.write_text(tmp_path), harvest={"layers": [3]}, train=train)
+    data = tiny_sweep.sweep(str(tmp_path / "bucket"), text, harvest={"layers": [3]}, train=train)
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump(data | {"name": "wheeled", "metrics_port": port, "file_sd": str(tmp_path / "targets.json")}))
     address, known = head
@@ -152,8 +148,8 @@ def asked(url: str) -> list[dict] | None:
         return None
 
 
-def test_a_running_sweep_is_not_submitted_twice_and_stops_when_told(head, tmp_path):
-    file = write_sweep(tmp_path)
+def test_a_running_sweep_is_not_submitted_twice_and_stops_when_told(head, tmp_path, text):
+    file = write_sweep(tmp_path, text)
     file.write_text(file.read_text().replace("name: tiny", "name: long"))
     assert run(head, "submit", str(file), "--no-wait", "--installed", "--set", "train.tokens=100000000").returncode == 0
     again = run(head, "submit", str(file))
@@ -163,35 +159,35 @@ def test_a_running_sweep_is_not_submitted_twice_and_stops_when_told(head, tmp_pa
     assert run(head, "stop", str(file)).stdout == "sweep long was not running\n"
 
 
-def test_who_does_not_know_the_token_is_refused(head, tmp_path):
-    told = run(head, "submit", str(write_sweep(tmp_path)), RAY_AUTH_TOKEN="0" * 64)
+def test_who_does_not_know_the_token_is_refused(head, tmp_path, text):
+    told = run(head, "submit", str(write_sweep(tmp_path, text)), RAY_AUTH_TOKEN="0" * 64)
     assert told.returncode == 2 and told.stderr.startswith(f"error the cluster at {head[0]} cannot be used: "), told.stderr
 
 
-def test_a_sweep_that_fails_ends_the_command_with_its_sentence(head, tmp_path):
-    file = write_sweep(tmp_path)
+def test_a_sweep_that_fails_ends_the_command_with_its_sentence(head, tmp_path, text):
+    file = write_sweep(tmp_path, text)
     file.write_text(file.read_text().replace("name: tiny", "name: broken").replace("- 3", "- 33"))
     told = run(head, "submit", str(file), "--installed")
     assert told.returncode == 1 and "sweep broken on http" in told.stderr and "failed" in told.stderr
     assert "harvest.layers: gemma-2-stdlib has no layer 33" in told.stdout
 
 
-def test_a_sweep_that_was_never_submitted_has_no_log_and_is_not_stopped(head, tmp_path):
-    file = write_sweep(tmp_path)
+def test_a_sweep_that_was_never_submitted_has_no_log_and_is_not_stopped(head, tmp_path, text):
+    file = write_sweep(tmp_path, text)
     file.write_text(file.read_text().replace("name: tiny", "name: unheard"))
     for command in ("logs", "stop"):
         told = run(head, command, str(file))
         assert told.returncode == 2 and "sweep unheard was not submitted to" in told.stderr
 
 
-def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path):
-    command = [sys.executable, "-m", "scopemill.deploy", "stop", str(write_sweep(tmp_path)), "--address", "http://127.0.0.1:9"]
+def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path, text):
+    command = [sys.executable, "-m", "scopemill.deploy", "stop", str(write_sweep(tmp_path, text)), "--address", "http://127.0.0.1:9"]
     told = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert told.returncode == 2 and "the cluster at http://127.0.0.1:9 cannot be used: " in told.stderr
 
 
-def test_what_travels_is_all_of_the_package_and_it_runs_from_there(tmp_path):
-    sent = pack(tmp_path, load_sweep(str(write_sweep(tmp_path))), installed=False)
+def test_what_travels_is_all_of_the_package_and_it_runs_from_there(tmp_path, text):
+    sent = pack(tmp_path, load_sweep(str(write_sweep(tmp_path, text))), installed=False)
     assert sent == {"working_dir": str(tmp_path / "job"), "py_modules": [str(tmp_path / "scopemill")]}
     packed = {str(path.relative_to(tmp_path / "scopemill")) for path in (tmp_path / "scopemill").rglob("*")}
     assert package_files() <= packed

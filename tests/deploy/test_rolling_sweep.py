@@ -9,7 +9,7 @@ import pytest
 import tiny_sweep
 from tiny_sweep import planned, quiet
 
-from scopemill.deploy import training
+from scopemill.deploy import rolling, training
 from scopemill.deploy.driver import SweepDriver
 from scopemill.deploy.plan import SweepPlan
 from scopemill.proto.dataset import committed_shards
@@ -18,9 +18,11 @@ from scopemill.proto.errors import Conflict, InputError
 AHEAD, SHARDS = 4, 12
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    return tiny_sweep.write_text(tmp_path_factory.mktemp("text"))
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch) -> None:
+    """A shard is made in a tenth of a second here, where the driver is used to minutes."""
+    monkeypatch.setattr(rolling, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(training, "POLL_SECONDS", 0.1)
 
 
 def plan_of(folder: Path, text: Path, rolling: int | None, harvest: dict | None = None, **train) -> SweepPlan:
@@ -66,10 +68,10 @@ def kept(tmp_path_factory, text, ray_cluster) -> SweepPlan:
     return plan
 
 
-def test_rolling_ends_with_the_same_bits_in_bounded_room_and_leaves_no_shard(tmp_path, text, kept):
+def test_rolling_ends_with_the_same_bits_in_bounded_room_and_leaves_no_shard(tmp_path, text, harvests, kept):
     plan = plan_of(tmp_path, text, AHEAD)
+    harvests(plan)
     driver = SweepDriver(plan, quiet())
-    driver.harvest()
     assert not committed_shards(plan.bucket, "tiny")
     with watched(plan) as counts:
         driver.train()
@@ -83,10 +85,10 @@ def test_rolling_ends_with_the_same_bits_in_bounded_room_and_leaves_no_shard(tmp
     assert weights(plan) == weights(kept) and max(counts) <= AHEAD
 
 
-def test_a_rolling_sweep_that_was_broken_off_goes_on_and_ends_with_the_same_bits(tmp_path, text, kept, monkeypatch):
+def test_a_rolling_sweep_that_was_broken_off_goes_on_and_ends_with_the_same_bits(tmp_path, text, harvests, kept, monkeypatch):
     plan = plan_of(tmp_path, text, AHEAD)
+    harvests(plan)
     driver, begun = SweepDriver(plan, quiet()), threading.Event()
-    driver.harvest()
     settle = training.Training._watch
 
     def breaks_off(self) -> None:
@@ -125,14 +127,14 @@ def test_what_was_harvested_to_be_kept_is_not_deleted(kept, text):
         plan_of(folder, text, AHEAD)
 
 
-def test_what_would_come_to_a_stop_is_refused(tmp_path, text, ray_cluster):
+def test_what_would_come_to_a_stop_is_refused(tmp_path, text, harvests):
     with pytest.raises(InputError, match=r"harvest.rolling: between two checkpoints \(24 steps\) up to 8 shards are needed, and 4 may"):
         plan_of(tmp_path / "a", text, AHEAD, checkpoint_every=24)
     with pytest.raises(InputError, match="all 2 SAEs have to train at once.*train.at_once is 1"):
         plan_of(tmp_path / "b", text, AHEAD, at_once=1)
     grouped = plan_of(tmp_path / "b", text, AHEAD, at_once=1, group=2)
     assert grouped.passes[0].trainers(grouped.saes) == 1
-    driver = SweepDriver(plan_of(tmp_path / "c", text, AHEAD, cpus=50), quiet())
-    driver.harvest()
+    plan = plan_of(tmp_path / "c", text, AHEAD, cpus=50)
+    harvests(plan)
     with pytest.raises(InputError, match=r"harvest.rolling: 1 harvesters and 2 trainers run at the same time and take 100.5 CPUs"):
-        driver.train()
+        SweepDriver(plan, quiet()).train()

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable, Collection
-from pathlib import Path
 
 import pytest
 import ray
@@ -29,9 +28,9 @@ CHECKSUM = 4  # bytes after each chunk
 
 @pytest.mark.parametrize(("at_once", "group", "groups", "cohorts"), [(3, 1, 24, 8), (2, 4, 6, 4)])
 def test_many_saes_share_few_processes_and_each_streams_bytes_are_read_once_for_a_cohort(
-    tmp_path, ray_cluster, at_once, group, groups, cohorts
+    tmp_path, text, harvests, at_once, group, groups, cohorts
 ):
-    measured = many(tmp_path, hooks=2, widths=3, sparsities=4, at_once=at_once, group=group)
+    measured = many(tmp_path, text, harvests, hooks=2, widths=3, sparsities=4, at_once=at_once, group=group)
     processes, series, _ = measured.scraped["trainer"]
     assert (measured.saes, processes) == (24, at_once)
     assert series <= at_once * group * 20, "of finished SAEs nothing is left"
@@ -60,18 +59,22 @@ class Listens(Reporter):
         return self.console.file.getvalue()
 
 
-def harvested(folder: Path, steps: int = 12, server: dict | None = None, **train) -> SweepPlan:
+@pytest.fixture
+def harvested(tmp_path, text, harvests) -> Callable[..., SweepPlan]:
     """Two SAEs of one stream."""
-    train = {"tokens": 256 * steps, "checkpoint_every": steps // 2} | train
-    sections = {"harvest": {"layers": [3]}, "server": server or {}, "train": train}
-    data = tiny_sweep.sweep(str(folder / "bucket"), tiny_sweep.write_text(folder), **sections)
-    plan = planned(folder, data | {"file_sd": str(folder / "targets.json")})
-    SweepDriver(plan, quiet()).harvest()
-    return plan
+
+    def plan_of(steps: int = 12, server: dict | None = None, **train) -> SweepPlan:
+        train = {"tokens": 256 * steps, "checkpoint_every": steps // 2} | train
+        data = tiny_sweep.sweep(str(tmp_path / "bucket"), text, harvest={"layers": [3]}, server=server or {}, train=train)
+        plan = planned(tmp_path, data | {"file_sd": str(tmp_path / "targets.json")})
+        harvests(plan)
+        return plan
+
+    return plan_of
 
 
-def test_what_failed_is_tried_again_after_the_others_from_its_last_checkpoint(tmp_path, ray_cluster):
-    plan = harvested(tmp_path, steps=24, at_once=1)
+def test_what_failed_is_tried_again_after_the_others_from_its_last_checkpoint(harvested):
+    plan = harvested(steps=24, at_once=1)
     chunk = "activations/tiny/shards/00001.zarr/blocks.3.hook_resid_post/c/0/0"
     whole = plan.bucket.read(chunk)
     plan.bucket.write(chunk, bytes([whole[0] ^ 1]) + whole[1:])
@@ -81,8 +84,8 @@ def test_what_failed_is_tried_again_after_the_others_from_its_last_checkpoint(tm
     assert reporter.said.count("will be tried again") == 1
 
 
-def test_bad_input_is_not_tried_again_and_the_summary_says_who_failed_and_why(tmp_path, ray_cluster):
-    plan = harvested(tmp_path, server={"window_mib": 1}, batch_size=2048, tokens=2048 * 4)
+def test_bad_input_is_not_tried_again_and_the_summary_says_who_failed_and_why(harvested):
+    plan = harvested(server={"window_mib": 1}, batch_size=2048, tokens=2048 * 4)
     reporter = Listens()
     with pytest.raises(ScopemillError, match="2 of 2 SAEs failed(.|\n)*server.window_mib leaves 1 MiB"):
         SweepDriver(plan, reporter).train()
@@ -91,8 +94,8 @@ def test_bad_input_is_not_tried_again_and_the_summary_says_who_failed_and_why(tm
 
 
 @pytest.mark.parametrize(("whom", "group"), [("server", 1), ("trainer", 2)])
-def test_a_process_that_is_gone_for_good_is_replaced(tmp_path, ray_cluster, monkeypatch, whom, group):
-    plan, killed = harvested(tmp_path, steps=400, at_once=2, group=group), []
+def test_a_process_that_is_gone_for_good_is_replaced(harvested, monkeypatch, whom, group):
+    plan, killed = harvested(steps=400, at_once=2, group=group), []
     take, expect = Pool.take, Training._expecting_server
 
     def noted_take(self, wanted):
@@ -121,8 +124,8 @@ def test_a_process_that_is_gone_for_good_is_replaced(tmp_path, ray_cluster, monk
 
 
 @pytest.mark.parametrize("group", [1, 2])
-def test_who_is_outdone_stops_at_its_rung_and_goes_on_once_the_record_is_deleted(tmp_path, ray_cluster, monkeypatch, group):
-    plan = harvested(tmp_path, steps=400, halving={"rungs": [0.04, 0.9], "keep": 0.5}, group=group)
+def test_who_is_outdone_stops_at_its_rung_and_goes_on_once_the_record_is_deleted(harvested, monkeypatch, group):
+    plan = harvested(steps=400, halving={"rungs": [0.04, 0.9], "keep": 0.5}, group=group)
     good, bad = plan.saes
     know = Halving.know
     behind = Point(1e9, 1e9)  # whatever was measured: what counts is decided by histories

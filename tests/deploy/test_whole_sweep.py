@@ -59,11 +59,6 @@ class Scraper:
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    return tiny_sweep.write_text(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
 def finished(tmp_path_factory, text, ray_cluster) -> Iterator[tuple[SweepPlan, Scraper]]:
     """The tiny sweep, run on a local folder, watched by a scraper."""
     folder = tmp_path_factory.mktemp("sweep")
@@ -138,7 +133,8 @@ def test_a_second_run_finds_nothing_to_do(finished):
 
 def test_a_sweep_on_s3_ends_with_the_same_bits_as_one_on_a_folder(finished, text, tmp_path, s3_url):
     local, _ = finished
-    plan = planned(tmp_path, tiny_sweep.sweep(f"{s3_url}/prefix", text) | {"file_sd": str(tmp_path / "targets.json")})
+    two = {"at_once": 2}  # one stream after the other: that must not show
+    plan = planned(tmp_path, tiny_sweep.sweep(f"{s3_url}/prefix", text, train=two) | {"file_sd": str(tmp_path / "targets.json")})
     driver = SweepDriver(plan, quiet())
     driver.harvest()
     driver.train()
@@ -155,21 +151,25 @@ def test_a_sweep_on_s3_ends_with_the_same_bits_as_one_on_a_folder(finished, text
     assert sae.shape.d_in == 192 and sae.width == 256
 
 
+def copy_shards(plan: SweepPlan, to: Bucket) -> None:
+    for path in plan.bucket.find("activations"):
+        to.write(path, plan.bucket.read(path))
+
+
 def test_a_sweep_whose_training_was_stopped_ends_with_the_same_bits(finished, text, tmp_path):
     local, _ = finished
     data = tiny_sweep.sweep(str(tmp_path / "bucket"), text) | {"file_sd": str(tmp_path / "targets.json")}
     plan = planned(tmp_path, data)
+    copy_shards(local, plan.bucket)
 
     class Interrupt(Reporter):
         def update(self, name: str, done: int, note: str = "") -> None:
             if "resid_post" in name and done >= 1:
                 raise KeyboardInterrupt
 
-    driver = SweepDriver(plan, quiet())
-    driver.harvest()
     with pytest.raises(KeyboardInterrupt):
         SweepDriver(plan, Interrupt(Console(file=io.StringIO()))).train()
-    driver.train()
+    SweepDriver(plan, quiet()).train()
     for sae in plan.saes:
         assert plan.bucket.read(sae.layout.weights) == local.bucket.read(sae.layout.weights)
 
@@ -177,8 +177,7 @@ def test_a_sweep_whose_training_was_stopped_ends_with_the_same_bits(finished, te
 def test_a_corrupt_shard_stops_its_trainers_with_the_name_of_the_object(finished, text, tmp_path):
     local, _ = finished
     bucket = Bucket(str(tmp_path / "bucket"))
-    for path in local.bucket.find("activations"):
-        bucket.write(path, local.bucket.read(path))
+    copy_shards(local, bucket)
     chunk = "activations/tiny/shards/00001.zarr/blocks.1.hook_resid_post/c/0/0"
     whole = bucket.read(chunk)
     bucket.write(chunk, bytes([whole[0] ^ 1]) + whole[1:])

@@ -25,11 +25,6 @@ from scopemill.trainer import checkpoint
 STEPS, EVERY = 300, 20
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return tiny_sweep.write_text(tmp_path_factory.mktemp("text"))
-
-
 def wide(folder: Path, text: Path, **train) -> SweepPlan:
     """Of one stream an SAE in one process and one in two."""
     folder.mkdir(exist_ok=True)
@@ -42,11 +37,11 @@ def wide(folder: Path, text: Path, **train) -> SweepPlan:
 
 
 def test_processes_that_are_killed_end_all_of_their_sae_which_goes_on_at_its_checkpoint_to_the_same_bits(
-    tmp_path, text, ray_cluster, monkeypatch
+    tmp_path, text, harvests, monkeypatch
 ):
     """First a follower, then the leader as soon as it is called again. To compare with: trainers in threads that nobody kills."""
     plan, groups, struck = wide(tmp_path, text, retries=2), [], []
-    SweepDriver(plan, quiet()).harvest()
+    harvests(plan)
     (part,), (alone, divided) = plan.passes, plan.saes
     call = Training._call
 
