@@ -7,8 +7,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.server import ActivationServer
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import ServerGone
+from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import StreamSpec
 
 ANSWER_SECONDS = 1.0

@@ -9,7 +9,7 @@ import numpy as np
 import zmq
 
 from scopemill.activation_server.keys import TrainerKeys
-from scopemill.activation_server.ring import RingView, this_host
+from scopemill.activation_server.shared_memory import RingView, this_host
 from scopemill.proto import errors, wire
 from scopemill.proto.dataset import STORED_DTYPES
 

@@ -15,14 +15,14 @@ import zmq
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.keys import ServerKeys
 from scopemill.activation_server.mailbox import Mailbox
-from scopemill.activation_server.ring import this_host
-from scopemill.activation_server.slots import Slot
+from scopemill.activation_server.shared_memory import this_host
+from scopemill.activation_server.slot_pool import Slot
 from scopemill.activation_server.stream import Stream
 from scopemill.activation_server.window import Detached, Drop, Finish, GaveUp, Load, LoadAlone, Send, Skipped
 from scopemill.proto import metrics, wire
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import DatasetManifest, read_manifest
 from scopemill.proto.errors import InputError, ScopemillError, WireError
+from scopemill.proto.storage.bucket import Bucket
 
 log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 2.0

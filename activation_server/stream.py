@@ -10,14 +10,14 @@ from typing import get_args
 import numpy as np
 
 from scopemill.activation_server.config import ServerConfig
-from scopemill.activation_server.reader import StreamReader
-from scopemill.activation_server.ring import Ring
-from scopemill.activation_server.slots import Slot, Slots
+from scopemill.activation_server.shared_memory import Ring
+from scopemill.activation_server.slot_pool import Slot, Slots
+from scopemill.activation_server.stream_reader import StreamReader
 from scopemill.activation_server.window import WaitReason, Window
 from scopemill.proto import metrics
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import DatasetManifest
 from scopemill.proto.errors import InputError, ScopemillError
+from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import NO_SEGMENT, StreamSpec
 
 log = logging.getLogger(__name__)

@@ -1,3 +1,3 @@
-from scopemill.deploy.cli import main
+from scopemill.deploy.cli.main import main
 
 main()

@@ -8,8 +8,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from scopemill.harvester.language_model import DTYPES
-from scopemill.proto.bucket import Bucket
+from scopemill.harvester.language_model.model import DTYPES
 from scopemill.proto.dataset import (
     LOGICAL_DTYPE,
     ArraySpec,
@@ -21,7 +20,8 @@ from scopemill.proto.dataset import (
     pack_vector,
 )
 from scopemill.proto.layout import DatasetLayout
-from scopemill.proto.seal import sealed_record
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.proto.storage.checksums import sealed_record
 
 SUM_VALUES = 2**18  # of a block, 2 MiB in float64: fits a core's cache
 

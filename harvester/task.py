@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from scopemill.harvester.config import CorpusConfig, HarvestConfig, ModelConfig
-from scopemill.harvester.language_model import ModelCard
-from scopemill.proto.bucket import Bucket
+from scopemill.harvester.language_model.model import ModelCard
 from scopemill.proto.dataset import committed_identity, refuse_other_identity
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout
+from scopemill.proto.storage.bucket import Bucket
 
 # What of a harvest decides its bytes; the other fields say how fast they come.
 DECISIVE = ("context_length", "rows_per_shard", "tokens", "dtype", "seed", "calibration_rows", "outlier_norm", "outlier_spare")

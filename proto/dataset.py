@@ -14,10 +14,10 @@ import crc32c
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from scopemill.proto.bucket import Bucket, Bytes
 from scopemill.proto.errors import Conflict, CorruptObject, MissingObject
 from scopemill.proto.layout import DatasetLayout
-from scopemill.proto.seal import read_record, twice
+from scopemill.proto.storage.bucket import Bucket, Bytes
+from scopemill.proto.storage.checksums import read_record, twice
 
 FORMAT = 3  # of a dataset: 1 had no checksums of blocks, 2 blocks of any number of rows
 # A chunk of 32 MiB is large enough for object storage and small enough that K shards are read side by side.

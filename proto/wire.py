@@ -43,7 +43,7 @@ class StreamSpec:
 
 @dataclass(frozen=True)
 class Segment:
-    """Shared memory of the server's process, as `activation_server.ring` lays it out. Without slots there is none."""
+    """Shared memory of the server's process, as `activation_server.shared_memory` lays it out. Without slots there is none."""
 
     process: int
     descriptor: int  # of the memory, in that process
@@ -62,7 +62,7 @@ class Hello:
     stream: StreamSpec
     cursor: int
     stop: int  # the first batch that it will not want
-    host: str  # as `activation_server.ring.this_host`; empty: send the bytes
+    host: str  # as `activation_server.shared_memory.this_host`; empty: send the bytes
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import ray
 import s3fs
-import tiny_sweep
 import torch
+from support import tiny_sweep
 
 # Read when Triton is first imported: without a GPU its kernels are interpreted.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from s3_server import running_s3_server
+from support.s3_server import running_s3_server
 
 from scopemill.harvester.config import ModelConfig
-from scopemill.harvester.language_model import LanguageModel, ModelCard, describe
-from scopemill.proto.bucket import Bucket
+from scopemill.harvester.language_model.model import LanguageModel, ModelCard, describe
+from scopemill.proto.storage.bucket import Bucket
 
 # Small products gain nothing from threads, and where other work has the cores they lose much.
 torch.set_num_threads(1)
@@ -64,7 +64,7 @@ def ray_cluster(s3_url) -> Iterator[None]:
 
     Its workers inherit the environment of the moment it starts, so the S3 server has to be in there by then.
     """
-    from scopemill.deploy.cluster import local_cluster
+    from scopemill.deploy.cluster.ray_cluster import local_cluster
 
     with local_cluster(num_cpus=8):
         yield

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scopemill.trainer.formats import load_sae
-    from scopemill.trainer.sae import Sae
+    from scopemill.trainer.sae.base import Sae
 
 __all__ = ["Sae", "load_sae"]
-_PLACES = {"Sae": "scopemill.trainer.sae", "load_sae": "scopemill.trainer.formats"}
+_PLACES = {"Sae": "scopemill.trainer.sae.base", "load_sae": "scopemill.trainer.formats"}
 
 
 def __getattr__(name: str) -> Any:

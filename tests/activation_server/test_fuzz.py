@@ -8,16 +8,16 @@ from collections.abc import Iterator
 
 import msgpack
 import zmq
-from synthetic import make_dataset
+from support.synthetic import make_dataset
 
 from scopemill.activation_server.client import StreamClient
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.order import Order
-from scopemill.activation_server.ring import this_host
 from scopemill.activation_server.server import ActivationServer
+from scopemill.activation_server.shared_memory import this_host
 from scopemill.proto import wire
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import WireError
+from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import StreamSpec
 
 HOOK = "blocks.0.hook_resid_post"

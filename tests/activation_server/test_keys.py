@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import zmq.auth
 from pydantic import ValidationError
-from synthetic import make_dataset
+from support.synthetic import make_dataset
 
 from scopemill.activation_server.client import StreamClient
 from scopemill.activation_server.config import ServerConfig

@@ -18,7 +18,7 @@ import pytest
 import zarr
 import zmq
 from prometheus_client import REGISTRY
-from synthetic import make_dataset
+from support.synthetic import make_dataset
 
 from scopemill.activation_server import client as client_module
 from scopemill.activation_server import mailbox as mailbox_module
@@ -29,9 +29,9 @@ from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.order import Order
 from scopemill.activation_server.server import ActivationServer
 from scopemill.proto import errors, wire
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import DatasetManifest
 from scopemill.proto.layout import DatasetLayout
+from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import StreamSpec
 
 A, B = "blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"

@@ -17,22 +17,22 @@ from prometheus_client import REGISTRY
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from synthetic import make_dataset  # noqa: E402
+from support.synthetic import make_dataset  # noqa: E402
 
 from scopemill.activation_server.client import StreamClient  # noqa: E402
 from scopemill.activation_server.config import ServerConfig  # noqa: E402
-from scopemill.activation_server.reader import StreamReader  # noqa: E402
 from scopemill.activation_server.server import ActivationServer  # noqa: E402
+from scopemill.activation_server.stream_reader import StreamReader  # noqa: E402
 from scopemill.deploy.demo.run import MODEL  # noqa: E402
 from scopemill.deploy.demo.standard_library import write_corpus  # noqa: E402
 from scopemill.harvester.actor import IN_FLIGHT, Harvester  # noqa: E402
+from scopemill.harvester.calibration import load_sequences  # noqa: E402
 from scopemill.harvester.config import CorpusConfig, HarvestConfig, ModelConfig  # noqa: E402
-from scopemill.harvester.language_model import describe  # noqa: E402
-from scopemill.harvester.preparation import load_sequences  # noqa: E402
+from scopemill.harvester.language_model.model import describe  # noqa: E402
 from scopemill.harvester.task import HarvestTask, identity  # noqa: E402
-from scopemill.proto.bucket import Bucket  # noqa: E402
 from scopemill.proto.dataset import DatasetManifest, read_manifest  # noqa: E402
 from scopemill.proto.layout import DatasetLayout  # noqa: E402
+from scopemill.proto.storage.bucket import Bucket  # noqa: E402
 from scopemill.proto.wire import StreamSpec  # noqa: E402
 
 HARVEST_ROUNDS, HARVEST_WARM_UP, SHARDS_PER_ROUND = 3, 2, 4  # several shards in a round: the last one's write overlaps nothing

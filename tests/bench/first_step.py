@@ -21,12 +21,12 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / ".import")]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1] / ".import"), os.environ.get("PYTHONPATH", "")])
 
-import tiny_sweep  # noqa: E402
 import yaml  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
-from ray_head import ray_head  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
+from support import tiny_sweep  # noqa: E402
+from support.ray_head import ray_head  # noqa: E402
 
 PHASES = (
     "the command: its imports, the sweep checked, the code sent",

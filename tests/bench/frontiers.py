@@ -16,15 +16,15 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
-from scopemill.deploy.cluster import local_cluster
+from scopemill.deploy.catalog.status import read_status
+from scopemill.deploy.cluster.ray_cluster import local_cluster
 from scopemill.deploy.demo.run import MODEL
 from scopemill.deploy.demo.standard_library import write_corpus
-from scopemill.deploy.driver import SweepDriver
-from scopemill.deploy.plan import plan_sweep
+from scopemill.deploy.orchestrator.driver import SweepDriver
+from scopemill.deploy.plan.sweep_file import parse_sweep
+from scopemill.deploy.plan.sweep_plan import plan_sweep
 from scopemill.deploy.progress import Reporter
-from scopemill.deploy.status import read_status
-from scopemill.deploy.sweep import parse_sweep
-from scopemill.evaluator.results import Result
+from scopemill.evaluator.fidelity.results import Result
 
 BUCKET = Path("guide-bucket")
 IMAGE = Path("docs/images/frontiers.png")

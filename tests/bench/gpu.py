@@ -17,14 +17,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from scopemill.trainer.architectures import initial_sae
-from scopemill.trainer.config import TrainConfig
-from scopemill.trainer.history import History
-from scopemill.trainer.loop import Loop
-from scopemill.trainer.recipe import SaeConfig
-from scopemill.trainer.sae import Sae
-from scopemill.trainer.schedule import learning_rate
-from scopemill.trainer.wiring import Shape
+from scopemill.trainer.config.grid import TrainConfig
+from scopemill.trainer.config.recipe import SaeConfig
+from scopemill.trainer.config.wiring import Shape
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.registry import initial_sae
+from scopemill.trainer.training.history import History
+from scopemill.trainer.training.loop import Loop
+from scopemill.trainer.training.schedules import learning_rate
 
 BATCH, D, L0 = 4096, 2304, 64
 WIDTHS = (16_384, 65_536, 131_072)

@@ -10,14 +10,14 @@ import torch
 from measure import Figure, alternate
 
 from scopemill.activation_server.config import ServerConfig
-from scopemill.activation_server.reader import StreamReader
 from scopemill.activation_server.server import ActivationServer
-from scopemill.proto.bucket import Bucket
+from scopemill.activation_server.stream_reader import StreamReader
 from scopemill.proto.dataset import read_manifest
+from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import StreamSpec
-from scopemill.trainer.assignment import Assignment
-from scopemill.trainer.config import TrainConfig
-from scopemill.trainer.run import Run
+from scopemill.trainer.config.grid import TrainConfig
+from scopemill.trainer.worker.assignment import Assignment
+from scopemill.trainer.worker.group_trainer import Run
 
 
 def group_over_alone(folder: Path, dataset: str, hook: str, saes: int = 8, steps: int = 32, bytes_per_second: float = 4e6) -> Figure:

@@ -23,21 +23,21 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1] / ".import"), os
 
 import numpy as np  # noqa: E402
 import ray.actor  # noqa: E402
-import tiny_sweep  # noqa: E402
 from prometheus_client import REGISTRY  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
-from synthetic import make_dataset  # noqa: E402
+from support import tiny_sweep  # noqa: E402
+from support.synthetic import make_dataset  # noqa: E402
 
 from scopemill.activation_server.client import StreamClient  # noqa: E402
 from scopemill.activation_server.config import ServerConfig  # noqa: E402
 from scopemill.activation_server.server import ActivationServer  # noqa: E402
-from scopemill.deploy.cluster import local_cluster  # noqa: E402
-from scopemill.deploy.driver import SweepDriver  # noqa: E402
-from scopemill.deploy.training import Training  # noqa: E402
+from scopemill.deploy.cluster.ray_cluster import local_cluster  # noqa: E402
+from scopemill.deploy.orchestrator.driver import SweepDriver  # noqa: E402
+from scopemill.deploy.orchestrator.training import Training  # noqa: E402
 from scopemill.proto import metrics  # noqa: E402
-from scopemill.proto.bucket import Bucket  # noqa: E402
+from scopemill.proto.storage.bucket import Bucket  # noqa: E402
 from scopemill.proto.wire import StreamSpec  # noqa: E402
 
 STEPS, BATCH = 4, 64

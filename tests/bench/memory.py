@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
-from synthetic import make_dataset  # noqa: E402
+from support.synthetic import make_dataset  # noqa: E402
 
 from scopemill.activation_server.client import StreamClient  # noqa: E402
-from scopemill.proto.bucket import Bucket  # noqa: E402
+from scopemill.proto.storage.bucket import Bucket  # noqa: E402
 from scopemill.proto.wire import StreamSpec  # noqa: E402
 
 HOOK, MIB = "blocks.0.hook_resid_post", 2**20
@@ -28,7 +28,7 @@ SERVER = """
 import sys
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.server import ActivationServer
-from scopemill.proto.bucket import Bucket
+from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.memory import keep_freed_memory
 keep_freed_memory()
 server = ActivationServer(Bucket(sys.argv[1]), ServerConfig(window_mib=int(sys.argv[2]), shards_side_by_side=4))

@@ -11,15 +11,15 @@ import time
 import torch
 from rich.console import Console
 from rich.table import Table
-from sparse_world import SparseWorld
+from support.sparse_world import SparseWorld
 
-from scopemill.trainer.architectures import initial_sae
-from scopemill.trainer.history import History
-from scopemill.trainer.loop import Loop
-from scopemill.trainer.recipe import SaeConfig
-from scopemill.trainer.sae import Sae
-from scopemill.trainer.templates import load_template
-from scopemill.trainer.wiring import Shape
+from scopemill.trainer.config.recipe import SaeConfig
+from scopemill.trainer.config.templates import load_template
+from scopemill.trainer.config.wiring import Shape
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.registry import initial_sae
+from scopemill.trainer.training.history import History
+from scopemill.trainer.training.loop import Loop
 
 D, WIDTH, ROWS, STEPS = 64, 128, 512, 1500
 JUMP, COUNTED = {"sparsity": 0.01, "initial_threshold": 0.1, "bandwidth": 0.1}, {"sparsity": 6}

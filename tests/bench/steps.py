@@ -13,11 +13,11 @@ from measure import Figure, alternate, timed
 from plain import PlainJumpReluSae
 
 from scopemill.proto.memory import keep_freed_memory
-from scopemill.trainer.architectures import initial_sae
-from scopemill.trainer.config import TrainConfig
-from scopemill.trainer.history import History
-from scopemill.trainer.loop import Loop
-from scopemill.trainer.wiring import Shape
+from scopemill.trainer.config.grid import TrainConfig
+from scopemill.trainer.config.wiring import Shape
+from scopemill.trainer.sae.registry import initial_sae
+from scopemill.trainer.training.history import History
+from scopemill.trainer.training.loop import Loop
 
 THREADS = os.cpu_count() or 1
 ROUNDS, DENSE_ROUNDS = 9, 5

@@ -71,7 +71,7 @@ class Bench:
     """A folder with the reference run, and one place after the other where a row takes place."""
 
     def __init__(self, folder: Path):
-        import tiny_sweep
+        from support import tiny_sweep
 
         self.folder, self.orders = folder, Path(os.environ["SCOPEMILL_CHAOS"])
         self._sweep, self._text = tiny_sweep.sweep, tiny_sweep.write_text(folder)
@@ -110,8 +110,8 @@ class Bench:
 
 
 def planned(place: Path):
-    from scopemill.deploy.plan import plan_sweep
-    from scopemill.deploy.sweep import load_sweep
+    from scopemill.deploy.plan.sweep_file import load_sweep
+    from scopemill.deploy.plan.sweep_plan import plan_sweep
 
     return plan_sweep(load_sweep(str(place / "sweep.yaml")))
 
@@ -120,7 +120,7 @@ def drive(place: Path, phase: str) -> None:
     """A phase, as the command does it, in the cluster that is there."""
     from rich.console import Console
 
-    from scopemill.deploy.driver import SweepDriver
+    from scopemill.deploy.orchestrator.driver import SweepDriver
     from scopemill.deploy.progress import Reporter
 
     getattr(SweepDriver(planned(place), Reporter(Console(file=io.StringIO()))), phase)()
@@ -165,7 +165,7 @@ def run_row(bench: Bench, number: int, row: Row) -> Outcome:
     wrong = [] if bench.struck() else ["nothing was killed"]
     if row.phase == "train":
         wrong += journal_problems(planned(place), bench.journal(), bench.batches)
-    from scopemill.deploy.clean import clean
+    from scopemill.deploy.catalog.clean import clean
 
     orphans = clean(planned(place), dry_run=False)
     wrong += [f"still an orphan: {path}" for path in clean(planned(place), dry_run=True)]
@@ -223,7 +223,7 @@ def journal_problems(plan, journal: list[tuple[str, str, int, str]], batches: di
 
 
 def matrix(short: bool) -> list[Outcome]:
-    from scopemill.deploy.cluster import local_cluster
+    from scopemill.deploy.cluster.ray_cluster import local_cluster
 
     rows = [row for row in ROWS if row.short or not short]
     with tempfile.TemporaryDirectory(prefix="scopemill-chaos-") as folder:

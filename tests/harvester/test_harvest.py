@@ -18,17 +18,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scopemill.harvester import actor
 from scopemill.harvester.actor import Harvester
+from scopemill.harvester.calibration import load_sequences
 from scopemill.harvester.config import CorpusConfig, HarvestConfig
-from scopemill.harvester.preparation import load_sequences
 from scopemill.harvester.shard import write_shard
 from scopemill.harvester.task import HarvestTask, identity
 from scopemill.proto import metrics
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import committed_shards, read_commit, read_manifest, vector
 from scopemill.proto.errors import Conflict, CorpusError, Stopped
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout
-from scopemill.proto.seal import sealed_record
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.proto.storage.checksums import sealed_record
 
 HOOKS = (Hook(1, "resid_post"), Hook(3, "mlp_out"), Hook(4, "attn_z"))
 LAYOUT = DatasetLayout("tiny")

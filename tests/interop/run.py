@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from finished_saes import KINDS, finished_sae, rows  # noqa: E402
+from support.finished_saes import KINDS, finished_sae, rows  # noqa: E402
 
 from scopemill.trainer.formats import FinishedSae, read_finished, write_finished  # noqa: E402
 from scopemill.trainer.formats.gemma_scope_paths import GENERATION_1, GENERATION_2  # noqa: E402

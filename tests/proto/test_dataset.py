@@ -12,12 +12,11 @@ import zarr
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import fill, make_dataset
+from support.synthetic import fill, make_dataset
 from zarr.storage import FsspecStore
 
 from scopemill.harvester.shard import ShardBuffers, write_shard
 from scopemill.proto import dataset as schema
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.dataset import (
     ROW_LABELS,
     ArraySpec,
@@ -33,7 +32,8 @@ from scopemill.proto.dataset import (
 )
 from scopemill.proto.errors import Conflict, CorruptObject, MissingObject, StorageError
 from scopemill.proto.layout import DatasetLayout
-from scopemill.proto.seal import sealed_record
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.proto.storage.checksums import sealed_record
 
 HOOKS = {"blocks.0.hook_resid_post": 8, "blocks.3.attn.hook_z": 12}
 ROWS = 60

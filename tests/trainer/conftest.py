@@ -1,7 +1,7 @@
 """What tests of trainers share: a server of the synthetic dataset."""
 
 import pytest
-from synthetic import make_dataset
+from support.synthetic import make_dataset
 
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.server import ActivationServer

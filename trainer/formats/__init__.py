@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import InputError, SaeFormatError
+from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.formats import dictionary_learning, gemma_scope, saelens, sparsify
 from scopemill.trainer.formats.finished import FinishedSae
-from scopemill.trainer.sae import Sae
+from scopemill.trainer.sae.base import Sae
 
 
 @dataclass(frozen=True)

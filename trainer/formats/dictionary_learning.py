@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import SaeFormatError
 from scopemill.proto.hooks import Hook
-from scopemill.trainer.activation import Activation
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.formats.finished import FinishedSae
 from scopemill.trainer.formats.tensors import Tensors, check_count, filled, read_bytes, read_config
-from scopemill.trainer.gated import Gated
-from scopemill.trainer.jumprelu import JumpReLU
-from scopemill.trainer.relu import ReLU
-from scopemill.trainer.sae import Sae
-from scopemill.trainer.topk import TopK
-from scopemill.trainer.wiring import Shape
+from scopemill.trainer.sae.activations.base import Activation
+from scopemill.trainer.sae.activations.gated import Gated
+from scopemill.trainer.sae.activations.jumprelu import JumpReLU
+from scopemill.trainer.sae.activations.relu import ReLU
+from scopemill.trainer.sae.activations.topk import TopK
+from scopemill.trainer.sae.base import Sae
 
 WEIGHTS, CONFIG = "ae.pt", "config.json"
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec.T"}

@@ -5,7 +5,7 @@ from typing import Any
 
 from scopemill.proto.errors import SaeFormatError
 from scopemill.trainer.formats.tensors import check_values
-from scopemill.trainer.sae import Sae
+from scopemill.trainer.sae.base import Sae
 
 
 @dataclass(frozen=True)

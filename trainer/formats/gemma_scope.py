@@ -12,19 +12,19 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import SaeFormatError
 from scopemill.proto.layout import width_label
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.formats.finished import FinishedSae
 from scopemill.trainer.formats.gemma_scope_paths import EMBEDDING, GENERATION_1, GENERATION_2, Generation, origin_of
 from scopemill.trainer.formats.saelens import fold_factors
 from scopemill.trainer.formats.tensors import Tensors, filled, laid_out, read_bytes, read_safetensors, shape_of
-from scopemill.trainer.jumprelu import JumpReLU
-from scopemill.trainer.matryoshka import Matryoshka
-from scopemill.trainer.sae import Sae
-from scopemill.trainer.skip import Skip
-from scopemill.trainer.transcoder import SkipTranscoder, Transcoder
-from scopemill.trainer.wiring import Shape
+from scopemill.trainer.sae.activations.jumprelu import JumpReLU
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.matryoshka import Matryoshka
+from scopemill.trainer.sae.skip import Skip
+from scopemill.trainer.sae.transcoder import SkipTranscoder, Transcoder
 
 WEIGHTS_1, WEIGHTS_2 = "params.npz", "params.safetensors"
 _NAMES_1 = {"W_enc": "W_enc.T", "W_dec": "W_dec", "b_enc": "b_enc", "b_dec": "b_dec", "threshold": "activation.threshold"}

@@ -11,20 +11,20 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import InputError, SaeFormatError
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import SaeLayout
-from scopemill.trainer.architectures import ACTIVATIONS
-from scopemill.trainer.crosscoder import Crosscoder
-from scopemill.trainer.crosslayer import CrossLayerTranscoder, PerLayerTranscoder
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.formats.finished import FinishedSae
 from scopemill.trainer.formats.tensors import check_count, filled, laid_out, read_config, read_safetensors
-from scopemill.trainer.matryoshka import Matryoshka
-from scopemill.trainer.sae import Sae
-from scopemill.trainer.skip import Skip
-from scopemill.trainer.transcoder import SkipTranscoder, Transcoder
-from scopemill.trainer.wiring import Shape
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.crosscoder import Crosscoder
+from scopemill.trainer.sae.crosslayer import CrossLayerTranscoder, PerLayerTranscoder
+from scopemill.trainer.sae.matryoshka import Matryoshka
+from scopemill.trainer.sae.registry import ACTIVATIONS
+from scopemill.trainer.sae.skip import Skip
+from scopemill.trainer.sae.transcoder import SkipTranscoder, Transcoder
 
 SAE_LENS_VERSION = "6.54.0"  # whose folder format this is
 # SAELens' word for a kind of body with an activation.

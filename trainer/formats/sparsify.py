@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import SaeFormatError
 from scopemill.proto.hooks import Hook
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.formats.finished import FinishedSae
 from scopemill.trainer.formats.tensors import check_count, filled, read_config, read_safetensors
-from scopemill.trainer.sae import Sae
-from scopemill.trainer.skip import Skip
-from scopemill.trainer.topk import TopK
-from scopemill.trainer.transcoder import SkipTranscoder, Transcoder
-from scopemill.trainer.wiring import Shape
+from scopemill.trainer.sae.activations.topk import TopK
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.skip import Skip
+from scopemill.trainer.sae.transcoder import SkipTranscoder, Transcoder
 
 WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
 _NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}

@@ -11,9 +11,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import MissingObject, SaeFormatError
-from scopemill.trainer.sae import Sae, check_tensors
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.trainer.sae.base import Sae, check_tensors
 
 Tensors = dict[str, torch.Tensor]
 _TRANSPOSED = ".T"

@@ -17,9 +17,9 @@ from pathlib import Path
 
 FOLDER = Path(os.environ["SCOPEMILL_CHAOS"]) if "SCOPEMILL_CHAOS" in os.environ else None
 WATCHED = {
-    "scopemill.proto.bucket": ("Bucket", ("write", "create")),
+    "scopemill.proto.storage.bucket": ("Bucket", ("write", "create")),
     "scopemill.harvester.shard": ("ShardBuffers", ("put",)),
-    "scopemill.trainer.loop": ("Loop", ("step",)),
+    "scopemill.trainer.training.loop": ("Loop", ("step",)),
     "scopemill.activation_server.server": ("ActivationServer", ("_send_batch",)),
     "scopemill.activation_server.client": ("StreamClient", ()),
 }

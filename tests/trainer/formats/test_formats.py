@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from finished_saes import F, finished_sae, rows, same_bits
+from support.finished_saes import F, finished_sae, rows, same_bits
 
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import InputError, SaeFormatError, StorageError
-from scopemill.trainer.architectures import ARCHITECTURES, initial_sae
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.trainer.config.recipe import LAYERED, PAIRED, SaeConfig
+from scopemill.trainer.config.templates import load_template
+from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.formats import FORMATS, WRITTEN, FinishedSae, read_finished, write_finished
-from scopemill.trainer.recipe import LAYERED, PAIRED, SaeConfig
-from scopemill.trainer.sae import Sae
-from scopemill.trainer.templates import load_template
-from scopemill.trainer.topk import TopK
-from scopemill.trainer.wiring import Shape
+from scopemill.trainer.sae.activations.topk import TopK
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.registry import ARCHITECTURES, initial_sae
 
 PLACES = {
     "saelens": "sae",

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from finished_saes import MLP_IN, MLP_OUT, RESID, D, F, finished_sae, rows, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
+from support.finished_saes import MLP_IN, MLP_OUT, RESID, D, F, finished_sae, rows, same_bits
 
 from scopemill.proto.errors import SaeFormatError
 from scopemill.trainer.formats import FinishedSae, read_finished, write_finished

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from finished_saes import KINDS, D, F, K, finished_sae, rows, same_bits
+from support.finished_saes import KINDS, D, F, K, finished_sae, rows, same_bits
 
-from scopemill.proto.bucket import Bucket
 from scopemill.proto.errors import InputError, SaeFormatError
+from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer import load_sae
 from scopemill.trainer.formats import read_finished, write_finished
 

@@ -1,0 +1,92 @@
+"""Finished SAEs from one format into another, and whole Gemma Scope trees into a bucket."""
+
+import importlib.metadata
+import json
+from fnmatch import fnmatch
+
+import fsspec
+
+from scopemill.deploy.progress import Reporter
+from scopemill.proto.errors import Conflict, InputError, SaeFormatError
+from scopemill.proto.layout import SaeLayout, checked_name
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.trainer.formats import FORMATS, read_finished, write_finished
+from scopemill.trainer.formats.gemma_scope_paths import GENERATION_1, GENERATION_2, Generation
+
+TREES: dict[str, Generation] = {FORMATS["gemma-scope"].weights: GENERATION_1, FORMATS["gemma-scope-2"].weights: GENERATION_2}
+
+
+def convert(source: str, destination: str, word: str) -> None:
+    """One SAE's folder into a folder of another format. InputError, and nothing is written, if it cannot be read or held."""
+    write_finished(destination, word, read_finished(source))
+
+
+def import_tree(source: str, destination: str, pattern: str, reporter: Reporter) -> list[str]:
+    """Every SAE of a Gemma Scope tree whose path below ``source`` matches into a bucket, in SAELens' format; their folders there.
+
+    What is there already is not read again. InputError if nothing matches, or two would go to the same place; Conflict if
+    something else lies there.
+    """
+    bucket = Bucket(destination)
+    bucket.check_writable()
+    planned = _planned(source, pattern)
+    with reporter.phase(f"importing {len(planned)} SAEs", {"SAEs": len(planned)}):
+        for done, (root, folder) in enumerate(planned.items(), start=1):
+            if not _is_there(bucket, SaeLayout(root), folder):
+                finished = read_finished(folder)
+                provenance = {"scopemill": importlib.metadata.version("scopemill"), "imported_from": folder}
+                bucket.write(SaeLayout(root).provenance, json.dumps(provenance, indent=1).encode())
+                write_finished(bucket.place(root), "saelens", finished)
+            reporter.update("SAEs", done)
+    return list(planned)
+
+
+def _planned(source: str, pattern: str) -> dict[str, str]:
+    """The folder of each SAE below a source, by where it goes in a bucket."""
+    found = _folders(source)
+    planned: dict[str, str] = {}
+    for below, folder, generation in found:
+        if fnmatch(below, pattern):
+            root = _root(folder, generation)
+            if root in planned:
+                raise InputError(f"{planned[root]} and {folder} would both go to {root}: choose one with --match")
+            planned[root] = folder
+    if not planned:
+        there = f"{len(found)} SAEs, such as {found[0][0]}" if found else "no SAE in Gemma Scope's files"
+        raise InputError(f"nothing in {source} matches {pattern!r}: it holds {there}")
+    return planned
+
+
+def _folders(source: str) -> list[tuple[str, str, Generation]]:
+    """Of each SAE its folder's path below the source, its folder as a URL, and how to read that; sorted."""
+    try:
+        store, root = fsspec.core.url_to_fs(source.rstrip("/"))
+        files = sorted(store.find(root))
+    except Exception as error:  # whatever the store raises
+        raise InputError(f"{source} cannot be listed: {type(error).__name__}: {error}") from error
+    found = []
+    for path in files:
+        folder, _, name = path.rpartition("/")
+        if name in TREES:
+            below = folder.removeprefix(root.rstrip("/")).lstrip("/")
+            found.append((below, store.unstrip_protocol(folder), TREES[name]))
+    return found
+
+
+def _root(folder: str, generation: Generation) -> str:
+    origin, l0 = generation.parse(folder)
+    hooks, affine = dict.fromkeys((origin.input, origin.output)), folder.endswith("_affine")
+    kind = "jumprelu" if len(hooks) == 1 else "skip_transcoder" if affine else "transcoder"
+    return f"saes/{checked_name('model', origin.model)}/{'--'.join(hooks)}/width_{origin.width}/{kind}/l0-{l0}"
+
+
+def _is_there(bucket: Bucket, layout: SaeLayout, folder: str) -> bool:
+    if not bucket.exists(layout.config):
+        return False
+    try:
+        was = json.loads(bucket.read(layout.provenance)).get("imported_from")
+    except (AttributeError, ValueError) as error:
+        raise SaeFormatError(f"{bucket.place(layout.provenance)} is not a JSON object") from error
+    if was != folder:
+        raise Conflict(f"{bucket.place(layout.root)} holds an SAE from {was}, not from {folder}: import into another bucket")
+    return True

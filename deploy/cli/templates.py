@@ -1,0 +1,138 @@
+"""``scopemill templates``: named training settings, to look at, to keep and to hand on."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import fsspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from scopemill.proto.errors import InputError, TemplateError
+
+if TYPE_CHECKING:  # torch comes with it, and --help should not wait for that
+    from scopemill.trainer.config.templates import Template
+
+templates_app = typer.Typer(help="Named training settings: those of the package, and your own.", no_args_is_help=True)
+console = Console(width=None if sys.stdout.isatty() else 140)
+Name = Annotated[str, typer.Argument(help="A template's name.")]
+Replace = Annotated[bool, typer.Option(help="Replace your own template of that name.")]
+# Of a sweep's train section: what is about the machine, not the SAEs, is not kept.
+_OF_THE_MACHINE = {"template", "variants", "at_once", "cpus", "gpus"}
+
+
+@templates_app.command("list")
+def list_() -> None:
+    """Every template, and where its settings come from."""
+    from scopemill.trainer.config.templates import templates
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "whose", "architecture", "source"):
+        table.add_column(column, no_wrap=column != "source")
+    for template in templates():
+        table.add_row(template.name, "yours" if template.own else "package", str(template.fields.get("architecture", "")), template.source)
+    console.print(table, highlight=False)
+
+
+@templates_app.command()
+def show(name: Name) -> None:
+    """Print a template."""
+    from scopemill.trainer.config.templates import load_template
+
+    print(load_template(name).to_yaml(), end="")
+
+
+@templates_app.command()
+def save(
+    name: Name,
+    sweep: Annotated[str, typer.Option("--from", metavar="SWEEP.yaml", help="The sweep file whose train section is kept.")],
+    replace: Replace = False,
+) -> None:
+    """Keep a sweep's train section as a template of your own."""
+    from scopemill.deploy.plan.sweep_file import load_sweep
+    from scopemill.trainer.config.templates import Template
+
+    train = load_sweep(sweep).train
+    if train.variants:
+        raise InputError(f"{sweep}: train.variants: a template is one recipe, and this section has {len(train.variants)}")
+    fields = {field: value for field, value in train.model_dump(mode="json").items() if value is not None and field not in _OF_THE_MACHINE}
+    _keep(Template(name, f"The sweep file {sweep}, which started from the template {train.template}.", fields, own=True), replace)
+
+
+@templates_app.command()
+def copy(
+    name: Name, new: Annotated[str, typer.Argument(help="The name of the copy, which is yours to edit.")], replace: Replace = False
+) -> None:
+    """Copy a template under another name."""
+    from scopemill.trainer.config.templates import Template, load_template
+
+    template = load_template(name)
+    _keep(Template(new, template.source, template.fields, own=True), replace)
+
+
+@templates_app.command("import")
+def import_(
+    file: Annotated[str, typer.Argument(metavar="TEMPLATE.yaml", help="A template's file: a path or any fsspec URL.")],
+    name: Annotated[str | None, typer.Option(help="Its name; else the file's.")] = None,
+    replace: Replace = False,
+) -> None:
+    """Keep a template that somebody handed on."""
+    from scopemill.trainer.config.templates import parse_template
+
+    try:
+        with fsspec.open(file, "r", encoding="utf-8") as opened:
+            text = opened.read()
+    except Exception as error:  # whatever the file's store raises
+        raise TemplateError(f"template {file} cannot be read: {error}") from error
+    _keep(parse_template(name or Path(file).stem, text, file), replace)
+
+
+@templates_app.command()
+def export(
+    name: Name, file: Annotated[str, typer.Argument(metavar="TEMPLATE.yaml", help="The file to write; it must not be there.")]
+) -> None:
+    """Write a template to a file, to hand it on."""
+    from scopemill.trainer.config.templates import load_template
+
+    text = load_template(name).to_yaml()
+    try:
+        with open(file, "x", encoding="utf-8") as opened:
+            opened.write(text)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror}") from error
+    console.print(file, highlight=False, soft_wrap=True)
+
+
+def _keep(template: "Template", replace: bool) -> None:
+    from scopemill.trainer.config.templates import save_template
+
+    check_template(template)
+    console.print(str(save_template(template, replace)), highlight=False, soft_wrap=True)
+
+
+def check_template(template: "Template") -> None:
+    """TemplateError for a field that a ``train`` section would refuse, or one that it needs and the template lacks.
+
+    A template may leave out widths and sparsities; stand-ins that fit every architecture take their place.
+    """
+    from pydantic import ValidationError
+
+    from scopemill.trainer.config.grid import TrainConfig
+    from scopemill.trainer.config.recipe import Recipe
+
+    missing = [name for name, field in Recipe.model_fields.items() if field.is_required() and name not in template.fields]
+    if missing:
+        raise TemplateError(f"template {template.name!r} lacks {', '.join(missing)}")
+    if "template" in template.fields:
+        raise TemplateError(f"template {template.name!r}: template: a template does not build on another one")
+    try:
+        TrainConfig.model_validate_json(json.dumps({"widths": [1024], "sparsities": [0.5]} | template.fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        reason = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise TemplateError(f"template {template.name!r}: {f'{field}: ' if field else ''}{reason}") from error
+    except (TypeError, ValueError) as error:
+        raise TemplateError(f"template {template.name!r} holds a value that no field takes: {error}") from error

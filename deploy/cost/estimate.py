@@ -1,0 +1,256 @@
+"""What a sweep costs: tokens, operations, bytes, hours and money, by arithmetic on sizes alone."""
+
+from dataclasses import dataclass, replace
+
+from rich.console import Group
+from rich.table import Table
+
+from scopemill.deploy.cost.sizes import ModelSize, sae_weights
+from scopemill.deploy.orchestrator.schedule import Entry, cohorts_of, divided
+from scopemill.deploy.plan.sweep_plan import PlannedSae, SweepPlan, entries, row_bytes
+from scopemill.proto.dataset import STORED_DTYPES
+from scopemill.proto.errors import InputError
+from scopemill.trainer.config.wiring import Shape
+
+FLOAT32_BYTES = STORED_DTYPES["float32"].itemsize
+# Two operations for each weight and row in each product of a step: both products forward, both gradients of the
+# weights, and the gradient of the latents, which is the decoder's half. Nobody asks for the gradient of the rows.
+STEP_OPERATIONS = 5
+# Times that a step passes over memory of these sizes: weights twice read, their gradients written and read, weights and
+# second moments read and written; pre-activations, latents and their gradients written once and read once or twice.
+PASSES_OVER_WEIGHTS = PASSES_OVER_LATENTS = 8
+ROLLING_GROUPS = 2  # of K shards: one that is read, one that is being written
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One accelerator. The peaks are its maker's for dense products; the price is an assumption, so give your own."""
+
+    bfloat16_tflops: float
+    float32_tflops: float  # without TF32, which changes the numbers
+    bandwidth: float  # of its memory, in TB/s
+    price: float  # US dollars an hour
+    utilisation: float = 0.4  # the share of peak and bandwidth that is reached
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not 0 <= value < float("inf") or (value == 0 and name != "price") or (value > 1 and name == "utilisation"):
+                raise InputError(f"--{name.replace('_', '-')} {value:g} is not possible for an accelerator")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.bfloat16_tflops:g} TFLOP/s in bfloat16 and {self.float32_tflops:g} in float32, {self.bandwidth:g} TB/s, "
+            f"{self.utilisation:.0%} of them reached; US$ {self.price:g} an hour"
+        )
+
+    def seconds(self, flops: float, dtype: str, memory_bytes: float = 0) -> float:
+        """One after the other: elementwise passes begin when the products end."""
+        peak = {"bfloat16": self.bfloat16_tflops, "float32": self.float32_tflops}[dtype]
+        return (flops / peak + memory_bytes / self.bandwidth) / (self.utilisation * 1e12)
+
+
+HARDWARE = {
+    "l4": Hardware(121, 30.3, 0.30, 0.8),
+    "l40s": Hardware(362, 91.6, 0.864, 1.9),
+    "a100": Hardware(312, 19.5, 2.04, 3.0),
+    "h100": Hardware(989, 67, 3.35, 4.0),
+    "h200": Hardware(989, 67, 4.8, 5.0),
+}
+
+
+def named_hardware(name: str, given: dict[str, float | None]) -> Hardware:
+    """The table's, with what is given in place of its figures. InputError for a name or a figure that makes no sense."""
+    if name not in HARDWARE:
+        raise InputError(f"--hardware {name!r} is not known: there are {', '.join(HARDWARE)}")
+    return replace(HARDWARE[name], **{field: value for field, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    tokens: int  # counted once for each SAE or pass that they go through
+    flops: float
+    kept: float  # bytes that it leaves in the bucket
+    hours: float  # of one accelerator
+
+
+@dataclass(frozen=True)
+class DataPath:
+    """One way to bring activations to the trainers. Bytes."""
+
+    name: str
+    on_disk: float  # at any one time
+    read: float  # from the bucket, in all
+    served: float  # to trainers, in all
+    per_second: float  # that the fastest SAE takes
+
+
+@dataclass(frozen=True)
+class Cost:
+    stages: list[Stage]
+    paths: list[DataPath]
+
+
+def activation_bytes(rows: int, widths: list[int], itemsize: int) -> int:
+    """Of rows at hooks of these widths, without the labels that say which token a row is."""
+    return rows * sum(widths) * itemsize
+
+
+def forward_flops(size: ModelSize, layers: int, context: int, attention: int, head: bool) -> float:
+    """Operations a token of a forward pass through so many layers; ``attention`` is the heads' width together.
+
+    Attention counts every pair of the context, as kernels that mask do.
+    """
+    return 2.0 * (layers * (size.layer + 2 * context * attention) + head * size.head)
+
+
+def step_flops(weights: int, batch: int) -> float:
+    return float(STEP_OPERATIONS * weights * batch)
+
+
+def step_bytes(weights: int, batch: int, width: int) -> float:
+    """Through the accelerator's memory in a dense step, in float32."""
+    return float(FLOAT32_BYTES * (PASSES_OVER_WEIGHTS * weights + PASSES_OVER_LATENTS * batch * width))
+
+
+def cost_of(plan: SweepPlan, size: ModelSize, hardware: Hardware) -> Cost:
+    """What the whole sweep takes on this hardware, as if nothing of it were done yet."""
+    weights = {sae.name: sae_weights(sae.config, _shape(plan, sae)) for sae in plan.saes}
+    stages = [_harvest(plan, size, hardware), _train(plan, weights, hardware), _evaluate(plan, size, weights, hardware)]
+    return Cost(stages, _data_paths(plan, weights, hardware))
+
+
+def _harvest(plan: SweepPlan, size: ModelSize, hardware: Hardware) -> Stage:
+    """The text goes through the model once in each pass, up to the pass's last hook."""
+    config, rows = plan.config, harvested_rows(plan)
+    layers = [max(hook.layer for hook in part.harvest.hooks) + 1 for part in plan.passes]
+    flops = sum(rows * forward_flops(size, n, config.harvest.context_length, _attention(plan), head=False) for n in layers)
+    hours = hardware.seconds(flops, config.model.dtype) / 3600
+    kept = 0 if plan.sheds else stored_bytes(plan, rows, STORED_DTYPES[config.harvest.dtype].itemsize)
+    return Stage("harvest", rows * len(layers), flops, kept, hours)
+
+
+def _train(plan: SweepPlan, weights: dict[str, int], hardware: Hardware) -> Stage:
+    tokens, flops, kept, seconds = 0, 0.0, 0.0, 0.0
+    for sae in plan.saes:
+        steps, batch, entries = sae.config.steps, sae.config.batch_size, weights[sae.name]
+        tokens += steps * batch
+        flops += steps * step_flops(entries, batch)
+        seconds += steps * _step_seconds(sae, entries, hardware)
+        # each checkpoint's weights, the newest one's second moments, and the finished SAE
+        kept += (_checkpoints(sae) + 2) * entries * FLOAT32_BYTES
+    return Stage("train", tokens, flops, kept, seconds / 3600)
+
+
+def _evaluate(plan: SweepPlan, size: ModelSize, weights: dict[str, int], hardware: Hardware) -> Stage:
+    """Each hook's baselines are three passes: clean, zeros, means. Each checkpoint takes two and the SAE itself."""
+    config = plan.config
+    text = config.evaluation.sequences * config.harvest.context_length
+    every = config.evaluation.checkpoints == "all"
+    measured = {sae.name: _checkpoints(sae) if every else 1 for sae in plan.saes}
+    passes = 3 * len({sae.targets or sae.inputs for sae in plan.saes}) + 2 * sum(measured.values())
+    model = passes * text * forward_flops(size, plan.card.layers, config.harvest.context_length, _attention(plan), head=True)
+    own = sum(2.0 * weights[name] * text * n for name, n in measured.items())
+    hours = (hardware.seconds(model, config.model.dtype) + hardware.seconds(own, "float32")) / 3600
+    return Stage("evaluate", passes * text, model + own, 0.0, hours)
+
+
+def _data_paths(plan: SweepPlan, weights: dict[str, int], hardware: Hardware) -> list[DataPath]:
+    harvest, rows = plan.config.harvest, harvested_rows(plan)
+    rolling = min(rows, ROLLING_GROUPS * plan.config.server.shards_side_by_side * harvest.rows_per_shard)
+    itemsize = STORED_DTYPES[harvest.dtype].itemsize
+
+    def path(name: str, rows_on_disk: int, itemsize: int, shared: bool) -> DataPath:
+        taken = {sae.name: activation_bytes(sae.config.steps * sae.config.batch_size, row_widths(plan, sae), itemsize) for sae in plan.saes}
+        counted = (readers(plan), receivers(plan)) if shared else (plan.saes, plan.saes)
+        read, served = (sum(taken[sae.name] for sae in saes) for saes in counted)
+        parts = {sae.name: plan.config.train.parts(sae.config.width) for sae in plan.saes}
+        steps = {s.name: s.config.steps * _step_seconds(s, weights[s.name], hardware) / parts[s.name] for s in plan.saes}
+        return DataPath(name, stored_bytes(plan, rows_on_disk, itemsize), read, served, max(taken[name] / steps[name] for name in taken))
+
+    return [
+        path("float32, each SAE reads for itself", rows, FLOAT32_BYTES, shared=False),
+        path(f"{harvest.dtype}, one read for all on a stream", rows, itemsize, shared=True),
+        path("the same, rolling: spent shards are deleted", rolling, itemsize, shared=True),
+    ]
+
+
+def readers(plan: SweepPlan) -> list[PlannedSae]:
+    """One SAE for each time that a stream is read: those that train at once share a read, a later turn is another."""
+    saes = {sae.name: sae for sae in plan.saes}
+    return [saes[cohort[0].name] for cohort in _cohorts(plan)]
+
+
+def receivers(plan: SweepPlan) -> list[PlannedSae]:
+    """One SAE for each time that a stream is sent to a trainer: a group takes one copy, and so do the trainers of a wide SAE."""
+    saes = {sae.name: sae for sae in plan.saes}
+    return [saes[group[0]] for cohort in _cohorts(plan) for group in divided(cohort, plan.config.train.group)]
+
+
+def _cohorts(plan: SweepPlan) -> list[list[Entry]]:
+    train = plan.config.train
+    return cohorts_of(entries(train, plan.saes), train.at_once, train.group)
+
+
+def harvested_rows(plan: SweepPlan) -> int:
+    harvest = plan.config.harvest
+    return harvest.tokens // harvest.rows_per_shard * harvest.rows_per_shard
+
+
+def stored_bytes(plan: SweepPlan, rows: int, itemsize: int) -> int:
+    """Of so many rows of every pass, at any one time."""
+    of_passes = [rows * row_bytes(plan.card, part.harvest.hooks, itemsize) for part in plan.passes]
+    return max(of_passes) if plan.sheds else sum(of_passes)
+
+
+def row_widths(plan: SweepPlan, sae: PlannedSae) -> list[int]:
+    return [plan.card.widths[hook.site] for hook in sae.hooks]
+
+
+def _shape(plan: SweepPlan, sae: PlannedSae) -> Shape:
+    inputs, targets = (tuple(plan.card.widths[hook.site] for hook in hooks) for hooks in (sae.inputs, sae.targets))
+    return Shape(inputs, targets or inputs, autoencoder=not targets)
+
+
+def _attention(plan: SweepPlan) -> int:
+    return plan.card.widths.get("attn_z", 0)
+
+
+def _checkpoints(sae: PlannedSae) -> int:
+    return -(-sae.config.steps // sae.config.checkpoint_every)
+
+
+def _step_seconds(sae: PlannedSae, weights: int, hardware: Hardware) -> float:
+    config = sae.config
+    flops, memory = step_flops(weights, config.batch_size), step_bytes(weights, config.batch_size, config.width)
+    return hardware.seconds(flops, config.precision, memory)
+
+
+def cost_tables(cost: Cost, hardware: Hardware) -> Group:
+    stages = _table("stage", "tokens", "FLOPs", "kept in the bucket", "hours", "US$")
+    for stage in cost.stages:
+        price = f"{stage.hours * hardware.price:,.2f}"
+        stages.add_row(stage.name, f"{stage.tokens:,}", f"{stage.flops:.2e}", size_label(stage.kept), f"{stage.hours:,.2f}", price)
+    hours = sum(stage.hours for stage in cost.stages)
+    flops, kept = (sum(getattr(stage, field) for stage in cost.stages) for field in ("flops", "kept"))
+    stages.add_row("all", "", f"{flops:.2e}", size_label(kept), f"{hours:,.2f}", f"{hours * hardware.price:,.2f}", style="bold")
+    paths = _table("activations", "on disk at once", "read from the bucket", "served to trainers", "for one SAE")
+    for path in cost.paths:
+        totals = (size_label(n) for n in (path.on_disk, path.read, path.served))
+        paths.add_row(path.name, *totals, f"{size_label(path.per_second)}/s")
+    return Group(stages, "", paths)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="left" if column == columns[0] else "right")
+    return table
+
+
+def size_label(n: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if n < 1024:
+            return f"{n:,.1f} {unit}"
+        n /= 1024
+    return f"{n:,.1f} PiB"

@@ -1,0 +1,40 @@
+"""What a sweep is, in lines for people: the first half of ``scopemill plan``, and the head of the report."""
+
+from collections import Counter
+
+from scopemill.deploy.cost.estimate import activation_bytes, harvested_rows, readers, receivers, row_widths, size_label, stored_bytes
+from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae, SweepPlan
+from scopemill.proto.dataset import STORED_DTYPES
+
+
+def facts(plan: SweepPlan) -> dict[str, str]:
+    """Each a name and what is to be said of it. Reads the bucket for what is done already."""
+    harvest, train = plan.config.harvest, plan.config.train
+    rows, shards = harvested_rows(plan), harvest.tokens // harvest.rows_per_shard
+    itemsize = STORED_DTYPES[harvest.dtype].itemsize
+    steps, streams = train.steps, Counter(sae.hooks for sae in plan.saes)
+    on_each = "-".join(str(n) for n in sorted({min(streams.values()), max(streams.values())}))
+    trained = sum(not plan.bucket.exists(sae.layout.config) for sae in plan.saes)
+    done = sum(len(part.committed) for part in plan.passes)
+
+    def taken(saes: list[PlannedSae]) -> str:
+        return size_label(sum(activation_bytes(steps * train.batch_size, row_widths(plan, sae), itemsize) for sae in saes))
+
+    passes = [_pass(number, part, plan.sheds) for number, part in enumerate(plan.passes, 1)] if len(plan.passes) > 1 else []
+    return {
+        "model": f"{plan.card.name}, {plan.card.layers} layers",
+        "hooks": f"{len(plan.hooks)}: {', '.join(h.name for h in plan.hooks)}",
+        **({"passes": "\n".join(passes)} if passes else {}),
+        "harvest": f"{rows:,} tokens in {shards} shards of {harvest.rows_per_shard:,} rows; {done} are committed",
+        "on disk": f"{size_label(stored_bytes(plan, rows, itemsize))} of activations ({stored_bytes(plan, 1, itemsize):,} bytes a token)",
+        "train": f"{len(plan.saes)} SAEs ({on_each} on each stream), {trained} of them still to do",
+        "each SAE": f"{steps:,} steps of {train.batch_size:,} rows, {steps * train.batch_size / rows:.2f} epochs",
+        "data path": f"{taken(readers(plan))} read from the bucket, {taken(receivers(plan))} served to trainers",
+        "evaluation": f"{plan.config.evaluation.sequences:,} sequences of {harvest.context_length} tokens for each checkpoint",
+    }
+
+
+def _pass(number: int, part: Pass, sheds: bool) -> str:
+    last = max(hook.layer for hook in part.harvest.hooks)
+    then = ", then its shards are deleted" if sheds else ""
+    return f"{number}: {len(part.harvest.hooks)} hooks up to layer {last}, {len(part.saes)} SAEs{then}"

@@ -1,0 +1,164 @@
+"""The sweep file: one YAML that says which model, text, hooks and SAEs, and where everything lies."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from scopemill.activation_server.config import ServerConfig
+from scopemill.evaluator.config import EvaluationConfig
+from scopemill.harvester.config import CorpusConfig, HarvestConfig, ModelConfig
+from scopemill.proto.config import HOLDS_CREDENTIAL, Config, Place
+from scopemill.proto.errors import InputError, SweepFileError
+from scopemill.proto.layout import checked_name
+from scopemill.trainer.config.grid import TrainConfig
+
+
+class SweepConfig(Config):
+    name: str = Field(description="Names the sweep's folder in the bucket.")
+    bucket: Place = Field(min_length=1, description="Where everything goes: a folder or any fsspec URL, such as s3://bucket/prefix.")
+    model: ModelConfig = Field(description="The language model: a Hugging Face id or a local folder, or a mapping with more.")
+    corpus: CorpusConfig = Field(description="The text to harvest.")
+    harvest: HarvestConfig = Field(description="Which activations, and how many.")
+    train: TrainConfig = Field(description="Which SAEs, and how they are trained.")
+    server: ServerConfig = Field(ServerConfig(), description="The activation server.")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="How checkpoints are measured.")
+    file_sd: str | None = Field(None, description="Where Prometheus' file_sd file is written; absent: in the temporary folder.")
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="For a Prometheus elsewhere: metrics are exposed at the nodes' addresses, and listed at /targets at this port of the "
+        "driver's node (http_sd); absent: all on loopback.",
+    )
+
+    @model_validator(mode="after")
+    def _usable_names(self):
+        for kind, name in (("name", self.name), ("harvest.dataset", self.dataset)):
+            try:
+                checked_name(kind, name)
+            except InputError as error:
+                raise ValueError(str(error)) from error
+        return self
+
+    @property
+    def dataset(self) -> str:
+        return self.harvest.dataset or self.name
+
+    def located(self) -> "SweepConfig":
+        """The same with local paths made absolute: actors may work in another folder."""
+        update: dict[str, Any] = {"bucket": _absolute(self.bucket)}
+        update["corpus"] = _located_corpus(self.corpus)
+        if self.server.keys:
+            update["server"] = self.server.model_copy(update={"keys": _absolute(self.server.keys)})
+        if Path(self.model.name).is_dir():
+            update["model"] = self.model.model_copy(update={"name": str(Path(self.model.name).resolve())})
+        if self.evaluation.corpus:
+            update["evaluation"] = self.evaluation.model_copy(update={"corpus": _located_corpus(self.evaluation.corpus)})
+        return self.model_copy(update=update)
+
+
+def load_sweep(path: str, overrides: list[str] | None = None) -> SweepConfig:
+    """Read and check a sweep file at any fsspec URL; ``overrides`` are ``key.subkey=value``, the value in YAML.
+
+    SweepFileError with the file, the field and the reason, for every field that is wrong.
+    """
+    try:
+        with fsspec.open(path, "r", encoding="utf-8") as file:
+            data = yaml.load(file.read(), _Loader)
+    except yaml.YAMLError as error:
+        raise SweepFileError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except FileNotFoundError as error:
+        raise SweepFileError(f"sweep file {path} is not there") from error
+    except Exception as error:  # whatever the file's store raises
+        raise SweepFileError(f"sweep file {path} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise SweepFileError(f"{path} does not hold a mapping of fields")
+    for override in overrides or []:
+        _apply(data, override)
+    return parse_sweep(data, path)
+
+
+def parse_sweep(data: dict[str, Any], source: str) -> SweepConfig:
+    try:
+        # Through JSON, where pydantic's strict mode takes lists for tuples and nothing else for anything else.
+        return SweepConfig.model_validate_json(json.dumps(data))
+    except (TypeError, ValueError) as error:
+        if not isinstance(error, ValidationError):
+            raise SweepFileError(f"{source} holds a value that no field takes: {error}") from error
+        raise SweepFileError("\n".join(_sentences(source, error.errors()))) from error
+
+
+def _sentences(source: str, details: list[Any]) -> list[str]:
+    """One per field that is wrong. A field that takes 'all' or a list fails as both: the list's reason is the one to tell."""
+    by_field: dict[str, str] = {}
+    for detail in details:
+        field = _field(part for part in detail["loc"] if not str(part).startswith(("tuple[", "literal[")))
+        or_all = detail["type"] == "literal_error" and detail["ctx"]["expected"] == "'all'"
+        owner = next((known for known in by_field if known == field or known.startswith((f"{field}.", f"{field}["))), field)
+        if not or_all:
+            by_field.setdefault(owner, _reason(detail))
+        elif owner in by_field:
+            by_field[owner] += f"; {field.rsplit('.', 1)[-1]} can also be 'all'"
+    return [f"{source}: {field}: {reason}" if field else f"{source}: {reason}" for field, reason in by_field.items()]
+
+
+def _field(parts: Iterable[str | int]) -> str:
+    """``train.variants[1].widths``"""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
+
+
+def _reason(detail: Any) -> str:
+    if detail["type"] == "extra_forbidden":
+        return "there is no such field"
+    if detail["type"] == HOLDS_CREDENTIAL:
+        return detail["msg"]
+    reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    given = detail["input"]
+    if not isinstance(given, dict) and detail["type"] != "missing":
+        reason += f", not {given!r}" if "should" in reason else f" (it is {given!r})"
+    return f"{reason[0].lower()}{reason[1:]}"
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key.strip():
+        raise SweepFileError(f"--set {override!r} does not read key=value, such as train.tokens=1000000")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise SweepFileError(f"--set {override!r}: {parent} holds a value, not further fields")
+    try:
+        data[last] = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise SweepFileError(f"--set {override!r}: the value is not YAML") from error
+
+
+def _located_corpus(corpus: CorpusConfig) -> CorpusConfig:
+    return corpus if corpus.format == "hub" else corpus.model_copy(update={"source": _absolute(corpus.source)})
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place or "::" in place else str(Path(place).expanduser().absolute())
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 7e-5 is a number and a key given twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = {str(key) for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(sorted(twice))} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)?\.?\d+([eE][-+]?\d+)$"), list("-+.0123456789")
+)  # fmt: skip

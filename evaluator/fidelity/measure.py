@@ -1,0 +1,172 @@
+"""How faithful an SAE is: FVU, L0, firing frequencies, and the language model's loss with its reconstruction spliced in.
+
+Every sum is float64 over the whole evaluation. Legend: B sequences, T positions, d width of the hook, F latents.
+Rows are the positions whose token is not special; a loss counts where the token that is predicted is not special.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from scopemill.evaluator.fidelity.results import Histogram
+from scopemill.harvester.language_model.model import Edit, LanguageModel
+from scopemill.proto.hooks import Hook
+from scopemill.trainer.sae.base import Sae
+
+LOG_FREQUENCY_EDGES = [x / 4 for x in range(-28, 1)]  # log10 from 1e-7 to 1, four bins a decade
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """Tokens [S, T], which of them are rows, and how many go through the model at once."""
+
+    tokens: torch.Tensor
+    is_row: torch.Tensor
+    sequences_per_forward: int
+
+    def batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        n = self.sequences_per_forward
+        return list(zip(self.tokens.split(n), self.is_row.split(n), strict=True))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What every SAE of a hook is held against. Losses in nats per token."""
+
+    loss_clean: float
+    loss_zero_ablated: float
+    loss_mean_ablated: float
+    variance: float  # sum over rows of ||x - mean||^2
+    rows: int
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    loss_spliced: float
+    fvu: float
+    l0: float
+    dead_fraction: float
+    histogram: Histogram
+
+
+class _LossMean:
+    """Mean loss over the tokens that count."""
+
+    def __init__(self) -> None:
+        self._sum, self._count = 0.0, 0
+
+    def add(self, losses: torch.Tensor, is_row: torch.Tensor) -> None:
+        counted = losses[is_row[:, 1:].to(losses.device)]
+        self._sum += counted.sum(dtype=torch.float64).item()
+        self._count += counted.numel()
+
+    @property
+    def value(self) -> float:
+        return self._sum / self._count
+
+
+class Moments:
+    """Mean and summed squared distance from it, by Chan's pairwise update: right also where the mean is large."""
+
+    def __init__(self, d: int):
+        self.count, self.mean, self.squares = 0, np.zeros(d), 0.0
+
+    def add(self, rows: torch.Tensor) -> None:
+        x = rows.double().cpu().numpy()
+        if not len(x):
+            return
+        mean = x.mean(axis=0)
+        shift = mean - self.mean
+        total = self.count + len(x)
+        self.squares += float(((x - mean) ** 2).sum()) + float(shift @ shift) * self.count * len(x) / total
+        self.mean = self.mean + shift * (len(x) / total)
+        self.count = total
+
+
+def measure_baseline(lm: LanguageModel, hooks: tuple[Hook, ...], text: EvaluationText, splice_special: bool) -> Baseline:
+    """The clean loss, the rows' variance, then the losses with the rows of all the hooks replaced by zero and by their means."""
+    clean, zero, mean_ablated = _LossMean(), _LossMean(), _LossMean()
+    moments: dict[Hook, Moments] = {}
+
+    def looker(hook: Hook) -> Edit:
+        def look(x: torch.Tensor) -> torch.Tensor:
+            moments.setdefault(hook, Moments(x.shape[-1])).add(x[is_row.to(x.device)])
+            return x
+
+        return look
+
+    for tokens, is_row in text.batches():
+        clean.add(lm.token_losses(tokens, {hook: looker(hook) for hook in hooks}), is_row)
+    means = {hook: torch.from_numpy(moments[hook].mean).float() for hook in hooks}
+    for tokens, is_row in text.batches():
+        zeroed = _replace(is_row, splice_special, torch.zeros_like)
+        zero.add(lm.token_losses(tokens, dict.fromkeys(hooks, zeroed)), is_row)
+        averaged = {h: _replace(is_row, splice_special, lambda x, mean=means[h]: mean.to(x.device).expand_as(x)) for h in hooks}
+        mean_ablated.add(lm.token_losses(tokens, averaged), is_row)
+    variance = sum(moments[hook].squares for hook in hooks)
+    return Baseline(clean.value, zero.value, mean_ablated.value, variance, moments[hooks[0]].count)
+
+
+def measure(
+    lm: LanguageModel,
+    sae: Sae,
+    inputs: tuple[Hook, ...],
+    outputs: tuple[Hook, ...],
+    text: EvaluationText,
+    baseline: Baseline,
+    splice_special: bool,
+) -> Fidelity:
+    """One SAE, for raw activations, against the baseline of its outputs and the same text.
+
+    All of its outputs are replaced together by what it makes of the clean model's activations.
+    """
+    spliced = _LossMean()
+    error, fired = 0.0, torch.zeros(sae.width, dtype=torch.float64)
+    for tokens, is_row in text.batches():
+        spliced_at = (torch.ones_like(is_row) if splice_special else is_row).to(lm.device)
+        counted = is_row.to(lm.device)[spliced_at]
+        clean = lm.capture(tokens, {*inputs, *outputs})
+        x, y = (torch.cat([clean[hook.name][spliced_at].float() for hook in hooks], dim=1) for hooks in (inputs, outputs))
+        latents, rebuilt = sae.reconstruct(x)
+        error += (y - rebuilt)[counted].double().square().sum().item()
+        fired += (latents > 0)[counted].sum(0).double().cpu()
+        parts = dict(zip(outputs, rebuilt.split(sae.shape.outputs, dim=1), strict=True))
+        edits = {hook: _put(spliced_at, part) for hook, part in parts.items()}
+        spliced.add(lm.token_losses(tokens, edits), is_row)
+    return Fidelity(
+        loss_spliced=spliced.value,
+        fvu=error / baseline.variance,
+        l0=float(fired.sum()) / baseline.rows,
+        dead_fraction=float((fired == 0).double().mean()),
+        histogram=_histogram(fired.numpy() / baseline.rows),
+    )
+
+
+def _put(where: torch.Tensor, rows: torch.Tensor) -> Edit:
+    """An edit that puts ``rows`` where ``where`` [B, T] says."""
+
+    def edit(x: torch.Tensor) -> torch.Tensor:
+        out = x.clone()
+        out[where] = rows.to(out.dtype)
+        return out
+
+    return edit
+
+
+def _replace(is_row: torch.Tensor, splice_special: bool, value) -> Edit:
+    """An edit that replaces the rows (and, if asked, the special positions) by ``value`` of them."""
+
+    def edit(x: torch.Tensor) -> torch.Tensor:
+        where = (torch.ones_like(is_row) if splice_special else is_row).to(x.device)
+        out = x.clone()
+        out[where] = value(x[where]).to(out.dtype)
+        return out
+
+    return edit
+
+
+def _histogram(frequencies: np.ndarray) -> Histogram:
+    alive = np.log10(frequencies[frequencies > 0])
+    counts, edges = np.histogram(np.clip(alive, LOG_FREQUENCY_EDGES[0], 0.0), bins=LOG_FREQUENCY_EDGES)
+    return Histogram(edges=edges.tolist(), counts=counts.tolist(), never=int((frequencies == 0).sum()))

@@ -1,0 +1,237 @@
+"""The bucket: a tree of objects under any fsspec URL, each written whole or not at all."""
+
+import errno
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from scopemill.proto import metrics
+from scopemill.proto.errors import InputError, MissingObject, StorageError
+from scopemill.proto.storage.retry import patiently
+
+Bytes = bytes | bytearray | memoryview
+T = TypeVar("T")
+TEMPORARY = ".tmp-"  # begins the name of what is being written beside its place
+PIECE_BYTES = 256 * 1024  # of a local file at once: fits a core's cache
+
+
+class Bucket:
+    """Objects by relative path, as ``bucket.read("activations/demo/dataset.json")``.
+
+    A reader never sees half an object: a local file is written beside its place and renamed, S3 makes an object
+    visible when its upload ends. ``create`` is the commit: of several writers' bytes exactly one's are kept.
+
+    Every verb is tried again while its failure may pass (`patience`), and may be: to repeat one changes nothing. What is
+    left is one StorageError that names the object.
+    """
+
+    def __init__(self, url: str):
+        self.url = str(url).rstrip("/")
+        if not self.url or self.url.endswith(":"):
+            raise InputError(f"bucket {url!r} names no place: give a folder or a URL such as s3://bucket/prefix")
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"bucket {url!r} is not a place that can be opened: {error}") from error
+        self._local = isinstance(self._fs, LocalFileSystem)
+        if not self._local:  # other processes write here too: a remembered listing would be wrong
+            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+
+    def __reduce__(self):
+        return Bucket, (self.url,)
+
+    def __repr__(self) -> str:
+        return f"Bucket({self.url!r})"
+
+    def place(self, path: str) -> str:
+        """Where an object lies, for people and for other programs."""
+        return f"{self.url}/{path}"
+
+    def read(self, path: str) -> bytes:
+        return self._do("read", path, lambda full: self._fs.cat_file(full))
+
+    def read_into(self, path: str, buffer: memoryview, see: Callable[[memoryview, int], None] = lambda piece, at: None) -> memoryview:
+        """The object's bytes: in ``buffer`` where the store can, else in memory of their own.
+
+        Recycled memory is read into 20 times faster than fresh memory, so a local file goes into the buffer. ``see``
+        gets each piece and where it begins, while it is still in the processor's cache; a read that is tried again begins at
+        0 again. StorageError if the object is larger than the buffer.
+        """
+
+        def read(full: str) -> memoryview:
+            if not self._local:
+                data = self._fs.cat_file(full)
+                self._check_fits(path, len(data), buffer)
+                see(memoryview(data), 0)
+                return memoryview(data)
+            with open(full, "rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                self._check_fits(path, size, buffer)
+                filled = 0
+                while filled < size and (n := file.readinto(buffer[filled : min(filled + PIECE_BYTES, size)])):
+                    see(buffer[filled : filled + n], filled)
+                    filled += n
+                return buffer[:filled]
+
+        return self._do("read", path, read)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether objects are files of this machine, which can be read in parts."""
+        return self._local
+
+    def open_local(self, path: str) -> BinaryIO:
+        """The file of an object, of a bucket that is local."""
+        return self._do("read", path, lambda full: open(full, "rb", buffering=0))
+
+    @staticmethod
+    def read_at(file: BinaryIO, place: str, start: int, into: memoryview) -> int:
+        """Fill ``into`` from a byte of such a file on; returns how many bytes came, fewer only at its end."""
+        try:
+            filled = read = os.preadv(file.fileno(), [into], start)
+            while read and filled < len(into):
+                filled += (read := os.preadv(file.fileno(), [into[filled:]], start + filled))
+        except OSError as error:
+            raise StorageError(f"cannot read {place}: {error.strerror or error}") from error
+        return filled
+
+    def write(self, path: str, *parts: Bytes) -> None:
+        """Write an object, replacing what was there. Parts are joined without a copy where the store can."""
+        self._do("write", path, lambda full: self._put(full, parts))
+
+    def create(self, path: str, data: Bytes) -> bool:
+        """Write an object unless it is there. True if it now holds these bytes.
+
+        The reply to a write that succeeded may be lost, and the client library tries again by itself: then we find our own
+        object. So who asks for bytes that lie there already is told True, whoever wrote them.
+        """
+
+        def create(full: str) -> bool:
+            try:
+                if self._local:
+                    with self._beside(full, [data]) as temporary:
+                        os.link(temporary, full)
+                else:
+                    self._fs.pipe_file(full, bytes(data), mode="create")
+            except OSError as error:  # s3fs gives the lost race of If-None-Match as EINVAL
+                if not isinstance(error, FileExistsError) and not (error.errno == errno.EINVAL and self._is_object(full)):
+                    raise
+                return self._fs.cat_file(full) == bytes(data)
+            return True
+
+        return self._do("write", path, create)
+
+    def exists(self, path: str) -> bool:
+        return self._do("look for", path, self._is_object)
+
+    def names(self, path: str) -> list[str]:
+        """Names directly under a folder, sorted; empty if there is no such folder."""
+
+        def names(full: str) -> list[str]:
+            try:
+                entries = self._fs.ls(full, detail=False)
+            except FileNotFoundError:
+                return []
+            found = {PurePosixPath(entry.rstrip("/")).name for entry in entries if entry.rstrip("/") != full}
+            return sorted(name for name in found if not name.startswith(TEMPORARY))
+
+        return self._do("list", path, names)
+
+    def find(self, path: str, temporary: bool = False) -> list[str]:
+        """Every object below a folder, by its path in the bucket, sorted; or what writers that died have left there."""
+        start = len(self._root.rstrip("/")) + 1
+        found = self._do("list", path, lambda full: self._fs.find(full))
+        return sorted(p[start:] for p in found if PurePosixPath(p).name.startswith(TEMPORARY) == temporary)
+
+    def remove(self, path: str) -> None:
+        """Delete an object; nothing if it is not there."""
+
+        def remove(full: str) -> None:
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(full)
+
+        self._do("delete", path, remove)
+
+    def remove_tree(self, path: str) -> None:
+        """Delete all objects below a folder; nothing if there are none."""
+
+        def remove(full: str) -> None:
+            with suppress(FileNotFoundError):
+                self._fs.rm(full, recursive=True)
+
+        self._do("delete", path, remove)
+
+    def check_writable(self) -> None:
+        """StorageError unless an object can be written here. Tried once: a URL that is wrong should be told at once."""
+        probe = f"{TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            with self._errors("write", probe):
+                self._put(self._full(probe), [b""])
+        except StorageError as error:
+            raise StorageError(f"bucket {self.url} cannot be written: {error.__cause__}") from error
+        self.remove(probe)
+
+    def _check_fits(self, path: str, size: int, buffer: memoryview) -> None:
+        if size > len(buffer):
+            raise StorageError(f"{self.place(path)} has {size} bytes where at most {len(buffer)} belong")
+
+    def _full(self, path: str) -> str:
+        if path.startswith("/") or not path.strip("/") or not {".", ".."}.isdisjoint(path.split("/")):
+            raise StorageError(f"{path!r} is not a path inside the bucket {self.url}")
+        return f"{self._root.rstrip('/')}/{path}"
+
+    def _is_object(self, full: str) -> bool:
+        # fsspec's own isfile takes every failure for "no": after a moment of throttling, all would be done again.
+        try:
+            return self._fs.info(full)["type"] == "file"
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _put(self, full: str, parts: Iterable[Bytes]) -> None:
+        if self._local:
+            with self._beside(full, parts) as temporary:
+                os.replace(temporary, full)
+        else:
+            self._fs.pipe_file(full, b"".join(parts))
+
+    @contextmanager
+    def _beside(self, full: str, parts: Iterable[Bytes]) -> Iterator[str]:
+        folder = Path(full).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            with open(temporary, "xb", buffering=0) as file:
+                for part in parts:
+                    rest = memoryview(part).cast("B")
+                    while rest:
+                        rest = rest[file.write(rest) :]
+            yield str(temporary)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _do(self, verb: str, path: str, attempt: Callable[[str], T]) -> T:
+        """The attempt's result on the object's full path, with patience; else one of our errors."""
+        full = self._full(path)
+        with self._errors(verb, path):
+            return patiently(lambda: attempt(full), metrics.STORE_RETRIES.labels(verb).inc)
+
+    @contextmanager
+    def _errors(self, verb: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and verb == "read":
+                raise MissingObject(f"{self.place(path)} is not there") from error
+            raise StorageError(f"cannot {verb} {self.place(path)}: {error.strerror or error}") from error
+        except Exception as error:
+            # Stores raise what their client library raises (botocore's missing credentials, aiohttp's closed
+            # connection): to our callers each is the same thing.
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(f"cannot {verb} {self.place(path)}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,134 @@
+"""The manifests, held against KubeRay's published schemas, and against what they must agree with here.
+
+The schemas are KubeRay's to keep: give their folder as ``KUBERAY_CRDS`` (``ray-operator/config/crd/bases`` of its repository).
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from zmq.auth import load_certificate
+
+from scopemill.activation_server.keys import ServerKeys, TrainerKeys, make_keys
+from scopemill.deploy.cluster.jobs import STOP_SECONDS
+from scopemill.deploy.cluster.scrape_targets import LAST_WORD_SECONDS
+from scopemill.deploy.plan.sweep_file import load_sweep
+
+ROOT = Path(__file__).parents[3]
+FILES = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
+
+
+def documents() -> list[dict[str, Any]]:
+    return [document for file in FILES for document in yaml.safe_load_all(file.read_text())]
+
+
+def of_kind(*kinds: str) -> list[dict[str, Any]]:
+    return [document for document in documents() if document["kind"] in kinds]
+
+
+def clusters() -> list[dict[str, Any]]:
+    return [d["spec"].get("rayClusterSpec", d["spec"]) for d in of_kind("RayJob", "RayCluster")]
+
+
+def pods() -> Iterator[dict[str, Any]]:
+    for cluster in clusters():
+        for group in (cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", ())):
+            yield group["template"]
+
+
+def closed(schema: Any) -> Any:
+    """The schema with unknown fields refused, as `kubectl` does by its strict validation; JSON schemas let them pass."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: closed(part) for key, part in schema.items()}
+    if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        schema.setdefault("additionalProperties", False)
+    return schema
+
+
+@pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="KUBERAY_CRDS does not name the folder of KubeRay's schemas")
+def test_the_manifests_fit_kuberays_schemas():
+    for document in of_kind("RayJob", "RayCluster"):
+        definition = yaml.safe_load((Path(os.environ["KUBERAY_CRDS"]) / f"ray.io_{document['kind'].lower()}s.yaml").read_text())
+        (version,) = (v for v in definition["spec"]["versions"] if f"ray.io/{v['name']}" == document["apiVersion"])
+        validator = jsonschema.Draft202012Validator(closed(version["schema"]["openAPIV3Schema"]["properties"]["spec"]))
+        validator.validate(document["spec"])
+        wrong = document["spec"] | {"rayVersoin": "2"}
+        assert not validator.is_valid(wrong)
+
+
+def test_the_sweep_that_is_carried_parses_and_is_the_one_that_runs(tmp_path):
+    (carried,) = of_kind("ConfigMap")
+    (job,) = of_kind("RayJob")
+    (tmp_path / "sweep.yaml").write_text(carried["data"]["sweep.yaml"])
+    config = load_sweep(str(tmp_path / "sweep.yaml"))
+    assert config.name == carried["metadata"]["name"] == job["metadata"]["name"]
+    # On the one GPU that there is: all trainers at once, or one harvester, or one evaluator.
+    assert config.train.gpus * config.train.at_once <= config.harvest.gpus == config.evaluation.gpus == 1
+    assert len(config.train.saes()) * len(config.harvest.layers) == config.train.at_once
+    assert yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == str(STOP_SECONDS)
+
+
+def test_every_pod_is_contained_probed_and_given_its_bucket_by_a_secret():
+    for pod in pods():
+        assert pod["metadata"]["labels"]["app"] == "scopemill"
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] and pod["spec"]["terminationGracePeriodSeconds"] > STOP_SECONDS
+        (container,) = pod["spec"]["containers"]
+        assert {"secretRef": {"name": "scopemill-bucket"}} in container["envFrom"]
+        assert container["resources"]["requests"].keys() >= {"cpu", "memory"} and "memory" in container["resources"]["limits"]
+        assert container["readinessProbe"] and container["livenessProbe"]
+        assert not container["securityContext"]["allowPrivilegeEscalation"]
+        assert {"name": "metrics", "containerPort": 8080} in container["ports"]
+
+
+def test_the_keys_that_a_secret_can_hold_are_those_that_servers_and_trainers_load(tmp_path):
+    make_keys(tmp_path / "made")
+    held = {path.name: path for path in (tmp_path / "made").iterdir() if path.is_file()}  # as kubectl's --from-file takes a folder
+    (volumes,) = {json.dumps(v["secret"]) for pod in pods() for v in pod["spec"]["volumes"] if v["name"] == "keys"}
+    for item in json.loads(volumes)["items"]:
+        place = tmp_path / "mounted" / item["path"]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(held[item["key"]].read_bytes())
+    server, trainer = ServerKeys.load(str(tmp_path / "mounted")), TrainerKeys.load(str(tmp_path / "mounted"))
+    assert trainer.server == server.public
+    assert load_certificate(server.allowed / "trainer.key")[0] == trainer.public
+
+
+def test_every_cluster_asks_for_a_token_and_runs_the_ray_and_the_version_that_are_pinned():
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for cluster in clusters():
+        assert cluster["authOptions"] == {"mode": "token"} and cluster["rayVersion"] == pinned["ray"]
+    for pod in pods():
+        assert f":{version}-" in pod["spec"]["containers"][0]["image"]
+
+
+def test_the_monitor_selects_the_pods_by_their_label_and_port():
+    (monitor,) = of_kind("PodMonitor")
+    assert monitor["spec"]["selector"]["matchLabels"] == {"app": "scopemill"}
+    assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
+
+
+def test_prometheus_finds_our_processes_where_the_driver_lists_them():
+    (service,) = of_kind("Service")
+    (scrape,) = of_kind("ScrapeConfig")
+    (carried,) = of_kind("ConfigMap")
+    (port,) = service["spec"]["ports"]
+    (found,) = scrape["spec"]["httpSDConfigs"]
+    assert found["url"] == f"http://{service['metadata']['name']}.default.svc:{port['port']}/targets"
+    assert float(found["refreshInterval"].removesuffix("s")) < LAST_WORD_SECONDS
+    assert scrape["spec"]["relabelings"] == [{"targetLabel": "job", "replacement": "scopemill"}]  # as alerts and dashboards call it
+    assert yaml.safe_load(carried["data"]["sweep.yaml"])["metrics_port"] == port["port"]
+    # Drivers run on the head, which KubeRay labels so.
+    assert service["spec"]["selector"] == {"app": "scopemill", "ray.io/node-type": "head"}
+    for cluster in clusters():
+        (container,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+        assert {"name": "targets", "containerPort": port["port"]} in container["ports"]

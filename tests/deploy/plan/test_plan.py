@@ -1,0 +1,98 @@
+"""What is refused before Ray is started, and what is told of the rest."""
+
+from pathlib import Path
+
+import pytest
+from support import tiny_sweep
+
+from scopemill.deploy.cost.summary import facts
+from scopemill.deploy.plan.sweep_file import parse_sweep
+from scopemill.deploy.plan.sweep_plan import SweepPlan, plan_sweep
+from scopemill.proto.errors import CorpusError, InputError, ModelError, StorageError
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    return tiny_sweep.write_text(tmp_path_factory.mktemp("text"), documents_wanted=3)
+
+
+def planned(tmp_path: Path, text: Path, **sections) -> SweepPlan:
+    return plan_sweep(parse_sweep(tiny_sweep.sweep(str(tmp_path / "bucket"), text, **sections), "sweep.yaml"))
+
+
+@pytest.mark.parametrize(
+    "error, sections, sentence",
+    [
+        (ModelError, {"harvest": {"layers": [1, 9]}}, r"harvest.layers: gemma-2-stdlib has no layer 9: its layers are 0 to 5"),
+        (ModelError, {"harvest": {"context_length": 4096}}, r"harvest.context_length: gemma-2-stdlib takes at most 256 tokens, not 4096"),
+        (CorpusError, {"corpus": {"column": "body"}}, r"line 1 has no column 'body'; it has 'text'"),
+        (CorpusError, {"corpus": {"source": "/nowhere/text.jsonl"}}, r"corpus '/nowhere/text.jsonl' is not there"),
+        (CorpusError, {"evaluation": {"corpus": {"source": "/nowhere.txt", "format": "lines"}}}, r"corpus '/nowhere.txt' is not there"),
+        (InputError, {"harvest": {"tokens": 1_000_003, "rows_per_shard": 1_000_003}}, r"1000003 rows can only be cut into chunks"),
+        (InputError, {"train": {"batch_size": 5000, "tokens": 10_000}}, r"a batch of 5000 rows is more than .* \(2 shards of 2048 rows\)"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_refused(tmp_path, text, error, sections, sentence):
+    with pytest.raises(error, match=sentence):
+        planned(tmp_path, text, **sections)
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path, text):
+    data = tiny_sweep.sweep(str(tmp_path / "bucket"), text) | {"model": str(tmp_path / "no-model")}
+    with pytest.raises(ModelError, match="no-model' cannot be loaded"):
+        plan_sweep(parse_sweep(data, "sweep.yaml"))
+
+
+def test_a_site_that_the_model_lacks_is_refused(tmp_path, text):
+    """GPT-NeoX runs attention and MLP in parallel, so there is nothing between them."""
+    from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+
+    from scopemill.deploy.demo.run import MODEL
+
+    folder = tmp_path / "neox"
+    config = GPTNeoXConfig(vocab_size=2048, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    GPTNeoXForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
+    data = tiny_sweep.sweep(str(tmp_path / "bucket"), text, harvest={"sites": ["resid_mid"], "layers": [1]}) | {"model": str(folder)}
+    with pytest.raises(ModelError, match="harvest.sites: neox has no site 'resid_mid': it has resid_pre, resid_post"):
+        plan_sweep(parse_sweep(data, "sweep.yaml"))
+    everything = parse_sweep({**data, "harvest": data["harvest"] | {"sites": "all", "layers": "all"}}, "sweep.yaml")
+    assert len(plan_sweep(everything).hooks) == 2 * 6
+
+
+def test_a_priority_of_no_sae_is_refused_and_others_go_to_those_that_match(tmp_path, text):
+    with pytest.raises(InputError, match=r"train.priority: no SAE of the sweep matches '\*mlp\*'; one of them is '1.resid_post/256"):
+        planned(tmp_path, text, train={"priority": {"*mlp*": 1}})
+    saes = planned(tmp_path, text, train={"priority": {"3.*": 2, "*": 1}}).saes
+    assert [sae.priority for sae in saes] == [1, 1, 2, 2]
+
+
+def test_a_bucket_that_cannot_be_written_is_refused(tmp_path, text):
+    (tmp_path / "file").write_text("")
+    data = tiny_sweep.sweep(str(tmp_path / "file" / "bucket"), text)
+    with pytest.raises(StorageError, match=r"bucket .*/file/bucket cannot be written"):
+        plan_sweep(parse_sweep(data, "sweep.yaml"))
+
+
+def test_the_facts_count_tokens_bytes_and_saes(tmp_path, text):
+    told = facts(planned(tmp_path, text))
+    assert told["harvest"].startswith("6,144 tokens in 3 shards of 2,048 rows; 0 are committed")
+    assert told["train"] == "4 SAEs (2 on each stream), 4 of them still to do"
+    # two hooks of 192 bfloat16 values, and 16 bytes that say which token it is
+    assert told["on disk"] == f"{6144 * (2 * 192 * 2 + 16) / 2**20:.1f} MiB of activations (784 bytes a token)"
+    assert told["each SAE"] == "24 steps of 256 rows, 1.00 epochs"
+    assert told["data path"] == "4.5 MiB read from the bucket, 9.0 MiB served to trainers"
+
+
+def test_an_sae_keeps_its_folder_unless_something_that_decides_its_weights_changes(tmp_path, text):
+    def folders(**sections) -> set[str]:
+        return {sae.layout.root for sae in planned(tmp_path, text, **sections).saes}
+
+    same = folders()
+    assert len(same) == 4
+    assert folders(train={"cpus": 1, "at_once": 3}) == same
+    assert folders(server={"window_mib": 64}) == same
+    assert not folders(train={"learning_rate": 1e-4}) & same
+    assert not folders(server={"seed": 1}) & same
+    assert not folders(harvest={"seed": 1}) & same
+    assert same < folders(train={"sparsities": [1e-3, 1e-2, 1e-1]})

@@ -1,0 +1,56 @@
+"""Several parts of one SAE in threads of this process: each with a loop of its own, or a trainer."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from scopemill.proto.config import LOOPBACK
+from scopemill.proto.errors import ScopemillError
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.trainer.parallel.process_group import Meeting, join
+from scopemill.trainer.parallel.shards import Share
+from scopemill.trainer.worker.actor import Trainer
+from scopemill.trainer.worker.assignment import Assignment
+from scopemill.trainer.worker.group_trainer import Run
+from scopemill.trainer.worker.sae_trainer import Outcome
+from support.assignments import train
+
+CPU = torch.device("cpu")
+T = TypeVar("T")
+
+
+def in_parts(parts: int, width: int, work: Callable[[Share], T]) -> list[T]:
+    """What each part's work gives, the leader's first. An error of any is raised."""
+    meeting = Meeting(LOOPBACK)
+
+    def one(rank: int) -> T:
+        with meeting.circle(parts, CPU) if rank == 0 else join(meeting.address, LOOPBACK, rank, parts, CPU) as circle:
+            torch.set_num_threads(1)
+            return work(Share(circle, width))
+
+    with ThreadPoolExecutor(parts) as pool:
+        return list(pool.map(one, range(parts)))
+
+
+def in_processes(bucket: Bucket, assignment: Assignment, address: str, parts: int):
+    """What the leader's call gives, and what its followers' calls raised. Trainers are threads here."""
+    leader, *followers = (Trainer(bucket.url, 1, False) for _ in range(parts))
+    with ThreadPoolExecutor(parts) as pool:
+        place = leader.meet(True)
+        leading: Future[dict[str, Outcome]] = pool.submit(leader.lead, assignment, address, None, place, parts)
+        following = [pool.submit(one.follow, assignment, place, rank, parts) for rank, one in enumerate(followers, 1)]
+        return leading.result(), [one.exception() for one in following]
+
+
+def finish(bucket: Bucket, assignment: Assignment, address: str, parts: int) -> int:
+    """The steps done, in so many processes or, of 1, without any circle."""
+    if parts == 1:
+        return train(Run(bucket, [assignment]), address)
+    outcomes, errors = in_processes(bucket, assignment, address, parts)
+    assert errors == [None] * (parts - 1)
+    (outcome,) = outcomes.values()
+    if isinstance(outcome, ScopemillError):
+        raise outcome
+    return outcome

@@ -1,0 +1,94 @@
+"""The sparse way on GPUs: Triton's kernels over a row's or a latent's entries, and torch's sort and topk."""
+
+import torch
+import triton
+
+from scopemill.trainer.kernels import triton_kernels as kernels
+from scopemill.trainer.sparse.kernels.base import Adam, Backend, Columns, Found, offsets
+
+SCANNED = 1024  # latents that a program looks at together
+TILE = 8192  # numbers that a program gathers together: with 256 threads, 32 registers each
+WARPS = 8
+
+
+class TritonBackend(Backend):
+    def operand(self, tensor):
+        """In bfloat16 where products are: gathering is what the sparse way takes its time for, and it is half the bytes."""
+        device = tensor.device.type
+        return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
+
+    def scan(self, products, bias, lower, at_most):
+        rows, width = products.shape
+        marks = products.new_empty(rows, triton.cdiv(width, 32), dtype=torch.int32)
+        counts = products.new_empty(rows, dtype=torch.int32)
+        block = max(32, min(SCANNED, triton.next_power_of_2(width)))
+        kernels.mark[(rows,)](products, bias, lower.contiguous(), marks, counts, width, block)
+        starts = offsets(counts)
+        n = int(starts[-1])  # the one thing that the host has to wait for
+        if n > at_most:
+            return None
+        latents, values = products.new_empty(n, dtype=torch.int32), bias.new_empty(n)
+        kernels.compact[(rows,)](products, bias, marks, starts, latents, values, width, block)
+        return Found(starts, latents, values)
+
+    def largest(self, products, bias, k):
+        values, latents = (products + bias).topk(k, dim=1, sorted=False)
+        return latents.to(torch.int32), values
+
+    def by_latents(self, starts, latents, width):
+        ordered, order = latents.sort(stable=True)
+        bounds = torch.arange(width + 1, dtype=torch.int32, device=latents.device)
+        rows = torch.arange(len(starts) - 1, dtype=torch.int32, device=latents.device)
+        row_of = rows.repeat_interleave(starts.diff(), output_size=len(latents))
+        return Columns(torch.searchsorted(ordered, bounds), row_of[order], order)
+
+    def add_up(self, columns, values):
+        out = values.new_empty(len(columns.starts) - 1)
+        kernels.add_up[(len(out),)](columns.starts, columns.order, values, out, BLOCK=128, num_warps=1)
+        return out
+
+    def decode(self, starts, latents, values, weights):
+        out = values.new_empty(len(starts) - 1, weights.shape[1])
+        kernels.decode[(len(out),)](starts, latents, values, weights, out, weights.shape[1], **_tile(weights))
+        return out
+
+    def products(self, starts, latents, rows, weights):
+        out = rows.new_empty(len(latents), dtype=torch.float32)
+        kernels.products[(len(rows),)](starts, latents, rows, weights, out, weights.shape[1], **_tile(weights))
+        return out
+
+    def rebuild(self, starts, latents, values, weights, target):
+        error, squares, out = torch.empty_like(target), target.new_empty(len(target)), torch.empty_like(values)
+        places = starts, latents, values, weights
+        kernels.rebuild[(len(target),)](*places, target, error, squares, out, weights.shape[1], **_tile(weights))
+        return error, squares, out
+
+    def gradient(self, columns, factors, matrix, total):
+        kernels.gradient[(len(total),)](*columns, factors, matrix, total, total.shape[1], **_tile(total))
+
+    def update_rows(self, columns, factors, matrix, weights, moments, updated, adam):
+        state = weights, moments, updated, _decay(updated, adam), adam.update
+        sizes = _tile(weights) | {"UNIT": adam.unit}
+        kernels.update_rows[(len(weights),)](*columns, factors, matrix, *state, *_rates(adam), weights.shape[1], **sizes)
+
+    def update_dense(self, gradients, weights, moments, updated, adam):
+        state, tile = (weights, moments, _decay(updated, adam)), _tile(weights)
+        sizes = {"UNIT": adam.unit, "BLOCK_D": tile["BLOCK_D"], "num_warps": tile["num_warps"]}
+        kernels.update_dense[(len(weights),)](gradients, *state, *_rates(adam), weights.shape[1], **sizes)
+        updated.fill_(adam.update)
+
+
+def _tile(matrix: torch.Tensor) -> dict[str, int]:
+    """How a program takes rows of a matrix [..., d]: each whole, and as many together as make a tile."""
+    block = triton.next_power_of_2(matrix.shape[1])
+    return {"BLOCK_D": block, "AT_ONCE": min(16, max(1, TILE // block)), "num_warps": WARPS}
+
+
+def _decay(updated: torch.Tensor, adam: Adam) -> torch.Tensor:
+    """By how much [F] second moments have decayed in the updates that were missed."""
+    missed = (adam.update - 1 - updated).double()
+    return torch.pow(torch.tensor(adam.beta2, dtype=torch.float64, device=missed.device), missed).float()
+
+
+def _rates(adam: Adam) -> tuple[float, float, float, float]:
+    return adam.rate, adam.beta2, adam.epsilon, adam.correction

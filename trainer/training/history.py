@@ -1,0 +1,49 @@
+"""What happened during training: one row per logged interval, kept as Parquet beside the SAE."""
+
+import io
+from dataclasses import asdict, dataclass, fields
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from scopemill.proto.storage.bucket import Bucket
+
+
+@dataclass(frozen=True)
+class Row:
+    """Means over the steps since the row before; FVU from sums over them."""
+
+    step: int
+    tokens: int
+    loss: float
+    reconstruction: float  # E ||x - x_hat||^2, of activations with E ||x||^2 = 1
+    sparsity: float  # the penalty without its coefficient: L0 or L1
+    l0: float
+    fvu: float
+    dead_latents: int
+    learning_rate: float
+    sparsity_coefficient: float
+    sparsity_factor: float
+    steps_per_second: float
+    waiting_share: float  # of the time, for data
+
+
+_SCHEMA = pa.schema([(f.name, pa.int64() if f.type is int else pa.float64()) for f in fields(Row)])
+
+
+class History:
+    def __init__(self, rows: list[Row] | None = None):
+        self.rows = rows or []
+
+    @staticmethod
+    def load(bucket: Bucket, path: str, up_to_step: int) -> "History":
+        """The rows up to a step: later ones belong to work that a restart does again."""
+        if not bucket.exists(path):
+            return History()
+        table = parquet.read_table(io.BytesIO(bucket.read(path)))
+        return History([Row(**row) for row in table.to_pylist() if row["step"] <= up_to_step])
+
+    def save(self, bucket: Bucket, path: str) -> None:
+        buffer = io.BytesIO()
+        parquet.write_table(pa.Table.from_pylist([asdict(row) for row in self.rows], schema=_SCHEMA), buffer)
+        bucket.write(path, buffer.getvalue())

@@ -1,0 +1,163 @@
+"""The training loop of one SAE, or of a part of its latents: batches in, weights, history and counters out. It knows no Ray."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from scopemill.trainer.config.recipe import SaeConfig
+from scopemill.trainer.sae.base import Losses, Sae
+from scopemill.trainer.sparse.kernels.base import backend_for, moments
+from scopemill.trainer.training.history import History, Row
+from scopemill.trainer.training.optimizer import Optimizer
+from scopemill.trainer.training.resampling import due, resample
+from scopemill.trainer.training.schedules import learning_rate, sparsity_factor
+
+# Of the places [row, latent] of a batch: with fewer entries than the first share the sparse way is the faster one, with more than
+# the second the dense one; between the two what was stays.
+SPARSE_BELOW, DENSE_ABOVE = 0.03, 0.05
+
+
+class Loop:
+    """``step`` consumes one batch of scaled activations. State: the SAE, the optimiser, the dead counters."""
+
+    def __init__(self, sae: Sae, config: SaeConfig, history: History, waited: Callable[[], float] = lambda: 0.0):
+        self.sae, self.config, self.history = sae, config, history
+        self.optimizer = Optimizer(sae, config)
+        self.tokens_since_fired = torch.zeros(sae.width, dtype=torch.int64, device=sae.b_dec.device)
+        self.step_number = 0  # of the stream's batches, how many lie behind; each was a step, but for those skipped
+        self.skipped = 0
+        self.sparse = False  # whether the next step tries the sparse way first
+        self._backend = backend_for(sae.b_dec)  # None where every step is dense
+        self._waited = waited  # seconds spent waiting for data so far
+        self._interval = _Interval(sae.shape.d_out, waited())
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint needs beside the SAE and the number of steps, so that a resumed run gives the same bits."""
+        return {
+            **{f"second_moment.{name}": v for name, v in self.optimizer.second_moments.items()},
+            **{f"updated.{name}": updates for name, updates in self.optimizer.updated.items()},
+            "tokens_since_fired": self.tokens_since_fired,
+            "sparse": torch.tensor(self.sparse),
+            "skipped": torch.tensor(self.skipped),
+        }
+
+    def restore(self, step: int, state: dict[str, torch.Tensor]) -> None:
+        """Go on after batch ``step``, with the ``state`` of then."""
+        self.step_number, self.skipped = step, int(state["skipped"])
+        self.optimizer.updates = step - self.skipped
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+        self.sparse = bool(state["sparse"])
+
+    @property
+    def done(self) -> bool:
+        return self.step_number >= self.config.steps
+
+    @property
+    def tokens(self) -> int:
+        """Rows trained on."""
+        return (self.step_number - self.skipped) * self.config.batch_size
+
+    @property
+    def dead(self) -> torch.Tensor:
+        """Which latents [F] have not fired for long."""
+        return self.tokens_since_fired >= self.config.dead_after_tokens
+
+    def skip_to(self, step: int) -> None:
+        """The stream goes on at batch ``step``: those before are lost. Schedules go by the stream, so it ends when others do."""
+        self.skipped += step - self.step_number
+        self.step_number = step
+
+    def step(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        """One batch x [B, d_in], to become y [B, d_out]; an autoencoder's y is x."""
+        config, y = self.config, x if y is None else y
+        if self._backend:
+            self._backend.begin_step()
+        if self.optimizer.updates == 0:
+            self.sae.begin(x, config)
+        coefficient = config.coefficient * sparsity_factor(config, self.step_number)
+        fired = torch.zeros_like(self.tokens_since_fired, dtype=torch.bool)
+        parts = list(zip(x.chunk(config.accumulate), y.chunk(config.accumulate), strict=True))
+        for x_part, y_part in parts:
+            at_most = int(DENSE_ABOVE * len(x_part) * self.sae.part.width) if self.sparse else 0
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                losses = self.sae.losses(x_part, y_part, config, self.dead, at_most)
+            density = losses.l0.item() / self.sae.part.width
+            self.sparse = self._backend is not None and density < (DENSE_ABOVE if at_most else SPARSE_BELOW)
+            total = losses.total(coefficient)
+            (total / len(parts)).backward()
+            fired |= losses.codes.frequency.detach() > 0
+            self._interval.add(losses, total)
+        self.optimizer.update(learning_rate(config, self.step_number))
+        self.tokens_since_fired += len(x)
+        self.tokens_since_fired[fired] = 0
+        self.step_number += 1
+        if due(config, self.step_number):
+            dead = self.dead
+            resample(self.sae, self.optimizer.second_moments, x, dead, config, self.step_number)
+            self.tokens_since_fired[dead] = 0
+        self._interval.steps += 1
+        if self.step_number % config.log_every == 0 or self.done:
+            self.flush()
+
+    def flush(self) -> None:
+        """Close the interval: its row goes into the history."""
+        if not self._interval.steps:
+            return
+        last = self.step_number - 1
+        factor = sparsity_factor(self.config, last)
+        self.history.rows.append(
+            self._interval.row(
+                step=self.step_number,
+                tokens=self.tokens,
+                dead_latents=self.sae.part.total(int(self.dead.sum())),
+                learning_rate=learning_rate(self.config, last),
+                sparsity_coefficient=self.config.coefficient,
+                sparsity_factor=factor,
+                waited=self._waited(),
+            )
+        )
+        self._interval = _Interval(self.sae.shape.d_out, self._waited())
+
+
+class _Interval:
+    """Sums over the rows of the steps of one history row, those of the variance in float64."""
+
+    def __init__(self, d: int, waited: float):
+        self.steps = self.rows = 0
+        self.loss = self.sparsity = self.fired = self.error = self.squares = 0.0
+        self.total = np.zeros(d)
+        self._start, self._waited = time.monotonic(), waited
+
+    def add(self, losses: Losses, loss: torch.Tensor) -> None:
+        y, n = losses.target, len(losses.target)
+        self.rows += n
+        self.fired += losses.l0.item() * n
+        self.loss += loss.item() * n
+        self.sparsity += losses.sparsity.item() * n
+        self.error += losses.reconstruction.item() * n
+        backend = backend_for(y)
+        total, squares = backend.moments(y) if backend else moments(y)
+        self.squares += squares.item()
+        self.total += total.cpu().numpy()
+
+    def row(self, waited: float, **known) -> Row:
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        variance = self.squares - float(self.total @ self.total) / self.rows  # sum of ||x - mean||^2
+        return Row(
+            loss=self.loss / self.rows,
+            reconstruction=self.error / self.rows,
+            sparsity=self.sparsity / self.rows,
+            l0=self.fired / self.rows,
+            fvu=self.error / variance if variance > 0 else float("nan"),
+            steps_per_second=self.steps / seconds,
+            waiting_share=min(1.0, (waited - self._waited) / seconds),
+            **known,
+        )
+
+
+def side_by_side(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Rows of several hooks [B, d] each, as one [B, sum of d]."""
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)

@@ -1,0 +1,189 @@
+"""One SAE of those that a run trains: its loop, its checkpoints, its export, and how it ended. It knows no stream.
+
+Where other processes hold some of its latents, this one leads: see `follower`.
+"""
+
+import importlib.metadata
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from scopemill.proto import metrics
+from scopemill.proto.errors import ScopemillError
+from scopemill.proto.layout import SaeLayout
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.trainer.formats import FinishedSae, write_saelens
+from scopemill.trainer.parallel.shards import Part, Word
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.registry import all_latents
+from scopemill.trainer.training import checkpoint
+from scopemill.trainer.training.history import History, Row
+from scopemill.trainer.training.loop import Loop
+from scopemill.trainer.worker.assignment import Assignment, Batch
+from scopemill.trainer.worker.initialization import new_sae
+
+log = logging.getLogger(__name__)
+Outcome = int | ScopemillError  # the steps done, all of them or those before it left; or what went wrong
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an SAE is: steps done, the last row of its history, and those at the steps that were asked for."""
+
+    name: str  # the assignment's
+    step: int
+    last: Row | None
+    at: dict[int, Row]
+    outcome: Outcome | None  # None as long as it trains
+
+
+class Member:
+    """``begin``, ``take`` batch after batch, ``end``; what goes wrong in any of them is its ``outcome``, and nobody else's."""
+
+    def __init__(self, bucket: Bucket, assignment: Assignment, device: torch.device, waited: Callable[[], float], part: Part | None = None):
+        self.name, self.steps, self.view = assignment.name, assignment.config.steps, assignment.view
+        self.outcome: Outcome | None = None
+        self._bucket, self._assignment = bucket, assignment
+        self._layout = SaeLayout(assignment.root)
+        self._device, self._waited = device, waited
+        self._part = part or Part(all_latents(assignment.config, assignment.wiring.shape))
+        self._leaving = threading.Event()
+        self._loop: Loop | None = None
+        self._saved = 0  # the step of the newest checkpoint
+
+    @property
+    def step(self) -> int:
+        """The next batch that it wants."""
+        return self._loop.step_number if self._loop else 0
+
+    @property
+    def leaves(self) -> bool:
+        """Whether there is nothing more that it would take."""
+        return self.outcome is not None or self._leaving.is_set() or self.step >= self.steps
+
+    def leave(self) -> None:
+        """Take no further batch."""
+        self._leaving.set()
+
+    def begin(self) -> None:
+        """At the newest checkpoint, or at the start. One that is at its last step already ends at once."""
+        with self._for_itself():
+            self._loop = loop = self._newest()
+            self._saved = loop.step_number
+            self._announce(loop)
+            if loop.done:
+                self.end()
+
+    def take(self, index: int, batch: Batch) -> None:
+        """Batch ``index`` of the stream; those between the last one and this were lost."""
+        with self._for_itself():
+            loop, every = self._begun(), self._assignment.config.checkpoint_every
+            loop.skip_to(min(index, self.steps))
+            if loop.done:  # its last batches were lost, where others have more to come
+                return
+            with self._timed("step"):
+                self._part.announce(Word.STEP, index)
+                loop.step(*(rows if rows is None else self._part.same(rows) for rows in batch))
+            self._observe(loop)
+            if loop.step_number // every > self._saved // every and not loop.done:
+                self._checkpoint(loop)
+
+    def end(self) -> None:
+        """Checkpoint, if that is not done, and export after the last step."""
+        with self._for_itself():
+            loop = self._begun()
+            if loop.step_number > self._saved:
+                self._checkpoint(loop)
+            self._part.announce(Word.END)
+            if loop.done:
+                self._export(loop)
+            self.outcome = loop.step_number
+
+    def fail(self, error: Exception) -> None:
+        if not isinstance(error, ScopemillError):
+            log.error("SAE %s has failed", self.name, exc_info=error)
+            error = ScopemillError(" ".join(f"{type(error).__name__}: {error}".split()))
+        self.outcome = error
+
+    def spent(self, phase: str, seconds: float) -> None:
+        """Add to the metric what of a phase falls to this SAE."""
+        metrics.TRAINER_SECONDS.labels(self.name, phase).inc(seconds)
+
+    def progress(self, steps: Sequence[int] = ()) -> Progress:
+        """Where it is now; ``steps`` are those whose rows of the history are wanted, once they are there."""
+        outcome = self.outcome  # first: what is told beside an outcome is not older
+        rows = list(self._loop.history.rows) if self._loop else []
+        return Progress(self.name, self.step, rows[-1] if rows else None, {row.step: row for row in rows if row.step in steps}, outcome)
+
+    @contextmanager
+    def _for_itself(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.fail(error)
+
+    def _begun(self) -> Loop:
+        assert self._loop is not None, "begin comes first"
+        return self._loop
+
+    def _newest(self) -> Loop:
+        config = self._assignment.config
+        step = checkpoint.newest(self._bucket, self._layout)
+        self._part.announce(Word.BEGIN, step)
+        if not step:
+            return Loop(new_sae(self._assignment, self._part).to(self._device), config, History(), self._waited)
+        return checkpoint.load_loop(self._bucket, self._layout, step, config, self._device, self._waited, self._part)
+
+    def _checkpoint(self, loop: Loop) -> None:
+        with self._timed("checkpoint"):
+            self._part.announce(Word.SAVE)
+            loop.flush()
+            loop.history.save(self._bucket, self._layout.history)
+            checkpoint.save(self._bucket, self._layout, self._assignment.wiring, loop)
+        self._saved = loop.step_number
+        metrics.TRAINER_CHECKPOINT.labels(self.name).set_to_current_time()
+
+    def _export(self, loop: Loop) -> None:
+        if not self._bucket.exists(self._layout.config):
+            wiring, config = self._assignment.wiring, self._assignment.config
+            sae = self._whole(loop).finished(wiring.input_units(config), wiring.output_units(config))
+            provenance = {"scopemill": importlib.metadata.version("scopemill")} | self._assignment.provenance
+            self._bucket.write(self._layout.provenance, json.dumps(provenance, indent=1).encode())
+            inputs, outputs = (tuple(port.hook for port in ports) for ports in (wiring.inputs, wiring.outputs))
+            finished = FinishedSae(sae, inputs, outputs, self._assignment.model, self._assignment.metadata)
+            write_saelens(self._bucket, self._layout.root, finished)
+
+    def _whole(self, loop: Loop) -> Sae:
+        """On the CPU. Of one in several processes the last checkpoint holds all: the others are done by now."""
+        return loop.sae.cpu() if self._part.whole else checkpoint.load_sae(self._bucket, self._layout, loop.step_number)[0]
+
+    def _timed(self, phase: str) -> AbstractContextManager[None]:
+        return metrics.timed(metrics.TRAINER_SECONDS.labels(self.name, phase))
+
+    def _announce(self, loop: Loop) -> None:
+        """What the metrics can tell before the first step. Counters begin at 0, so that no rate misses the first increase."""
+        metrics.TRAINER_STEP.labels(self.name).set(loop.step_number)
+        metrics.TRAINER_STEPS.labels(self.name).set(self.steps)
+        metrics.TRAINER_LATENTS.labels(self.name).set(self._part.width)
+        metrics.TRAINER_CHECKPOINT.labels(self.name).set_to_current_time()
+        metrics.TRAINER_TOKENS.labels(self.name)
+        for phase in ("wait", "copy", "step", "checkpoint"):
+            metrics.TRAINER_SECONDS.labels(self.name, phase)
+
+    def _observe(self, loop: Loop) -> None:
+        metrics.TRAINER_STEP.labels(self.name).set(loop.step_number)
+        metrics.TRAINER_TOKENS.labels(self.name).inc(self._assignment.config.batch_size)
+        if loop.history.rows and loop.history.rows[-1].step == loop.step_number:
+            row = loop.history.rows[-1]
+            for gauge, value in (
+                (metrics.TRAINER_LOSS, row.loss),
+                (metrics.TRAINER_L0, row.l0),
+                (metrics.TRAINER_FVU, row.fvu),
+                (metrics.TRAINER_DEAD, row.dead_latents),
+            ):
+                gauge.labels(self.name).set(value)
