@@ -10,10 +10,11 @@ import numpy as np
 import ray
 import torch
 
-from scopemill.harvester.calibration import calibrate, load_sequences, pack_corpus
+from scopemill.harvester.calibration import calibrate
 from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.harvester.shard import ShardBuffers, write_shard
 from scopemill.harvester.task import HarvestTask
+from scopemill.harvester.text.packed_text import load_sequences, pack_corpus
 from scopemill.harvester.text.packing import Sequences, permutation, rows_of
 from scopemill.proto import metrics
 from scopemill.proto.dataset import DatasetManifest, read_manifest

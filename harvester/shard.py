@@ -8,7 +8,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from scopemill.harvester.language_model.model import DTYPES
+from scopemill.harvester.language_model.bridge import DTYPES
 from scopemill.proto.dataset import (
     LOGICAL_DTYPE,
     ArraySpec,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scopemill.harvester.config import CorpusConfig, HarvestConfig, ModelConfig
-from scopemill.harvester.language_model.model import ModelCard
+from scopemill.harvester.language_model.card import ModelCard
 from scopemill.proto.dataset import committed_identity, refuse_other_identity
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout

@@ -18,7 +18,8 @@ if not torch.cuda.is_available():
 from support.s3_server import running_s3_server
 
 from scopemill.harvester.config import ModelConfig
-from scopemill.harvester.language_model.model import LanguageModel, ModelCard, describe
+from scopemill.harvester.language_model.card import ModelCard, describe
+from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.proto.storage.bucket import Bucket
 
 # Small products gain nothing from threads, and where other work has the cores they lose much.

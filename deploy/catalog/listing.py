@@ -5,7 +5,7 @@ from fnmatch import fnmatch
 
 from rich.table import Table
 
-from scopemill.deploy.orchestrator.early_stopping import read_stopped
+from scopemill.deploy.plan.stopped import read_stopped
 from scopemill.evaluator.fidelity.results import Evaluation, Result
 from scopemill.proto.errors import InputError
 from scopemill.proto.layout import SaeLayout

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from scopemill.deploy.orchestrator.early_stopping import read_stopped
+from scopemill.deploy.plan.stopped import read_stopped
 from scopemill.deploy.plan.sweep_plan import Pass, SweepPlan
-from scopemill.evaluator.fidelity.actor import Job, committed
+from scopemill.evaluator.fidelity.jobs import Job, committed
 from scopemill.evaluator.fidelity.results import Evaluation
 from scopemill.trainer.training import checkpoint
 from scopemill.trainer.training.history import History, Row

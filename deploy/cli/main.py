@@ -159,7 +159,7 @@ def pull(
     format: Annotated[str, typer.Option(help="saelens or gemma-scope; docs/formats.md says what each can hold.")] = "saelens",  # noqa: A002
 ):
     """Copy finished SAEs out of a bucket, as folders that SAELens loads or as Gemma Scope's files."""
-    from scopemill.deploy.catalog.publish import pull as copy
+    from scopemill.deploy.catalog.pull import pull as copy
 
     for saved in copy(bucket, folder, match, format):
         console.print(f"{folder}/{saved}", highlight=False, soft_wrap=True)

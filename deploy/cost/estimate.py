@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 
 from scopemill.deploy.cost.sizes import ModelSize, sae_weights
-from scopemill.deploy.orchestrator.schedule import Entry, cohorts_of, divided
+from scopemill.deploy.plan.cohorts import Entry, cohorts_of, divided
 from scopemill.deploy.plan.sweep_plan import PlannedSae, SweepPlan, entries, row_bytes
 from scopemill.proto.dataset import STORED_DTYPES
 from scopemill.proto.errors import InputError

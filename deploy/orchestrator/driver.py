@@ -10,7 +10,8 @@ from scopemill.deploy.orchestrator.rolling import RollingHarvest, announce, chec
 from scopemill.deploy.orchestrator.training import Training, summary
 from scopemill.deploy.plan.sweep_plan import Pass, SweepPlan
 from scopemill.deploy.progress import Reporter
-from scopemill.evaluator.fidelity.actor import EvaluatorActor, Job, committed
+from scopemill.evaluator.fidelity.actor import EvaluatorActor
+from scopemill.evaluator.fidelity.jobs import Job, committed
 from scopemill.harvester.actor import IN_FLIGHT, HarvesterActor
 from scopemill.proto import metrics
 from scopemill.proto.errors import InputError, ScopemillError

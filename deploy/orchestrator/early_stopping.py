@@ -1,32 +1,14 @@
 """Early stopping of a sweep's SAEs: what halving is told, and the records that it leaves in the bucket."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from scopemill.deploy.orchestrator.halving import Halving, Point, Verdict
+from scopemill.deploy.plan.stopped import Stopped, read_stopped
 from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae
-from scopemill.proto.layout import SaeLayout, SweepLayout
-from scopemill.proto.storage.bucket import Bucket
+from scopemill.proto.layout import SweepLayout
 from scopemill.proto.storage.checksums import read_record, sealed_record
 from scopemill.trainer.training.history import History, Row
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """``stopped.json``: an SAE does not go on, because at this step these rivals had no more latents active and no more error."""
-
-    step: int
-    l0: float
-    fvu: float
-    dominated_by: list[str]
-
-    @property
-    def why(self) -> str:
-        return f"outdone at step {self.step:,} by {', '.join(self.dominated_by)}"
-
-
-def read_stopped(bucket: Bucket, layout: SaeLayout) -> Stopped | None:
-    return Stopped(**read_record(bucket, layout.stopped)) if bucket.exists(layout.stopped) else None
 
 
 class EarlyStopping:

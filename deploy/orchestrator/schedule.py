@@ -8,23 +8,13 @@ priority, never by those of a lower one. What failed is tried again after all ot
 """
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Literal
 
+from scopemill.deploy.plan.cohorts import Entry, cohorts_of, divided, slots_of
+
 State = Literal["waiting", "training", "finished", "stopped", "failed"]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One SAE that is to be trained."""
-
-    name: str
-    stream: Hashable  # what it reads
-    rivals: Hashable = None  # those with the same value are kept together where a cohort has to be cut
-    priority: int = 0  # the larger, the sooner
-    parts: int = 1  # slots that its latents are divided over
 
 
 @dataclass(frozen=True)
@@ -59,7 +49,7 @@ class Schedule:
         started: list[list[list[str]]] = []
         while cohort := self._next(free):
             groups = divided(cohort, self._group)
-            free -= _slots(cohort, self._group)
+            free -= slots_of(cohort, self._group)
             started.append(groups)
             for entry in cohort:
                 self._waiting.remove(entry)
@@ -103,7 +93,7 @@ class Schedule:
         reading = {entry.stream for entry in self.training.values()}
         if len(reading) >= self._streams:
             return []
-        fitting = (c for c in self._up_next() if _slots(c, self._group) <= free and c[0].stream not in reading)
+        fitting = (c for c in self._up_next() if slots_of(c, self._group) <= free and c[0].stream not in reading)
         return next(fitting, [])
 
     def _up_next(self) -> list[list[Entry]]:
@@ -116,57 +106,3 @@ class Schedule:
 
     def _rank(self, entry: Entry) -> tuple[int, int]:
         return self.tries[entry.name], -entry.priority
-
-
-def slots(parts: Sequence[int], group: int) -> int:
-    """How many slots it takes to train SAEs of a stream that have so many parts each: up to ``group`` of those of one part share one."""
-    wide = [n for n in parts if n > 1]
-    return sum(wide) - -(len(parts) - len(wide)) // group
-
-
-def divided(cohort: list[Entry], group: int) -> list[list[str]]:
-    """The groups of a cohort: wide ones alone, the others as few as can be, as large as each other, and each with some of all, as the
-    plan orders by width."""
-    wide, others = ([entry.name for entry in cohort if (entry.parts > 1) == so] for so in (True, False))
-    groups = slots([1] * len(others), group)
-    return [[name] for name in wide] + [others[first::groups] for first in range(groups)]
-
-
-def cohorts_of(entries: Sequence[Entry], at_once: int, group: int) -> list[list[Entry]]:
-    """All of them, those of each stream together, in the entries' order."""
-    return [cohort for cohorts in _cohorts(entries, at_once, group) for cohort in cohorts]
-
-
-def streams_at_once(entries: Sequence[Entry], at_once: int, group: int = 1) -> int:
-    """The most streams that are read at once when cohorts fill so many slots: as many windows are needed."""
-    free, streams = at_once, 0
-    for smallest in sorted(min(_slots(cohort, group) for cohort in cohorts) for cohorts in _cohorts(entries, at_once, group)):
-        free -= smallest
-        streams += free >= 0
-    return max(1, streams)
-
-
-def _slots(cohort: list[Entry], group: int) -> int:
-    return slots([entry.parts for entry in cohort], group)
-
-
-def _cohorts(entries: Sequence[Entry], at_once: int, group: int) -> list[list[list[Entry]]]:
-    """Those of each stream."""
-    by_stream: dict[Hashable, list[Entry]] = {}
-    for entry in entries:
-        by_stream.setdefault(entry.stream, []).append(entry)
-    return [_cut(of_stream, at_once, group) for of_stream in by_stream.values()]
-
-
-def _cut(entries: list[Entry], most: int, group: int) -> list[list[Entry]]:
-    """Cohorts that take at most so many slots, between rivals where that is possible."""
-    cohorts: list[list[Entry]] = [[]]
-    for _, together in groupby(entries, key=lambda entry: entry.rivals):
-        rivals = list(together)
-        if cohorts[-1] and _slots(cohorts[-1] + rivals, group) > most:
-            cohorts.append([])
-        for entry in rivals:
-            if cohorts[-1] and _slots([*cohorts[-1], entry], group) > most:
-                cohorts.append([])
-            cohorts[-1].append(entry)
-    return cohorts

@@ -16,7 +16,8 @@ from scopemill.deploy.cluster.scrape_targets import Targets
 from scopemill.deploy.orchestrator.actor_group import POLL_SECONDS, ActorGroup, ask, get, ours
 from scopemill.deploy.orchestrator.early_stopping import EarlyStopping
 from scopemill.deploy.orchestrator.pool import Pool, Slot
-from scopemill.deploy.orchestrator.schedule import Ending, Schedule, streams_at_once
+from scopemill.deploy.orchestrator.schedule import Ending, Schedule
+from scopemill.deploy.plan.cohorts import streams_at_once
 from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae, entries
 from scopemill.deploy.progress import Reporter
 from scopemill.proto import metrics

@@ -9,12 +9,12 @@ from fnmatch import fnmatch
 
 from scopemill.activation_server.keys import ServerKeys, TrainerKeys
 from scopemill.activation_server.order import Order
-from scopemill.deploy.orchestrator.schedule import Entry, slots
+from scopemill.deploy.plan.cohorts import Entry, slots
 from scopemill.deploy.plan.passes import Budget, Connection, pass_of, plan_passes
 from scopemill.deploy.plan.sweep_file import SweepConfig
-from scopemill.evaluator.fidelity.actor import settings_of
+from scopemill.evaluator.fidelity.jobs import settings_of
 from scopemill.harvester.actor import IN_FLIGHT
-from scopemill.harvester.language_model.model import ModelCard, describe
+from scopemill.harvester.language_model.card import ModelCard, describe
 from scopemill.harvester.task import HarvestTask, identity, without_hooks
 from scopemill.harvester.text.corpus import check_corpus
 from scopemill.proto.dataset import (

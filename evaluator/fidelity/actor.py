@@ -1,17 +1,18 @@
 """The evaluator: measures checkpoints of one hook after the other, and commits each."""
 
 import threading
-from dataclasses import dataclass
 
 import ray
 import torch
 
 from scopemill.evaluator.config import EvaluationConfig
+from scopemill.evaluator.fidelity.jobs import Job, committed, settings_of
 from scopemill.evaluator.fidelity.measure import Baseline, EvaluationText, Fidelity, measure, measure_baseline
 from scopemill.evaluator.fidelity.results import Evaluation, Result
-from scopemill.harvester.calibration import load_sequences, tokenized
 from scopemill.harvester.config import CorpusConfig, ModelConfig
-from scopemill.harvester.language_model.model import LanguageModel, ModelCard
+from scopemill.harvester.language_model.card import ModelCard
+from scopemill.harvester.language_model.model import LanguageModel
+from scopemill.harvester.text.packed_text import load_sequences, tokenized
 from scopemill.harvester.text.packing import Sequences, rows_of, sequences
 from scopemill.proto import metrics
 from scopemill.proto.errors import CorpusError, Stopped
@@ -22,34 +23,6 @@ from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Wiring, label
 from scopemill.trainer.training import checkpoint
-
-
-@dataclass(frozen=True)
-class Job:
-    """One checkpoint to measure."""
-
-    sae: str  # its name in the sweep
-    root: str  # its folder in the bucket
-    step: int
-
-
-def settings_of(config: EvaluationConfig, dataset: str, context_length: int) -> dict:
-    """What decides an evaluation's numbers, as kept beside them: with other settings it is another evaluation."""
-    return {
-        "corpus": config.corpus.model_dump() if config.corpus else f"reserved sequences of {dataset}",
-        "sequences": config.sequences,
-        "context_length": context_length,
-        "splice_special": config.splice_special,
-    }
-
-
-def committed(bucket: Bucket, job: Job, settings: dict) -> Evaluation | None:
-    """The evaluation of a checkpoint, if it was done with these settings."""
-    path = SaeLayout(job.root).checkpoint(job.step).metrics
-    if not bucket.exists(path):
-        return None
-    evaluation = Evaluation.read(bucket, path)
-    return evaluation if evaluation.settings == settings else None
 
 
 def load_text(

@@ -12,7 +12,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from scopemill.evaluator.fidelity.results import Evaluation, Result, last_steps
-from scopemill.evaluator.report.figures import fidelity_figure, frequency_figure, frontiers, in_order, to_svg, training_figure
+from scopemill.evaluator.report.figures import fidelity_figure, frequency_figure, frontiers, to_svg, training_figure
+from scopemill.evaluator.report.panels import in_order
 from scopemill.proto.layout import width_label
 from scopemill.trainer.training.history import Row
 

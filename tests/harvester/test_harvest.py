@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scopemill.harvester import actor
 from scopemill.harvester.actor import Harvester
-from scopemill.harvester.calibration import load_sequences
 from scopemill.harvester.config import CorpusConfig, HarvestConfig
 from scopemill.harvester.shard import write_shard
 from scopemill.harvester.task import HarvestTask, identity
+from scopemill.harvester.text.packed_text import load_sequences
 from scopemill.proto import metrics
 from scopemill.proto.dataset import committed_shards, read_commit, read_manifest, vector
 from scopemill.proto.errors import Conflict, CorpusError, Stopped

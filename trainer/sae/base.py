@@ -18,7 +18,7 @@ from scopemill.trainer.sae.activations.base import Activation
 from scopemill.trainer.sae.skip import Skip
 from scopemill.trainer.sparse.codes import Codes, DenseCodes, DensePre, Pre, SparsePre, missed
 from scopemill.trainer.sparse.entries import EncodeAt, Entries
-from scopemill.trainer.sparse.kernels.base import backend_for
+from scopemill.trainer.sparse.kernels.select import backend_for
 
 LAYER_NORM_EPSILON = 1e-5
 DRAWN_ROWS = 4096  # of weights at a time, where a part keeps some of them

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from scopemill.trainer.sparse.kernels.base import Backend, Columns, backend_for, offsets
+from scopemill.trainer.sparse.kernels.base import Backend, Columns, offsets
+from scopemill.trainer.sparse.kernels.select import backend_for
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.sae.base import Losses, Sae
-from scopemill.trainer.sparse.kernels.base import backend_for, moments
+from scopemill.trainer.sparse.kernels.base import moments
+from scopemill.trainer.sparse.kernels.select import backend_for
 from scopemill.trainer.training.history import History, Row
 from scopemill.trainer.training.optimizer import Optimizer
 from scopemill.trainer.training.resampling import due, resample
@@ -156,8 +157,3 @@ class _Interval:
             waiting_share=min(1.0, (waited - self._waited) / seconds),
             **known,
         )
-
-
-def side_by_side(rows: list[torch.Tensor]) -> torch.Tensor:
-    """Rows of several hooks [B, d] each, as one [B, sum of d]."""
-    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)

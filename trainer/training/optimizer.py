@@ -7,7 +7,8 @@ from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.parallel.shards import is_cut
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sparse.entries import Term
-from scopemill.trainer.sparse.kernels.base import Adam, backend_for
+from scopemill.trainer.sparse.kernels.base import Adam
+from scopemill.trainer.sparse.kernels.select import backend_for
 
 
 class Optimizer:

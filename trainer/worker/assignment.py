@@ -9,7 +9,6 @@ from scopemill.proto import wire
 from scopemill.proto.dataset import HookStats
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Port, Wiring
-from scopemill.trainer.training.loop import side_by_side
 
 Batch = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -50,3 +49,8 @@ class Assignment:
     def view(self) -> View:
         wiring = self.wiring
         return View(tuple(port.scale / port.unit(self.config) for port in wiring.inputs + wiring.targets), len(wiring.inputs))
+
+
+def side_by_side(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Rows of several hooks [B, d] each, as one [B, sum of d]."""
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)

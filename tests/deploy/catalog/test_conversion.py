@@ -14,7 +14,7 @@ from support.finished_saes import MLP_IN, MLP_OUT, RESID, F, finished_sae, same_
 from support.hub_server import running_hub
 
 from scopemill.deploy.catalog.conversion import convert, import_tree
-from scopemill.deploy.catalog.publish import pull
+from scopemill.deploy.catalog.pull import pull
 from scopemill.deploy.progress import Reporter
 from scopemill.evaluator.fidelity.results import Evaluation, Histogram, Result
 from scopemill.proto.errors import Conflict, InputError, SaeFormatError

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from scopemill.deploy.orchestrator.schedule import Entry, Schedule, streams_at_once
+from scopemill.deploy.orchestrator.schedule import Schedule
+from scopemill.deploy.plan.cohorts import Entry, streams_at_once
 
 
 def entries(**sizes: int) -> list[Entry]:

@@ -13,10 +13,10 @@ from support.tiny_sweep import planned, quiet
 from scopemill.deploy.catalog.listing import stopped_early
 from scopemill.deploy.catalog.status import read_status, status_table
 from scopemill.deploy.orchestrator.driver import SweepDriver
-from scopemill.deploy.orchestrator.early_stopping import read_stopped
 from scopemill.deploy.orchestrator.halving import Halving, Point
 from scopemill.deploy.orchestrator.pool import Pool
 from scopemill.deploy.orchestrator.training import Training
+from scopemill.deploy.plan.stopped import read_stopped
 from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.deploy.progress import Reporter
 from scopemill.proto.errors import ScopemillError

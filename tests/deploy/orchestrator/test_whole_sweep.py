@@ -15,7 +15,8 @@ from support import tiny_sweep
 from support.tiny_sweep import planned, quiet
 
 from scopemill.deploy.catalog.listing import finished_entries
-from scopemill.deploy.catalog.publish import publish, pull
+from scopemill.deploy.catalog.publish import publish
+from scopemill.deploy.catalog.pull import pull
 from scopemill.deploy.catalog.status import read_status, watch
 from scopemill.deploy.orchestrator.driver import SweepDriver
 from scopemill.deploy.plan.sweep_plan import SweepPlan

@@ -13,12 +13,14 @@ from support.sae_reference import quick
 
 from scopemill.evaluator.config import EvaluationConfig
 from scopemill.evaluator.fidelity import actor
-from scopemill.evaluator.fidelity.actor import Evaluator, Job, committed, settings_of
+from scopemill.evaluator.fidelity.actor import Evaluator
+from scopemill.evaluator.fidelity.jobs import Job, committed, settings_of
 from scopemill.evaluator.fidelity.measure import LOG_FREQUENCY_EDGES, EvaluationText, Moments, _histogram, measure, measure_baseline
 from scopemill.evaluator.fidelity.results import Evaluation
-from scopemill.harvester.calibration import save_sequences
 from scopemill.harvester.config import ModelConfig
-from scopemill.harvester.language_model.model import LanguageModel, load_tokenizer
+from scopemill.harvester.language_model.card import load_tokenizer
+from scopemill.harvester.language_model.model import LanguageModel
+from scopemill.harvester.text.packed_text import save_sequences
 from scopemill.harvester.text.packing import Sequences
 from scopemill.proto.errors import Stopped
 from scopemill.proto.hooks import Hook

@@ -8,7 +8,8 @@ import matplotlib
 import pytest
 
 from scopemill.evaluator.fidelity.results import Evaluation, Histogram, Result
-from scopemill.evaluator.report.figures import columns_for, fidelity_figure, frequency_figure, frontiers, in_order, save, training_figure
+from scopemill.evaluator.report.figures import fidelity_figure, frequency_figure, frontiers, save, training_figure
+from scopemill.evaluator.report.panels import columns_for, in_order
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.training.history import Row
 

@@ -18,7 +18,8 @@ from transformers import (
 
 from scopemill.deploy.demo.run import MODEL
 from scopemill.harvester.config import ModelConfig
-from scopemill.harvester.language_model.model import LanguageModel, describe
+from scopemill.harvester.language_model.card import describe
+from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.proto.hooks import Hook
 
 SIZES = dict(vocab_size=2048, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64)

@@ -13,7 +13,7 @@ from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.kernels import backend, numba_loops
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sparse.entries import Entries, scan
-from scopemill.trainer.sparse.kernels.base import backend_for
+from scopemill.trainer.sparse.kernels.select import backend_for
 from scopemill.trainer.training.history import History
 from scopemill.trainer.training.loop import DENSE_ABOVE, SPARSE_BELOW, Loop
 from scopemill.trainer.training.optimizer import Optimizer
@@ -230,7 +230,7 @@ def test_a_step_leaves_torch_the_threads_that_it_was_given():
     code = """
 import torch
 torch.set_num_threads(1)
-from scopemill.trainer.sparse.kernels.base import backend_for
+from scopemill.trainer.sparse.kernels.select import backend_for
 backend_for(torch.zeros(1)).begin_step()
 backend_for(torch.zeros(1)).moments(torch.ones(8, 4))
 print(torch.get_num_threads())

@@ -15,7 +15,7 @@ from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.sae.activations.base import Activation
 from scopemill.trainer.sparse.codes import Codes, Pre, SparsePre
 from scopemill.trainer.sparse.entries import Entries
-from scopemill.trainer.sparse.kernels.base import backend_for
+from scopemill.trainer.sparse.kernels.select import backend_for
 
 
 class TopK(Activation):

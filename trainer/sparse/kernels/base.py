@@ -7,8 +7,6 @@ that is repeated gives the same bits.
 """
 
 from abc import ABC, abstractmethod
-from functools import cache
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -116,25 +114,6 @@ class Backend(ABC):
         self, gradients: torch.Tensor, weights: torch.Tensor, moments: torch.Tensor, updated: torch.Tensor, adam: Adam
     ) -> None:
         """The same for gradients [F, d] of every row, which it may overwrite."""
-
-
-def backend_for(example: torch.Tensor) -> Backend | None:
-    """What takes the sparse way with tensors like this one; None where training has to stay dense."""
-    return _backend_on(example.device.type) if example.dtype == torch.float32 else None
-
-
-@cache
-def _backend_on(device: str) -> Backend | None:
-    # Both libraries are optional, and one that is not used takes its second to import all the same.
-    if device == "cpu" and find_spec("numba"):
-        from scopemill.trainer.sparse.kernels.numba_backend import NumbaBackend
-
-        return NumbaBackend()
-    if device == "cuda" and find_spec("triton"):
-        from scopemill.trainer.sparse.kernels.triton_backend import TritonBackend
-
-        return TritonBackend()
-    return None
 
 
 def moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

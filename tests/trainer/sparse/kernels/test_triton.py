@@ -8,8 +8,9 @@ import torch
 from support.sparse_kinds import make
 
 from scopemill.trainer.kernels import backend as seam
-from scopemill.trainer.sparse.kernels.base import Adam, Backend, Columns, Found, backend_for, offsets
+from scopemill.trainer.sparse.kernels.base import Adam, Backend, Columns, Found, offsets
 from scopemill.trainer.sparse.kernels.numba_backend import NumbaBackend
+from scopemill.trainer.sparse.kernels.select import backend_for
 from scopemill.trainer.training.history import History
 from scopemill.trainer.training.loop import Loop
 

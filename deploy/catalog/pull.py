@@ -1,0 +1,61 @@
+"""Copy finished SAEs out of a bucket, in a format."""
+
+import json
+
+from scopemill.deploy.catalog.listing import finished_folders
+from scopemill.evaluator.fidelity.results import Evaluation
+from scopemill.proto.errors import InputError
+from scopemill.proto.layout import SaeLayout
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.trainer.formats import read_finished, write_finished
+from scopemill.trainer.formats.gemma_scope_paths import GENERATION_1
+
+
+def pull(source: str, destination: str, pattern: str = "*", word: str = "saelens") -> list[str]:
+    """Copy finished SAEs whose folder below ``saes/`` matches a pattern, in a format; returns their folders at the destination.
+
+    SAELens' folders are copied as they are, with what was measured; what lies there already is not written again. InputError if
+    nothing matches, or if the format cannot hold one.
+    """
+    bucket, target = Bucket(source), Bucket(destination)
+    chosen = finished_folders(bucket, pattern)
+    target.check_writable()
+    if word == "saelens":
+        return [_copied(bucket, SaeLayout(folder), target) for folder in chosen]
+    if word == "gemma-scope":
+        return _converted(bucket, chosen, target)
+    raise InputError(f"format {word!r} is not pulled: there are saelens and gemma-scope")
+
+
+def _copied(bucket: Bucket, layout: SaeLayout, target: Bucket) -> str:
+    for path in (layout.weights, layout.metrics, layout.provenance, layout.history, layout.config):  # cfg.json last: then it is whole
+        if bucket.exists(path):
+            data = bucket.read(path)
+            copy = path.removeprefix("saes/")
+            if not target.exists(copy) or target.read(copy) != data:
+                target.write(copy, data)
+    return layout.root.removeprefix("saes/")
+
+
+def _converted(bucket: Bucket, folders: list[str], target: Bucket) -> list[str]:
+    """Gemma Scope's paths are named by L0, so each SAE has to have been measured, and two of one hook may not have the same."""
+    l0s = [_l0(bucket, SaeLayout(folder)) for folder in folders]
+    paths: dict[str, str] = {}
+    for folder, l0 in zip(folders, l0s, strict=True):
+        finished = read_finished(bucket.place(folder))
+        path = GENERATION_1.path_of(finished, l0)
+        if path in paths:
+            raise InputError(f"{paths[path]} and {folder} would both go to {path}: choose one with --match")
+        write_finished(target.place(path), "gemma-scope", finished)
+        paths[path] = folder
+    return list(paths)
+
+
+def _l0(bucket: Bucket, layout: SaeLayout) -> str:
+    """The L0 that was measured, or that an imported SAE came with."""
+    if bucket.exists(layout.metrics):
+        return str(round(Evaluation.read(bucket, layout.metrics).result.l0))
+    l0 = json.loads(bucket.read(layout.config)).get("metadata", {}).get("l0")
+    if l0 is None:
+        raise InputError(f"{bucket.place(layout.root)} has no metrics.json: evaluate it first, Gemma Scope's paths are named by L0")
+    return str(l0)
