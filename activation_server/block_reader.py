@@ -15,7 +15,7 @@ from scopemill.proto.dataset import ArraySpec, ShardCommit, wrong_bytes, wrong_s
 from scopemill.proto.errors import CorruptObject
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.proto.storage.checksums import twice
+from scopemill.proto.storage.checksums import retry_corrupt_read
 
 AT_ONCE = 4  # blocks in one read: together they stay in a core's cache until they are checked
 
@@ -89,7 +89,7 @@ class BlockLane:
                     raise wrong_bytes(self._place)
 
         try:
-            twice(read)
+            retry_corrupt_read(read)
         except CorruptObject:
             self.close()  # whoever mends the object puts another file in its place
             raise

@@ -13,7 +13,7 @@ from scopemill.harvester.task import HarvestTask
 from scopemill.harvester.text.packed_text import load_sequences
 from scopemill.harvester.text.packing import Sequences, rows_of
 from scopemill.proto.dataset import DatasetManifest, HookStats, pack_vector, read_manifest
-from scopemill.proto.storage.checksums import sealed_record
+from scopemill.proto.storage.checksums import checksummed_record
 
 CALIBRATION_SHARDS = 64  # at most: reading every packed bucket of a large corpus would take longer than the model
 
@@ -59,7 +59,7 @@ def calibrate(task: HarvestTask, lm: LanguageModel, shards: int) -> DatasetManif
         seed=harvest.seed,
         calibration_rows=count,
     )
-    task.bucket.create(task.layout.manifest, sealed_record(manifest.model_dump(mode="json")))
+    task.bucket.create(task.layout.manifest, checksummed_record(manifest.model_dump(mode="json")))
     return read_manifest(task.bucket, task.dataset)
 
 

@@ -21,7 +21,7 @@ from scopemill.proto.dataset import (
 )
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.proto.storage.checksums import sealed_record
+from scopemill.proto.storage.checksums import checksummed_record
 
 SUM_VALUES = 2**18  # of a block, 2 MiB in float64: fits a core's cache
 
@@ -106,7 +106,7 @@ def write_shard(bucket: Bucket, shard: int, buffers: ShardBuffers, dropped_outli
         checksums=checksums,
         blocks=blocks,
     )
-    bucket.create(layout.commit(shard), sealed_record(commit.model_dump(mode="json")))
+    bucket.create(layout.commit(shard), checksummed_record(commit.model_dump(mode="json")))
     return commit
 
 

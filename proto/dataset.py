@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from scopemill.proto.errors import Conflict, CorruptObject, MissingObject
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.storage.bucket import Bucket, Bytes
-from scopemill.proto.storage.checksums import read_record, twice
+from scopemill.proto.storage.checksums import read_record, retry_corrupt_read
 
 FORMAT = 3  # of a dataset: 1 had no checksums of blocks, 2 blocks of any number of rows
 # A chunk of 32 MiB is large enough for object storage and small enough that K shards are read side by side.
@@ -217,7 +217,7 @@ def read_chunk(bucket: Bucket, folder: str, spec: ArraySpec, index: int, committ
     A missing object is an error (zarr would read zeros), and so are wrong bytes: CorruptObject names the object.
     """
     path = f"{folder}/{spec.chunk_key(index)}"
-    return twice(lambda: _read_chunk(bucket, path, spec, committed_crc, buffer))
+    return retry_corrupt_read(lambda: _read_chunk(bucket, path, spec, committed_crc, buffer))
 
 
 def _read_chunk(bucket: Bucket, path: str, spec: ArraySpec, committed_crc: int, buffer: memoryview) -> np.ndarray:

@@ -13,7 +13,7 @@
     │   └── Conflict          something else already lies where this would be written
     ├── WireError             a message that breaks the protocol
     ├── ServerGone            the activation server cannot be reached any more
-    ├── PartLost              a process that holds other latents of the same SAE is gone
+    ├── RankLost              a process that holds other latents of the same SAE is gone
     └── Stopped               asked to stop; everything committed is kept
 
 Each takes one sentence for people, so each survives pickling between actors as it is.
@@ -72,7 +72,7 @@ class ServerGone(ScopemillError):
     pass
 
 
-class PartLost(ScopemillError):
+class RankLost(ScopemillError):
     pass
 
 

@@ -126,7 +126,7 @@ def status(
     watch: Annotated[bool, typer.Option(help="Stay, and show it anew until every SAE is finished.")] = False,
 ):
     """What of a sweep is done, read from its bucket."""
-    from scopemill.deploy import status as status_of
+    from scopemill.deploy.catalog import status as status_of
 
     planned = _plan(file, set)
     if watch:

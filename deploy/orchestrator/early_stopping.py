@@ -7,7 +7,7 @@ from scopemill.deploy.orchestrator.halving import Halving, Point, Verdict
 from scopemill.deploy.plan.stopped import Stopped, read_stopped
 from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae
 from scopemill.proto.layout import SweepLayout
-from scopemill.proto.storage.checksums import read_record, sealed_record
+from scopemill.proto.storage.checksums import checksummed_record, read_record
 from scopemill.trainer.training.history import History, Row
 
 
@@ -52,7 +52,7 @@ class EarlyStopping:
         for verdict in self._halving.verdicts():
             for name, by in verdict.stopped.items():
                 stopped = Stopped(verdict.step, *verdict.points[name], list(by))
-                self._bucket.write(self._saes[name].layout.stopped, sealed_record(asdict(stopped)))
+                self._bucket.write(self._saes[name].layout.stopped, checksummed_record(asdict(stopped)))
                 told[name] = stopped.why
             self._keep(verdict)
         return told
@@ -66,4 +66,4 @@ class EarlyStopping:
     def _keep(self, verdict: Verdict) -> None:
         """That a rung is decided is kept too: who goes on because somebody deleted ``stopped.json`` is not stopped there again."""
         self._verdicts.append(asdict(verdict))
-        self._bucket.write(self._record, sealed_record({"verdicts": self._verdicts}))
+        self._bucket.write(self._record, checksummed_record({"verdicts": self._verdicts}))

@@ -18,7 +18,7 @@ from scopemill.proto.dataset import DatasetManifest, RollingRecord, committed_sh
 from scopemill.proto.errors import InputError
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.proto.storage.checksums import sealed_record
+from scopemill.proto.storage.checksums import checksummed_record
 from scopemill.trainer.training import checkpoint
 
 LOOK_SECONDS = 1.0  # between looks for new checkpoints
@@ -108,7 +108,7 @@ def check_all_fit(plan: Pass, trainers: int) -> None:
 
 def announce(bucket: Bucket, dataset: str, low: int) -> None:
     """Tell readers that the dataset is in rolling mode, and that positions before ``low`` are gone."""
-    bucket.write(DatasetLayout(dataset).rolling, sealed_record(RollingRecord(low=low).model_dump()))
+    bucket.write(DatasetLayout(dataset).rolling, checksummed_record(RollingRecord(low=low).model_dump()))
 
 
 def remove_shard(bucket: Bucket, dataset: str, shard: int) -> None:

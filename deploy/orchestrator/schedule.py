@@ -72,9 +72,9 @@ class Schedule:
             self.endings[name] = Ending("stopped", self.tries[name], why)
         return entry is not None
 
-    def failed(self, name: str, why: str, may_pass: bool) -> bool:
-        """A try failed; ``may_pass``: another may go better. Returns whether it will be tried again."""
-        if not may_pass or self.tries[name] > self._retries:
+    def failed(self, name: str, why: str, is_transient: bool) -> bool:
+        """A try failed; ``is_transient``: another may go better. Returns whether it will be tried again."""
+        if not is_transient or self.tries[name] > self._retries:
             self._end(name, "failed", why)
             return False
         self._waiting.append(self.training.pop(name))

@@ -22,7 +22,7 @@ from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae, entries
 from scopemill.deploy.progress import Reporter
 from scopemill.proto import metrics
 from scopemill.proto.dataset import DatasetManifest
-from scopemill.proto.errors import Conflict, InputError, PartLost, ScopemillError
+from scopemill.proto.errors import Conflict, InputError, RankLost, ScopemillError
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer.training import checkpoint
 from scopemill.trainer.worker.actor import TrainerActor
@@ -57,9 +57,9 @@ class Group:
 
     def ended(self) -> dict[str, Outcome]:
         """How it went with each SAE, once all calls have returned. For a leader that was left alone the first who left it says why."""
-        why = next((error for error in self.errors if not isinstance(error, PartLost)), next(iter(self.errors), None))
+        why = next((error for error in self.errors if not isinstance(error, RankLost)), next(iter(self.errors), None))
         found = {name: self.outcomes.get(name, why) for name in self.names}
-        return {name: why if why and isinstance(outcome, PartLost) else outcome for name, outcome in found.items()}
+        return {name: why if why and isinstance(outcome, RankLost) else outcome for name, outcome in found.items()}
 
 
 class Training:
@@ -224,7 +224,7 @@ class Training:
     def _failed(self, name: str, error: ScopemillError) -> None:
         if name in self._leaving:
             self._schedule.stopped(name, self._leaving[name])
-        elif self._schedule.failed(name, str(error), may_pass=not isinstance(error, (InputError, Conflict))):
+        elif self._schedule.failed(name, str(error), is_transient=not isinstance(error, (InputError, Conflict))):
             self._reporter.say(f"{name} will be tried again after the others: {error}")
         else:
             self._stopping.failed(name)

@@ -10,7 +10,7 @@ import pyarrow.parquet as parquet
 
 from scopemill.proto.layout import SweepLayout
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.proto.storage.checksums import read_record, sealed_record
+from scopemill.proto.storage.checksums import checksummed_record, read_record
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Evaluation:
     settings: dict  # of the evaluation: another setting is another evaluation
 
     def sealed(self) -> bytes:
-        return sealed_record(asdict(self))
+        return checksummed_record(asdict(self))
 
     @staticmethod
     def read(bucket: Bucket, path: str) -> "Evaluation":

@@ -13,7 +13,7 @@ from scopemill.harvester.text import corpus as corpora
 from scopemill.harvester.text.packing import Sequences, buckets, sequences
 from scopemill.proto.errors import CorpusError
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.proto.storage.checksums import read_record, read_tensors, sealed_record, sealed_tensors
+from scopemill.proto.storage.checksums import checksummed_record, checksummed_tensors, read_record, read_tensors
 
 TOKENIZER_BATCH = 256  # documents at once: the tokenizer works on them in parallel
 
@@ -51,12 +51,12 @@ def pack_corpus(task: HarvestTask) -> int:
         raise CorpusError(
             f"corpus {corpus.source!r} is shorter than one shard: lower harvest.rows_per_shard ({harvest.rows_per_shard}) or give more text"
         )
-    bucket.create(layout.packing, sealed_record({"shards": shards, "identity": task.text_identity}))
+    bucket.create(layout.packing, checksummed_record({"shards": shards, "identity": task.text_identity}))
     return shards
 
 
 def save_sequences(bucket: Bucket, path: str, block: Sequences) -> None:
-    bucket.write(path, *sealed_tensors(safetensors.numpy.save({name: np.ascontiguousarray(x) for name, x in vars(block).items()})))
+    bucket.write(path, *checksummed_tensors(safetensors.numpy.save({name: np.ascontiguousarray(x) for name, x in vars(block).items()})))
 
 
 def load_sequences(bucket: Bucket, path: str) -> Sequences:

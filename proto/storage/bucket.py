@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from scopemill.proto import metrics
 from scopemill.proto.errors import InputError, MissingObject, StorageError
-from scopemill.proto.storage.retry import patiently
+from scopemill.proto.storage.retry import retry
 
 Bytes = bytes | bytearray | memoryview
 T = TypeVar("T")
@@ -219,7 +219,7 @@ class Bucket:
         """The attempt's result on the object's full path, with patience; else one of our errors."""
         full = self._full(path)
         with self._errors(verb, path):
-            return patiently(lambda: attempt(full), metrics.STORE_RETRIES.labels(verb).inc)
+            return retry(lambda: attempt(full), metrics.STORE_RETRIES.labels(verb).inc)
 
     @contextmanager
     def _errors(self, verb: str, path: str) -> Iterator[None]:

@@ -19,7 +19,7 @@ _LENGTH = 8  # bytes that say how long safetensors' header is
 T = TypeVar("T")
 
 
-def sealed_tensors(data: bytes) -> tuple[Bytes, Bytes]:
+def checksummed_tensors(data: bytes) -> tuple[Bytes, Bytes]:
     """The parts of a safetensors object that carries its checksum, from one that does not."""
     header, body = _parts(data)
     text = json.dumps({"__metadata__": {SEAL: _checksum(header, body)}} | header, separators=(",", ":")).encode()
@@ -27,7 +27,7 @@ def sealed_tensors(data: bytes) -> tuple[Bytes, Bytes]:
     return len(text).to_bytes(_LENGTH, "little") + text, body
 
 
-def sealed_record(fields: dict[str, Any]) -> bytes:
+def checksummed_record(fields: dict[str, Any]) -> bytes:
     """A JSON object with its checksum as one field more."""
     return json.dumps(fields | {SEAL: _checksum(fields)}, indent=1).encode()
 
@@ -46,7 +46,7 @@ def read_tensors(bucket: Bucket, path: str) -> bytes:
             raise _corrupt(bucket.place(path))
         return data
 
-    return twice(read)
+    return retry_corrupt_read(read)
 
 
 def read_record(bucket: Bucket, path: str) -> dict[str, Any]:
@@ -62,10 +62,10 @@ def read_record(bucket: Bucket, path: str) -> dict[str, Any]:
             raise _corrupt(bucket.place(path))
         return fields
 
-    return twice(read)
+    return retry_corrupt_read(read)
 
 
-def twice(read: Callable[[], T]) -> T:
+def retry_corrupt_read(read: Callable[[], T]) -> T:
     """What is read; once more if it is corrupt, for it may have been damaged on its way while what lies in the store is whole."""
     try:
         return read()

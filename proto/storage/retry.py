@@ -21,14 +21,14 @@ _PASSING = {
 _PASSING_NAMES = {"ConnectionError", "HTTPClientError", "ResponseStreamingError", "ClientConnectionError", "ClientPayloadError"}
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether the same request may succeed later: throttling, timeouts and broken connections, but no refusal and no full disk."""
     if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in _PASSING):
         return True
     return bool(_PASSING_NAMES & {kind.__name__ for kind in type(error).__mro__})
 
 
-def patiently(attempt: Callable[[], T], note_retry: Callable[[], None]) -> T:
+def retry(attempt: Callable[[], T], note_retry: Callable[[], None]) -> T:
     """The attempt's result; its last error once that cannot pass or the deadline is near."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     for tries in count():
@@ -37,7 +37,7 @@ def patiently(attempt: Callable[[], T], note_retry: Callable[[], None]) -> T:
         except Exception as error:
             # Jitter: many clients that were turned away together must not come back together.
             pause = random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, FIRST_PAUSE * 2**tries)
-            if not may_pass(error) or time.monotonic() + pause > deadline:
+            if not is_transient(error) or time.monotonic() + pause > deadline:
                 raise
         note_retry()
         time.sleep(pause)

@@ -21,7 +21,7 @@ from scopemill.proto.dataset import STORED_DTYPES, DatasetManifest
 from scopemill.proto.errors import CorruptObject, MissingObject, Stopped, StorageError
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.proto.storage.checksums import sealed_record
+from scopemill.proto.storage.checksums import checksummed_record
 from scopemill.proto.wire import StreamSpec
 
 A, B = "blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"
@@ -327,7 +327,7 @@ def test_a_closed_reader_leaves_no_thread(bucket, small_chunks, whole_chunks):
 
 
 def roll(bucket: Bucket, low: int) -> None:
-    bucket.write(DatasetLayout("synthetic").rolling, sealed_record({"low": low}))
+    bucket.write(DatasetLayout("synthetic").rolling, checksummed_record({"low": low}))
 
 
 def withheld(bucket: Bucket, shard: int) -> Callable[[], None]:

@@ -28,7 +28,7 @@ from scopemill.proto.errors import Conflict, CorpusError, Stopped
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.proto.storage.checksums import sealed_record
+from scopemill.proto.storage.checksums import checksummed_record
 
 HOOKS = (Hook(1, "resid_post"), Hook(3, "mlp_out"), Hook(4, "attn_z"))
 LAYOUT = DatasetLayout("tiny")
@@ -423,7 +423,7 @@ def test_a_row_above_the_limit_of_any_one_hook_is_dropped(filtered, reference, e
         hooks.append(hook.model_copy(update={"norm_limit": limit}))
     for name in above:
         assert above[name] - set().union(*(above[other] for other in above if other != name)), "each has rows that only it drops"
-    filtered.bucket.write(LAYOUT.manifest, sealed_record(manifest.model_copy(update={"hooks": tuple(hooks)}).model_dump(mode="json")))
+    filtered.bucket.write(LAYOUT.manifest, checksummed_record(manifest.model_copy(update={"hooks": tuple(hooks)}).model_dump(mode="json")))
     harvester.harvest(0)
     kept = [place for place in block if place not in set().union(*above.values())]
     assert len(kept) > ROWS

@@ -33,7 +33,7 @@ from scopemill.proto.dataset import (
 from scopemill.proto.errors import Conflict, CorruptObject, MissingObject, StorageError
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.proto.storage.checksums import sealed_record
+from scopemill.proto.storage.checksums import checksummed_record
 
 HOOKS = {"blocks.0.hook_resid_post": 8, "blocks.3.attn.hook_z": 12}
 ROWS = 60
@@ -336,7 +336,7 @@ UNREADABLE = [
 
 @pytest.mark.parametrize(("change", "named"), UNREADABLE)
 def test_a_manifest_that_cannot_be_understood_is_answered_with_its_place_and_field(bucket, manifest, change, named):
-    bucket.write(LAYOUT.manifest, sealed_record(manifest.model_dump(mode="json") | change))
+    bucket.write(LAYOUT.manifest, checksummed_record(manifest.model_dump(mode="json") | change))
     with pytest.raises(CorruptObject) as caught:
         read_manifest(bucket, "synthetic")
     assert bucket.place(LAYOUT.manifest) in str(caught.value)
@@ -383,7 +383,7 @@ def filled(buffers: ShardBuffers, value: float) -> ShardBuffers:
 
 
 def test_a_dataset_of_another_format_says_what_to_do(bucket, manifest):
-    bucket.write(LAYOUT.manifest, sealed_record(manifest.model_dump(mode="json") | {"format": 1}))
+    bucket.write(LAYOUT.manifest, checksummed_record(manifest.model_dump(mode="json") | {"format": 1}))
     with pytest.raises(CorruptObject, match="has format 1, and this version reads format 3 only: harvest it anew under another name"):
         read_manifest(bucket, "synthetic")
 

@@ -7,7 +7,7 @@ from scopemill.harvester.shard import ShardBuffers, write_shard
 from scopemill.proto.dataset import DatasetManifest, HookStats, pack_vector
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.proto.storage.checksums import sealed_record
+from scopemill.proto.storage.checksums import checksummed_record
 
 
 def make_dataset(
@@ -29,7 +29,7 @@ def make_dataset(
         hooks=tuple(HookStats(name=h, d=d, scale=1.0, mean=pack_vector(np.zeros(d)), norm_limit=None) for h, d in hooks.items()),
         rows_per_shard=rows, shards=shards, seed=seed, calibration_rows=rows,
     )  # fmt: skip
-    bucket.create(DatasetLayout(name).manifest, sealed_record(manifest.model_dump(mode="json")))
+    bucket.create(DatasetLayout(name).manifest, checksummed_record(manifest.model_dump(mode="json")))
     generator = torch.Generator().manual_seed(seed)
     for shard in range(shards):
         buffers = ShardBuffers(manifest)

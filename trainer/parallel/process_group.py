@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.distributed import ProcessGroupGloo, ReduceOp, TCPStore
 
-from scopemill.proto.errors import PartLost
+from scopemill.proto.errors import RankLost
 
 JOIN = timedelta(seconds=120)  # for all of a circle to come
 # For a tensor to come: the leader may wait long for data. Who dies is known by its closed connection, a lost node by Ray.
@@ -20,7 +20,7 @@ PATIENCE = timedelta(days=7)
 
 
 class Circle:
-    """Of ``size`` processes, the one of ``rank`` 0 leads. All call the same methods in the same order; PartLost if one is gone."""
+    """Of ``size`` processes, the one of ``rank`` 0 leads. All call the same methods in the same order; RankLost if one is gone."""
 
     def __init__(self, store: TCPStore, host: str, rank: int, size: int, device: torch.device):
         self.rank, self.size, self.device = rank, size, device
@@ -102,4 +102,4 @@ def _told(work: Callable[[], Any]) -> Any:
         return work()
     except RuntimeError as error:
         why = str(error).splitlines()[0]
-        raise PartLost(f"a process that holds other latents of this SAE is gone or was never there: {why}") from error
+        raise RankLost(f"a process that holds other latents of this SAE is gone or was never there: {why}") from error

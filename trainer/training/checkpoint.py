@@ -18,7 +18,7 @@ from scopemill.proto.errors import Conflict, SaeFormatError
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage import checksums as seal
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.proto.storage.checksums import sealed_record, sealed_tensors
+from scopemill.proto.storage.checksums import checksummed_record, checksummed_tensors
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Shape, Wiring
 from scopemill.trainer.parallel.shards import Part
@@ -60,9 +60,9 @@ def save(bucket: Bucket, layout: SaeLayout, wiring: Wiring, loop: Loop) -> None:
     place = layout.checkpoint(record.step)
     older = [step for step in steps_of(bucket, layout) if step < record.step]
     part = loop.sae.part
-    bucket.write(place.weights, *sealed_tensors(safetensors.torch.save(part.gathered(loop.sae.state_dict()))))
-    bucket.write(place.optimizer, *sealed_tensors(safetensors.torch.save(part.gathered(loop.state()))))
-    bucket.create(place.record, sealed_record(vars(record)))
+    bucket.write(place.weights, *checksummed_tensors(safetensors.torch.save(part.gathered(loop.sae.state_dict()))))
+    bucket.write(place.optimizer, *checksummed_tensors(safetensors.torch.save(part.gathered(loop.state()))))
+    bucket.create(place.record, checksummed_record(vars(record)))
     for step in older:
         bucket.remove(layout.checkpoint(step).optimizer)
 

@@ -8,7 +8,7 @@ import torch
 
 from scopemill.proto import metrics
 from scopemill.proto.config import LOOPBACK
-from scopemill.proto.errors import PartLost
+from scopemill.proto.errors import RankLost
 from scopemill.proto.memory import keep_freed_memory
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.parallel.process_group import Meeting, join
@@ -59,7 +59,7 @@ class Trainer:
         """``run`` an SAE whose latents are divided over so many processes, which meet at this one's ``address``."""
         meeting, self._meeting = self._meeting, None
         if meeting is None or meeting.address != address:
-            raise PartLost(f"the process that was to lead {assignment.name} at {address} died before it began")
+            raise RankLost(f"the process that was to lead {assignment.name} at {address} died before it began")
         with meeting.circle(parts, self._device) as circle:
             run = Run(self._bucket, [assignment], self._device, Share(circle, assignment.config.width))
             self._take(run)

@@ -15,7 +15,7 @@ from scopemill.trainer.worker.initialization import new_sae
 
 
 def follow(assignment: Assignment, part: Share, device: torch.device) -> Loop:
-    """Do what the leader says until it says that it is over; the loop as it then is. PartLost if it says nothing any more."""
+    """Do what the leader says until it says that it is over; the loop as it then is. RankLost if it says nothing any more."""
     word, step = part.told()
     assert word is Word.BEGIN
     loop = _begun(assignment, step, part, device)

@@ -87,12 +87,12 @@ def test_a_wide_sae_takes_its_slots_alone_and_cohorts_are_cut_by_slots():
 def test_what_failed_is_tried_again_after_all_others_and_only_if_that_may_help():
     schedule = Schedule(entries(a=2, b=1, c=1), at_once=2, streams=2, retries=1)
     schedule.start(2)
-    assert schedule.failed("a0", "the process died", may_pass=True)
-    assert not schedule.failed("a1", "bad input", may_pass=False)
+    assert schedule.failed("a0", "the process died", is_transient=True)
+    assert not schedule.failed("a1", "bad input", is_transient=False)
     assert schedule.start(2) == [names("b", 0), names("c", 0)]
     schedule.finished("b0")
     assert schedule.start(1) == [names("a", 0)]
-    assert not schedule.failed("a0", "the process died again", may_pass=True)
+    assert not schedule.failed("a0", "the process died again", is_transient=True)
     schedule.stopped("c0", "dominated")
     assert schedule.done
     told = {name: (ending.state, ending.tries, ending.why) for name, ending in schedule.endings.items()}
@@ -195,7 +195,7 @@ class Sweep(RuleBasedStateMachine):
             self.ended[name] = how
         else:
             self.failures[name] += 1
-            again = self.schedule.failed(name, "a reason", may_pass=how == "lost")
+            again = self.schedule.failed(name, "a reason", is_transient=how == "lost")
             assert again == (how == "lost" and self.failures[name] <= self.retries)
             if not again:
                 self.ended[name] = "failed"

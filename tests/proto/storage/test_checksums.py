@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scopemill.proto.errors import CorruptObject
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.proto.storage.checksums import read_record, read_tensors, sealed_record, sealed_tensors
+from scopemill.proto.storage.checksums import checksummed_record, checksummed_tensors, read_record, read_tensors
 
 TENSORS = {
     "a": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -19,7 +19,7 @@ TENSORS = {
     "odd": np.arange(7, dtype=np.uint8),
 }
 RECORD = {"step": 500, "scale": 0.1 + 0.2, "not a number": float("nan"), "nested": {"z": [1, 2.5, None], "a": "é\n"}}
-OBJECT = b"".join(map(bytes, sealed_tensors(safetensors.numpy.save(TENSORS))))
+OBJECT = b"".join(map(bytes, checksummed_tensors(safetensors.numpy.save(TENSORS))))
 
 
 @pytest.fixture
@@ -73,13 +73,13 @@ def test_tensors_without_a_checksum_are_not_taken():
 
 
 def test_a_record_comes_back_and_is_plain_json(bucket):
-    bucket.write("r", sealed_record(RECORD))
+    bucket.write("r", checksummed_record(RECORD))
     assert repr(read_record(bucket, "r")) == repr(RECORD)
     assert json.loads(bucket.read("r"))["step"] == 500
 
 
 def test_a_record_may_be_written_in_another_way_but_not_say_another_thing(bucket):
-    fields = json.loads(sealed_record(RECORD))
+    fields = json.loads(checksummed_record(RECORD))
     bucket.write("r", json.dumps(dict(reversed(fields.items())), indent=4).encode())
     assert read_record(bucket, "r")["scale"] == RECORD["scale"]
     for change in ({"step": 501}, {"scale": 0.3}, {"more": 1}, {"nested": {}}):

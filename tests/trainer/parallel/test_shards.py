@@ -8,7 +8,7 @@ from support.sae_reference import quick
 from support.sparse_kinds import KINDS, B, F, make
 from support.wide import in_parts
 
-from scopemill.proto.errors import PartLost
+from scopemill.proto.errors import RankLost
 from scopemill.trainer.config.recipe import UNDIVIDED, SaeConfig
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.parallel.shards import Part, Share, is_cut
@@ -235,5 +235,5 @@ def test_who_is_gone_is_noticed_by_all_others():
         part.total(1)
         return "went on"
 
-    with pytest.raises(PartLost, match="a process that holds other latents of this SAE is gone"):
+    with pytest.raises(RankLost, match="a process that holds other latents of this SAE is gone"):
         in_parts(2, 8, one_dies)

@@ -11,7 +11,7 @@ from support.sae_reference import CASES, Case, quick
 from scopemill.proto.errors import Conflict, CorruptObject, MissingObject, SaeFormatError
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.proto.storage.checksums import read_record, sealed_record, sealed_tensors
+from scopemill.proto.storage.checksums import checksummed_record, checksummed_tensors, read_record
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Port, Shape, Wiring
 from scopemill.trainer.sae.registry import ARCHITECTURES, initial_sae
@@ -174,7 +174,7 @@ def test_a_key_that_only_the_checkpoint_knows_is_a_conflict_too(bucket):
     path = LAYOUT.checkpoint(500).record
     record = read_record(bucket, path)
     record["config"]["auxiliary_loss"] = 3
-    bucket.write(path, sealed_record(record))
+    bucket.write(path, checksummed_record(record))
     with pytest.raises(Conflict, match="auxiliary_loss = 3"):
         checkpoint.load_loop(bucket, LAYOUT, 500, config)
 
@@ -209,7 +209,7 @@ def test_weights_that_do_not_fit_are_a_format_error_that_names_the_file(bucket, 
     path = LAYOUT.checkpoint(500).weights
     weights = tensors_of(bucket, path)
     change(weights)
-    bucket.write(path, *sealed_tensors(safetensors.torch.save(weights)))
+    bucket.write(path, *checksummed_tensors(safetensors.torch.save(weights)))
     with pytest.raises(SaeFormatError) as caught:
         checkpoint.load_sae(bucket, LAYOUT, 500)
     assert path in str(caught.value) and "\n" not in str(caught.value)
@@ -242,7 +242,7 @@ def test_an_optimisers_state_that_is_not_whole_is_a_format_error(bucket, missing
     path = LAYOUT.checkpoint(500).optimizer
     state = tensors_of(bucket, path)
     del state[missing]
-    bucket.write(path, *sealed_tensors(safetensors.torch.save(state)))
+    bucket.write(path, *checksummed_tensors(safetensors.torch.save(state)))
     with pytest.raises(SaeFormatError, match="optimizer.safetensors"):
         checkpoint.load_loop(bucket, LAYOUT, 500, make_config())
 
@@ -270,7 +270,7 @@ def test_a_record_that_carries_no_such_checksum_is_corrupt_and_named(bucket, tex
 def test_a_record_of_another_kind_is_a_format_error_that_names_it(bucket, fields):
     save(bucket, 500, make_config())
     path = LAYOUT.checkpoint(500).record
-    bucket.write(path, sealed_record(fields))
+    bucket.write(path, checksummed_record(fields))
     with pytest.raises(SaeFormatError) as caught:
         checkpoint.load_sae(bucket, LAYOUT, 500)
     assert path in str(caught.value) and "\n" not in str(caught.value)

@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 from support.assignments import STEPS, assign, progress, rows, train, weights
 from support.wide import finish, in_processes
 
-from scopemill.proto.errors import InputError, PartLost, ScopemillError
+from scopemill.proto.errors import InputError, RankLost, ScopemillError
 from scopemill.proto.layout import SaeLayout
 from scopemill.trainer import load_sae
 from scopemill.trainer.training import checkpoint
@@ -111,13 +111,13 @@ def test_what_goes_wrong_at_the_leader_is_its_outcome_and_frees_the_followers(bu
     wide = replace(assign("wide"), stream=replace(assign("wide").stream, dataset="missing"))
     outcomes, errors = in_processes(bucket, wide, server.address, 3)
     (outcome,) = outcomes.values()
-    assert isinstance(outcome, ScopemillError) and not isinstance(outcome, PartLost)
-    assert all(isinstance(error, PartLost) for error in errors)
+    assert isinstance(outcome, ScopemillError) and not isinstance(outcome, RankLost)
+    assert all(isinstance(error, RankLost) for error in errors)
 
 
 def test_bad_input_at_the_start_is_told_once(bucket, server):
     outcomes, errors = in_processes(bucket, assign("wide", initial_sae=f"{bucket.url}/nothing"), server.address, 2)
-    assert isinstance(outcomes["sae-wide"], InputError) and isinstance(errors[0], PartLost)
+    assert isinstance(outcomes["sae-wide"], InputError) and isinstance(errors[0], RankLost)
 
 
 def test_what_goes_wrong_at_a_follower_is_said_by_it_and_frees_the_leader(bucket, server, monkeypatch):
@@ -130,12 +130,12 @@ def test_what_goes_wrong_at_a_follower_is_said_by_it_and_frees_the_leader(bucket
 
     monkeypatch.setattr(Loop, "step", fails)
     outcomes, errors = in_processes(bucket, assign("wide"), server.address, 3)
-    assert isinstance(outcomes["sae-wide"], PartLost)
-    assert sorted(type(error).__name__ for error in errors) in (["MemoryError", "MemoryError"], ["MemoryError", "PartLost"])
+    assert isinstance(outcomes["sae-wide"], RankLost)
+    assert sorted(type(error).__name__ for error in errors) in (["MemoryError", "MemoryError"], ["MemoryError", "RankLost"])
 
 
 def test_a_leader_that_was_started_anew_has_no_meeting(bucket, server):
-    with pytest.raises(PartLost, match="sae-wide at 127.0.0.1:7 died before it began"):
+    with pytest.raises(RankLost, match="sae-wide at 127.0.0.1:7 died before it began"):
         Trainer(bucket.url, 1, False).lead(assign("wide"), server.address, None, "127.0.0.1:7", 2)
 
 
