@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # What other packages need does not go together with what we need, so theirs have an environment of their own.
 INTEROP := .venv-interop
 
-.PHONY: demo test chaos test-interop bench bench-peers lint clean
+.PHONY: demo test test-fast check docs chaos test-interop bench bench-peers clean
 
 demo: $(READY)
 	@$(BIN)/scopemill demo
@@ -28,8 +28,12 @@ bench: $(READY)-test
 bench-peers: $(READY)-test $(INTEROP)/.ready
 	@$(BIN)/python tests/bench/peers/run.py $(INTEROP)/bin/python
 
-lint: $(READY)-test
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+# Style, import contracts and types: people and CI run the same command.
+check: $(READY)-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/mypy
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
