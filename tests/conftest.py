@@ -31,6 +31,17 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 
 
+# Fixtures that start a process or load a language model: `make test-fast` leaves their tests to `make test`.
+SERVICES = {"ray_cluster", "s3_url", "harvests", "model", "card", "lm"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if SERVICES & set(getattr(item, "fixturenames", ())) or "s3" in parameters:
+            item.add_marker(pytest.mark.services)
+
+
 @pytest.fixture
 def bucket(tmp_path) -> Bucket:
     return Bucket(str(tmp_path / "bucket"))
