@@ -37,6 +37,8 @@ def build(folder: Path) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", module="pdoc")
+        # pdoc finds submodules by itself, but not those of a package with ``__all__``: so each is named, and some come twice.
+        warnings.filterwarnings("ignore", message=".*has already been added")
         modules = list(public_modules())
         for module in modules:
             load_lazy_names(module)
