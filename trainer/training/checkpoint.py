@@ -6,7 +6,6 @@ Each carries its checksum. Where several processes hold the SAE's latents, the l
 reads, so a checkpoint does not tell how many they were.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage import checksums as seal
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record, checksummed_tensors
-from scopemill.trainer.config.recipe import SaeConfig
+from scopemill.trainer.config.recipe import SaeConfig, sae_config
 from scopemill.trainer.config.wiring import Shape, Wiring
 from scopemill.trainer.parallel.shards import Part
 from scopemill.trainer.sae.base import Sae, check_tensors
@@ -40,7 +39,7 @@ class CheckpointRecord:
 
     @property
     def sae_config(self) -> SaeConfig:
-        return SaeConfig.model_validate_json(json.dumps(self.config))
+        return sae_config(self.config)
 
 
 def steps_of(bucket: Bucket, layout: SaeLayout) -> list[int]:
@@ -99,14 +98,12 @@ def load_loop(
     part: Part | None = None,
 ) -> Loop:
     """A loop that goes on after a checkpoint; Conflict if that was trained with another configuration. The other parts `take_over`."""
-    record, wanted = read_record(bucket, layout, step), config.model_dump(mode="json")
-    if record.config != wanted:
-        key = next(k for k in wanted | record.config if record.config.get(k) != wanted.get(k))
-        raise Conflict(
-            f"{bucket.place(layout.root)} was trained with {key} = {record.config.get(key)!r}, and this run asks for {wanted.get(key)!r}"
-        )
-    place = layout.checkpoint(step)
+    record, wanted, place = read_record(bucket, layout, step), config.model_dump(mode="json"), layout.checkpoint(step)
     sae = _described(bucket, place.record, record, part).to(device)
+    trained = record.sae_config.model_dump(mode="json")
+    if trained != wanted:
+        key = next(k for k in wanted | trained if trained.get(k) != wanted.get(k))
+        raise Conflict(f"{bucket.place(layout.root)} was trained with {key} = {trained.get(key)!r}, and this run asks for {wanted.get(key)!r}")
     _fill(sae.part, sae.state_dict(), bucket, place.weights)
     loop = Loop(sae, config, History.load(bucket, layout.history, step), waited)
     state = loop.state()
