@@ -69,7 +69,8 @@ class Kind(NamedTuple):
     @property
     def reads(self) -> set[str]:
         """Return the names of the fields that this kind reads."""
-        return {name for part in (*self.parts, fields.EverySae) for name in part.model_fields}
+        every: tuple[type[Config], ...] = (*self.parts, fields.EverySae)
+        return {name for part in every for name in part.model_fields}
 
 
 class Recipe(
@@ -110,7 +111,7 @@ class SaeConfig(_Fields):
             )
         own = OWN_ACTIVATION.get(kind)
         if own and self.activation not in (None, own):
-            raise ValueError(f"activation: {kind} has its own ({own}), not {self.activation}; leave activation out")
+            raise ValueError(f"activation: {kind} has its own ({own}), not {self.activation}: leave activation out")
         if self.activation == "gated" and kind in PAIRED + LAYERED:
             raise ValueError(f"activation: {kind} is not trained with gated latents; take relu, jumprelu, topk or batchtopk")
         if self.normalization == "layer_norm" and kind in PAIRED + LAYERED:
@@ -152,6 +153,7 @@ class SaeConfig(_Fields):
 
 def sae_config(given: Mapping[str, Any]) -> SaeConfig:
     """Return the configuration of one SAE; recipe fields that its kind does not read are dropped."""
+    given = dict(given)
     return _class_of(kind_of(given)).model_validate(only_read(given))
 
 
@@ -206,4 +208,5 @@ def _listed(names: Iterable[Any], of: Any, last: str) -> str:
 
 @cache
 def _class_of(kind: Kind) -> type[SaeConfig]:
-    return create_model("SaeConfig", __base__=(*kind.parts, SaeConfig))
+    bases: tuple[Any, ...] = (*kind.parts, SaeConfig)
+    return create_model("SaeConfig", __base__=bases)

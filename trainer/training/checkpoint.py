@@ -18,7 +18,7 @@ from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage import checksums as seal
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record, checksummed_tensors
-from scopemill.trainer.config.recipe import SaeConfig, sae_config
+from scopemill.trainer.config.recipe import SaeConfig, only_read, sae_config
 from scopemill.trainer.config.wiring import Shape, Wiring
 from scopemill.trainer.parallel.shards import Part
 from scopemill.trainer.sae.base import Sae, check_tensors
@@ -98,12 +98,16 @@ def load_loop(
     part: Part | None = None,
 ) -> Loop:
     """A loop that goes on after a checkpoint; Conflict if that was trained with another configuration. The other parts `take_over`."""
-    record, wanted, place = read_record(bucket, layout, step), config.model_dump(mode="json"), layout.checkpoint(step)
-    sae = _described(bucket, place.record, record, part).to(device)
-    trained = record.sae_config.model_dump(mode="json")
+    record, wanted = read_record(bucket, layout, step), config.model_dump(mode="json")
+    defaults = {name: field.default for name, field in type(config).model_fields.items() if not field.is_required()}
+    trained = defaults | only_read(record.config)  # records of earlier versions hold fields that no SAE of this kind reads
     if trained != wanted:
         key = next(k for k in wanted | trained if trained.get(k) != wanted.get(k))
-        raise Conflict(f"{bucket.place(layout.root)} was trained with {key} = {trained.get(key)!r}, and this run asks for {wanted.get(key)!r}")
+        raise Conflict(
+            f"{bucket.place(layout.root)} was trained with {key} = {trained.get(key)!r}, and this run asks for {wanted.get(key)!r}"
+        )
+    place = layout.checkpoint(step)
+    sae = _described(bucket, place.record, record, part).to(device)
     _fill(sae.part, sae.state_dict(), bucket, place.weights)
     loop = Loop(sae, config, History.load(bucket, layout.history, step), waited)
     state = loop.state()
