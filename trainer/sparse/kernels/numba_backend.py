@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import torch
 
-from scopemill.trainer.kernels import numba_loops as loops
+from scopemill.trainer.sparse.kernels import numba_loops as loops
 from scopemill.trainer.sparse.kernels.base import Adam, Backend, Columns, Found, offsets
 
 

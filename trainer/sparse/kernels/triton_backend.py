@@ -3,7 +3,7 @@
 import torch
 import triton
 
-from scopemill.trainer.kernels import triton_kernels as kernels
+from scopemill.trainer.sparse.kernels import triton_kernels as kernels
 from scopemill.trainer.sparse.kernels.base import Adam, Backend, Columns, Found, offsets
 
 SCANNED = 1024  # latents that a program looks at together
