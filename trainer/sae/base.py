@@ -5,22 +5,26 @@ Legend of shapes: B rows, d_in and d_out widths of what is read and rebuilt (of 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from scopemill.proto.errors import SaeFormatError
-from scopemill.trainer.config.recipe import SaeConfig
+from scopemill.trainer.config.recipe import OWN_ACTIVATION, SaeConfig
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.parallel.shards import Part
 from scopemill.trainer.sae.activations.base import Activation
+from scopemill.trainer.sae.cfg import SaeCfg
 from scopemill.trainer.sae.skip import Skip
 from scopemill.trainer.sparse.codes import Codes, DenseCodes, DensePre, Pre, SparsePre, missed
 from scopemill.trainer.sparse.entries import EncodeAt, Entries
 from scopemill.trainer.sparse.kernels.select import backend_for
 
 LAYER_NORM_EPSILON = 1e-5
+ARCHITECTURE_OF: dict[str, str] = {
+    activation: word for word, activation in OWN_ACTIVATION.items()
+}  # where nothing but the activation names it
 DRAWN_ROWS = 4096  # of weights at a time, where a part keeps some of them
 
 
@@ -52,6 +56,7 @@ class Sae(nn.Module):
         self, shape: Shape, width: int, activation: Activation, centred: bool = False, skip: Skip | None = None, layer_norm: bool = False
     ):
         super().__init__()
+        self.cfg: SaeCfg | None = None  # of a finished SAE: see `with_cfg`
         self.shape, self.centred, self.layer_norm = shape, centred, layer_norm
         self.width = width  # latents that are here
         self.activation, self.skip = activation, skip
@@ -92,25 +97,125 @@ class Sae(nn.Module):
         """Whether training keeps the decoder's rows at unit norm."""
         return self.activation.unit_decoder(config)
 
-    # Inference.
+    # The public face: what the SAE is, and inference.
+
+    @property
+    def d_in(self) -> int:
+        """Return the width of the input, all hooks side by side."""
+        return self.shape.d_in
+
+    @property
+    def d_out(self) -> int:
+        """Return the width of the reconstruction, all hooks side by side."""
+        return self.shape.d_out
+
+    @property
+    def d_sae(self) -> int:
+        """Return the number of latents, over all ranks."""
+        return self.part.width
+
+    @property
+    def hook(self) -> str | None:
+        """Return the label of the SAE's hooks, or None if unknown."""
+        return self.cfg.hook or None if self.cfg else None
+
+    @property
+    def model(self) -> str | None:
+        """Return the name of the language model, or None if unknown."""
+        return self.cfg.model if self.cfg else None
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the weights."""
+        return self.b_dec.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of the weights, in which the SAE computes."""
+        return self.b_dec.dtype
+
+    @property
+    def architecture(self) -> str:
+        """Return the sweep file's word for this architecture."""
+        return "skip" if self.skip else ARCHITECTURE_OF[self.activation.name]
+
+    def describe(
+        self,
+        inputs: Sequence[str] = (),
+        targets: Sequence[str] = (),
+        model: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> SaeCfg:
+        """Return the description of this SAE with these hooks, this model and these metadata."""
+        return SaeCfg(
+            architecture=self.architecture,
+            activation=self.activation.name,
+            d_in=self.d_in,
+            d_sae=self.d_sae,
+            d_out=self.d_out,
+            inputs=tuple(inputs),
+            targets=tuple(targets),
+            model=model,
+            normalization="layer_norm" if self.layer_norm else "none",
+            k=self.activation.to_config().get("k"),
+            metadata=dict(metadata or {}),
+        )
+
+    def with_cfg(self, cfg: SaeCfg) -> Self:
+        """Attach a description and return this SAE; ValueError if their widths differ."""
+        for field in ("d_in", "d_sae", "d_out"):
+            if getattr(cfg, field) != getattr(self, field):
+                raise ValueError(f"cfg.{field} is {getattr(cfg, field)}, but the SAE's {field} is {getattr(self, field)}")
+        self.cfg = cfg
+        return self
+
+    def __repr__(self) -> str:
+        """Return one line: architecture, hook, widths, activation, dtype and device."""
+        where = f" at {self.hook}" if self.hook else ""
+        dtype = str(self.dtype).removeprefix("torch.")
+        out = "" if self.shape.autoencoder else f" -> {self.d_out}"
+        return f"Sae({self.architecture}{where}, {self.d_in} -> {self.d_sae}{out}, {self.activation.name}, {dtype}, {self.device})"
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Activations [..., d_in] to latents [..., F]."""
-        return self.activation(self.encoder(self.normalized(x)[0]))
+        """Return the latents [..., F] of activations [..., d_in], in the activations' dtype."""
+        return self.activation(self.encoder(self.normalized(self._as_rows(x))[0])).to(x.dtype)
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [..., F] to what they rebuild, [..., d_out], without the skip's part; of a layer norm before it is undone."""
-        return self.mix(DenseCodes(latents, latents.new_empty(self.width))) + self.b_dec
+    def decode(self, latents: torch.Tensor, heads: int | None = None) -> torch.Tensor:
+        """Return the decoder's output [..., d_out] for latents [..., F], in the latents' dtype.
+
+        Of a skip SAE the skip's output is not included; of an SAE with layer norm the norm is not undone. ``heads``: return
+        [..., heads, d_head], as an attn_z hook has it.
+        """
+        own = latents.to(self.dtype)
+        rebuilt = (self.mix(DenseCodes(own, own.new_empty(self.width))) + self.b_dec).to(latents.dtype)
+        return rebuilt.unflatten(-1, (heads, -1)) if heads else rebuilt
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the reconstruction [..., d_out] of activations [..., d_in], in their dtype.
+
+        An SAE of an attn_z hook takes [..., heads, d_head] as well, and returns that shape.
+        """
         return self.reconstruct(x)[1]
 
     def reconstruct(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents [..., F] and the whole of what is rebuilt [..., d_out]."""
-        x, mean, deviation = self.normalized(x)
-        latents = self.activation(self.encoder(x))
-        rebuilt = self.decode(latents) + (self.skip(x) if self.skip else 0)
-        return latents, rebuilt * deviation + mean if self.layer_norm else rebuilt
+        """Return the latents [..., F] and the reconstruction [..., d_out] of activations [..., d_in], in their dtype."""
+        rows, mean, deviation = self.normalized(self._as_rows(x))
+        latents = self.activation(self.encoder(rows))
+        rebuilt = self.decode(latents) + (self.skip(rows) if self.skip else 0)
+        if mean is not None and deviation is not None:
+            rebuilt = rebuilt * deviation + mean
+        if self._has_heads(x):
+            rebuilt = rebuilt.view(x.shape)
+        return latents.to(x.dtype), rebuilt.to(x.dtype)
+
+    def _has_heads(self, x: torch.Tensor) -> bool:
+        """Return whether x is [..., heads, d_head] of the attn_z hook that this SAE reads."""
+        splits = self.cfg is not None and self.cfg.splits_heads and x.ndim > 1
+        return splits and x.shape[-1] != self.d_in and x.shape[-2] * x.shape[-1] == self.d_in
+
+    def _as_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x as rows [..., d_in] in the SAE's dtype."""
+        return (x.flatten(-2) if self._has_heads(x) else x).to(self.dtype)
 
     def normalized(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """What is encoded; of a layer norm with the mean and the deviation [..., 1] that give x back.
@@ -200,36 +305,16 @@ class Sae(nn.Module):
                 return SparsePre(self._everything, bias, *selected, self.encoder_at(seen))
         return DensePre(self.encoder(x))
 
-    @torch.no_grad()
-    def finished(self, input_scales: Sequence[float], output_scales: Sequence[float]) -> "Sae":
-        """The same SAE for raw activations (scaled = raw / scale, one for each hook), without a pre-encoder bias.
+    # What folding needs to know of the weights' layout.
 
-        With one scale C: b_enc' = C (b_enc - W_enc b_dec), b_dec' = C b_dec; the weights stay as they are. In general
-        latents are in units of the first input's C, and each block of the weights takes the ratio of its units.
-        """
-        unit = input_scales[0]
-        ins = _spread(input_scales, self.shape.inputs).to(self.b_dec)
-        outs = _spread(output_scales, self.shape.outputs).to(self.b_dec)
-        bias, activation = self.activation.finished(unit, self._folded_bias())
-        skip = None
-        if self.skip:
-            skip = Skip(self.shape.d_in, self.shape.d_out)
-            skip.W_skip.copy_(self.skip.matrix * (outs[:, None] / ins))
-        sae = type(self)(self.shape, self.width, activation, False, skip, self.layer_norm).to(self.b_dec)
-        self._fold_weights(sae, unit / ins, outs / unit)
-        if sae.b_enc is not None:
-            sae.b_enc.copy_(bias)
-        sae.b_dec.copy_(outs * self.b_dec)
-        return sae
-
-    def _folded_bias(self) -> torch.Tensor:
+    def folded_bias(self) -> torch.Tensor:
+        """Return the encoder's bias [F] with the pre-encoder bias folded in."""
         bias = torch.zeros_like(self.W_enc[:, 0]) if self.b_enc is None else self.b_enc
         return bias - self.W_enc @ self.b_dec if self.centred else bias
 
-    def _fold_weights(self, into: "Sae", inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-        """Copy encoder and decoder, their columns times ``inputs`` [d_in] and ``outputs`` [d_out]."""
-        into.W_enc.copy_(self.W_enc * inputs)
-        into.W_dec.copy_(self.W_dec * outputs)
+    def scaled_weights(self, inputs: torch.Tensor, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return encoder and decoder by parameter name, their columns multiplied by ``inputs`` [d_in] and ``outputs`` [d_out]."""
+        return {"W_enc": self.W_enc * inputs, "W_dec": self.W_dec * outputs}
 
 
 def unit_rows(rows: int, d: int, generator: torch.Generator, first: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -244,11 +329,6 @@ def unit_rows(rows: int, d: int, generator: torch.Generator, first: int = 0, sto
         mine = block[max(0, first - start) : max(0, first + len(weights) - start)]
         weights[max(0, start - first) :][: len(mine)] = mine
     return weights / weights.norm(dim=1, keepdim=True)
-
-
-def _spread(scales: Sequence[float], widths: Sequence[int]) -> torch.Tensor:
-    """One factor per column: each hook's, as often as it is wide."""
-    return torch.cat([torch.full((d,), scale) for scale, d in zip(scales, widths, strict=True)])
 
 
 def check_tensors(place: str, tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]]) -> None:

@@ -12,5 +12,7 @@ from scopemill.trainer.sae.base import Sae
 
 
 class Crosscoder(Sae):
+    architecture = "crosscoder"
+
     def norms(self) -> torch.Tensor:
         return sum(block.norm(dim=1) for block in self.W_dec.split(self.shape.outputs, dim=1))

@@ -22,6 +22,8 @@ from scopemill.trainer.sparse.entries import EncodeAt, Entries
 class CrossLayerTranscoder(Sae):
     """``W_enc`` is [L, F, d_in]; ``W_dec`` holds for each layer [F, columns of what it rebuilds]. ``width`` is L * F."""
 
+    architecture = "clt"
+
     def _reach(self, layer: int) -> range:
         """The columns of the output that a layer's latents write to."""
         return range(sum(self.shape.outputs[:layer]), self.shape.d_out)
@@ -88,19 +90,22 @@ class CrossLayerTranscoder(Sae):
     def norms(self) -> torch.Tensor:
         return torch.cat([weights.norm(dim=1) for weights in self.W_dec])
 
-    def _folded_bias(self) -> torch.Tensor:
+    def folded_bias(self) -> torch.Tensor:
         return self.b_enc
 
-    def _fold_weights(self, into: Sae, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-        for mine, its, factors in zip(self.W_enc, into.W_enc, inputs.split(self.shape.inputs), strict=True):
-            its.copy_(mine * factors)
-        for layer, (mine, its) in enumerate(zip(self.W_dec, into.W_dec, strict=True)):
+    def scaled_weights(self, inputs: torch.Tensor, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        by_layer = zip(self.W_enc, inputs.split(self.shape.inputs), strict=True)
+        scaled = {f"W_enc.{layer}": weights * factors for layer, (weights, factors) in enumerate(by_layer)}
+        for layer, weights in enumerate(self.W_dec):
             reach = self._reach(layer)
-            its.copy_(mine * outputs[reach.start : reach.stop])
+            scaled[f"W_dec.{layer}"] = weights * outputs[reach.start : reach.stop]
+        return scaled
 
 
 class PerLayerTranscoder(CrossLayerTranscoder):
     """Each layer's latents rebuild their own layer only."""
+
+    architecture = "per_layer_transcoder"
 
     def _reach(self, layer: int) -> range:
         start = sum(self.shape.outputs[:layer])

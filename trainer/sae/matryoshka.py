@@ -17,6 +17,7 @@ from scopemill.trainer.sparse.codes import Codes, missed
 
 
 class Matryoshka(Sae):
+    architecture = "matryoshka"
     ends: tuple[int, ...] = ()  # of the nested prefixes, among the latents that are here; a finished SAE needs none
 
     @classmethod

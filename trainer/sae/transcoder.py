@@ -14,10 +14,12 @@ from scopemill.trainer.sae.skip import Skip
 
 
 class Transcoder(Sae):
-    pass
+    architecture = "transcoder"
 
 
 class SkipTranscoder(Sae):
+    architecture = "skip_transcoder"
+
     @classmethod
     def initial(cls, config: SaeConfig, shape: Shape, activation: Activation, mean: torch.Tensor) -> "SkipTranscoder":
         sae = super().initial(config, shape, activation, mean)

@@ -8,6 +8,7 @@ from scopemill.trainer.config.wiring import Wiring
 from scopemill.trainer.formats import load_sae
 from scopemill.trainer.parallel.shards import Part
 from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.folding import fold
 from scopemill.trainer.sae.registry import initial_sae
 from scopemill.trainer.worker.assignment import Assignment
 
@@ -31,7 +32,7 @@ def started_from(config: SaeConfig, wiring: Wiring) -> Sae:
     finished = load_sae(config.initial_sae)
     sae = initial_sae(config, wiring.shape, torch.zeros(wiring.shape.d_out))
     # What folding did is undone by folding with the inverse scales; a centred SAE then gets its pre-encoder bias back.
-    scaled = finished.finished([1 / u for u in wiring.input_units(config)], [1 / u for u in wiring.output_units(config)])
+    scaled = fold(finished, [1 / u for u in wiring.input_units(config)], [1 / u for u in wiring.output_units(config)])
     if finished.layer_norm != sae.layer_norm:
         used = "" if finished.layer_norm else "not "
         raise InputError(

@@ -20,6 +20,7 @@ from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.formats import FinishedSae, write_saelens
 from scopemill.trainer.parallel.shards import Part, Word
 from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.folding import fold
 from scopemill.trainer.sae.registry import all_latents
 from scopemill.trainer.training import checkpoint
 from scopemill.trainer.training.history import History, Row
@@ -151,10 +152,11 @@ class Member:
     def _export(self, loop: Loop) -> None:
         if not self._bucket.exists(self._layout.config):
             wiring, config = self._assignment.wiring, self._assignment.config
-            sae = self._whole(loop).finished(wiring.input_units(config), wiring.output_units(config))
+            sae = fold(self._whole(loop), wiring.input_units(config), wiring.output_units(config))
             provenance = {"scopemill": importlib.metadata.version("scopemill")} | self._assignment.provenance
             self._bucket.write(self._layout.provenance, json.dumps(provenance, indent=1).encode())
             inputs, outputs = (tuple(port.hook for port in ports) for ports in (wiring.inputs, wiring.outputs))
+            sae.with_cfg(sae.describe(inputs, outputs[: len(wiring.targets)], self._assignment.model, self._assignment.metadata))
             finished = FinishedSae(sae, inputs, outputs, self._assignment.model, self._assignment.metadata)
             write_saelens(self._bucket, self._layout.root, finished)
 

@@ -18,6 +18,7 @@ from scopemill.trainer.config.templates import load_template
 from scopemill.trainer.formats import FinishedSae, write_finished
 from scopemill.trainer.sae.activations.relu import ReLU
 from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.folding import fold
 from scopemill.trainer.training.history import History
 from scopemill.trainer.training.loop import Loop
 from scopemill.trainer.training.optimizer import Optimizer
@@ -129,7 +130,7 @@ def test_a_projection_of_scaled_gradients(scale):
 def test_a_scale_taken_from_the_rows_that_come():
     """The scale belongs to the dataset: rows twice as large are seen as twice as large, before a resume and after."""
     sae, x = CASE.sae().requires_grad_(False), CASE.rows[0]
-    done = sae.finished([4.0], [4.0]).requires_grad_(False)
+    done = fold(sae, [4.0], [4.0]).requires_grad_(False)
     np.testing.assert_allclose(done(4 * 2 * x), 4 * sae(2 * x), rtol=1e-5, atol=1e-5)
     assert not np.allclose(done(4 * 2 * x), 2 * done(4 * x), rtol=0.05)
 
@@ -141,7 +142,7 @@ def test_a_batchtopk_that_loads_as_a_plain_relu(tmp_path):
         sae.losses(x, x, case.config, case.dead(sae.width))
     sae.activation.after_update()
     hooks = ("blocks.0.hook_resid_post",)
-    write_finished(str(tmp_path), "saelens", FinishedSae(sae.requires_grad_(False).finished([2.0], [2.0]), hooks, hooks, "m"))
+    write_finished(str(tmp_path), "saelens", FinishedSae(fold(sae.requires_grad_(False), [2.0], [2.0]), hooks, hooks, "m"))
     loaded = load_sae(str(tmp_path))
     wrong = Sae(loaded.shape, loaded.width, ReLU(loaded.width)).requires_grad_(False)
     wrong.load_state_dict({name: p for name, p in loaded.state_dict().items() if not name.startswith("activation")})
