@@ -14,6 +14,7 @@ from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.formats import FORMATS, WRITTEN, FinishedSae, read_finished, write_finished
 from scopemill.trainer.sae.activations.topk import TopK
 from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.folding import fold
 from scopemill.trainer.sae.registry import ARCHITECTURES, initial_sae
 
 PLACES = {
@@ -64,7 +65,7 @@ def test_what_training_ends_with_is_the_trained_sae_on_raw_activations_also_once
     trained, inputs, outputs = trained_sae(architecture)
     units = [torch.cat([torch.full((d,), s) for d, s in zip(side, scales, strict=True)])
              for side, scales in ((trained.shape.inputs, inputs), (trained.shape.outputs, outputs))]  # fmt: skip
-    finished = trained.finished(inputs, outputs)
+    finished = fold(trained, inputs, outputs)
     x = rows(trained)
     assert (trained.encode(x) > 0).any() and not finished.centred
     torch.testing.assert_close(finished.encode(x * units[0]), trained.encode(x) * inputs[0], rtol=1e-4, atol=inputs[0] * 1e-5)

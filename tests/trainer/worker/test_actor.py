@@ -24,6 +24,7 @@ from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer import load_sae
 from scopemill.trainer.config.wiring import Port, Wiring
+from scopemill.trainer.sae.folding import fold
 from scopemill.trainer.training import checkpoint
 from scopemill.trainer.worker import group_trainer as run_module
 from scopemill.trainer.worker.actor import Trainer
@@ -82,7 +83,7 @@ def test_a_run_trains_to_the_last_step_exports_and_keeps_its_history(bucket, ser
     assert record.config == assignment.config.model_dump(mode="json")
 
     trained, _ = checkpoint.load_sae(bucket, layout, 40)
-    exported, folded = load_sae(f"{bucket.url}/{assignment.root}"), trained.finished([2.5], [2.5])
+    exported, folded = load_sae(f"{bucket.url}/{assignment.root}"), fold(trained, [2.5], [2.5])
     assert all(torch.equal(p, q) for p, q in zip(exported.parameters(), folded.parameters(), strict=True))
     assert json.loads(bucket.read(layout.config))["metadata"]["hook_name"] == HOOK
     assert json.loads(bucket.read(layout.provenance))["sweep"] == "test"
