@@ -16,7 +16,7 @@ from scopemill.trainer.config.grid import TrainConfig
 from scopemill.trainer.config.recipe import Kind, Recipe, SaeConfig, kind_of, kinds, readers, sae_config
 from scopemill.trainer.config.templates import load_template, templates
 from scopemill.trainer.worker.assignment import Assignment
-from scopemill.trainer.worker.sae_trainer import Member
+from scopemill.trainer.worker.sae_trainer import SaeTrainer
 
 KINDS = {str(kind): kind for kind in kinds()}
 PLANNED = {"input_site", "target_site"}  # read when a sweep is planned, before any training
@@ -60,7 +60,7 @@ def test_training_reads_every_field_that_a_configuration_has_and_no_other(tmp_pa
              for side, widths in (("in", shape.inputs), ("out", () if shape.autoencoder else shape.outputs))]  # fmt: skip
     stream = StreamSpec("data", tuple(hook.name for side in sides for hook in side), batch_size=ROWS, seed=0, shards_side_by_side=1)
     assignment = Assignment("sae", "saes/sae", tuple(sides[0]), tuple(sides[1]), stream, recording, "model", {}, {})
-    trainer = Member(Bucket(str(tmp_path)), assignment, torch.device("cpu"), lambda: 0.0)
+    trainer = SaeTrainer(Bucket(str(tmp_path)), assignment, torch.device("cpu"), lambda: 0.0)
     trainer.begin()
     rows = [torch.randn(ROWS, hook.d, generator=torch.Generator().manual_seed(1)) for side in sides for hook in side]
     for step in range(4):
