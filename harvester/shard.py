@@ -73,7 +73,7 @@ class ShardBuffers:
 
 
 def _bits(values: torch.Tensor) -> np.ndarray:
-    """numpy knows no bfloat16: its bits in uint16."""
+    """Numpy knows no bfloat16: its bits in uint16."""
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
 
 

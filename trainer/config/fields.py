@@ -58,6 +58,11 @@ class EverySae(Config):
         None,
         description="Finished SAE of the same kind and shape to start from: its folder, at any fsspec URL; absent: random weights.",
     )
+    initial_scale: Literal["least_squares", "as_published"] = Field(
+        "least_squares",
+        description="Scale of the encoder's initial weights. least_squares: the scale with which the first batch is reconstructed best; "
+        "as_published: the unit-norm rows of Gemma Scope, which overshoot.",
+    )
     dead_after_tokens: int = Field(ge=1, description="A latent counts as dead once it has not fired for this many tokens.")
     checkpoint_every: int = Field(ge=1, description="Steps between checkpoints; the last step has a checkpoint too.")
     log_every: int = Field(ge=1, description="Steps per row of the history.")

@@ -50,6 +50,10 @@ VERSION_1: dict[str, Any] = {
 }
 
 
+# Fields added later, with the value under which training is as it was in version 1: with this value a field does not enter.
+LATER: dict[str, Any] = {"initial_scale": "as_published"}
+
+
 def identity(sae: SaeConfig, filled: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON mapping whose digest is the SAE's id.
 
@@ -57,7 +61,7 @@ def identity(sae: SaeConfig, filled: Mapping[str, Any]) -> dict[str, Any]:
     version 1 enters only where its value is not its default, so that a new option renames no SAE.
     """
     read = sae.model_dump(mode="json")
-    defaults = {name: field.get_default() for name, field in type(sae).model_fields.items()}
+    defaults = {name: field.get_default() for name, field in type(sae).model_fields.items()} | LATER
     unread = {name: list(value) if isinstance(value, tuple) else value for name, value in filled.items() if name in VERSION_1}
     later = {name: value for name, value in read.items() if name not in VERSION_1 and getattr(sae, name) != defaults[name]}
     return VERSION_1 | unread | {name: value for name, value in read.items() if name in VERSION_1} | later

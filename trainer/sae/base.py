@@ -16,7 +16,7 @@ from scopemill.trainer.parallel.shards import LatentShard
 from scopemill.trainer.sae.activations.base import Activation
 from scopemill.trainer.sae.cfg import SaeCfg
 from scopemill.trainer.sae.skip import Skip
-from scopemill.trainer.sae.weights import unit_rows
+from scopemill.trainer.sae.weights import align_rows, unit_rows
 from scopemill.trainer.sparse.codes import Codes, DenseCodes, reconstruction_error
 from scopemill.trainer.sparse.entries import Entries
 from scopemill.trainer.sparse.gradients import SparseGradients
@@ -239,6 +239,17 @@ class Sae(nn.Module):
         """Return a function that makes known pre-activations [n] at entries differentiable."""
         b_dec = self.b_dec if self.centred else None
         return lambda entries, values: EncodeAt.apply(values, self.b_enc, b_dec, self.W_enc, encoder_input, entries, gradients)
+
+    def scale_encoder(self, factor: float) -> None:
+        """Multiply the encoder's weights by a factor, in place; at the start of training its biases are zero."""
+        self.W_enc.mul_(factor)
+
+    def align_decoder(self, codes: DenseCodes, target: torch.Tensor) -> None:
+        """Point decoder rows, in place, where targets [B, d_out] lie when a latent fires: of unit norm, the sum weighted by latents.
+
+        For SAEs whose decoder has no encoder to copy; a latent that never fires keeps its row.
+        """
+        align_rows(self.W_dec, codes, target)
 
     def decode_no_bias(self, codes: Codes) -> torch.Tensor:
         """Return the decoder's output [..., d_out] without the bias, summed over ranks."""

@@ -16,8 +16,8 @@ from torch import nn
 
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.sae.base import Sae
-from scopemill.trainer.sae.weights import unit_rows
-from scopemill.trainer.sparse.codes import Codes, reconstruction_error
+from scopemill.trainer.sae.weights import align_rows, unit_rows
+from scopemill.trainer.sparse.codes import Codes, DenseCodes, reconstruction_error
 from scopemill.trainer.sparse.entries import Entries
 from scopemill.trainer.sparse.gradients import SparseGradients
 from scopemill.trainer.sparse.operations import EncodeAt
@@ -82,6 +82,16 @@ class CrossLayerTranscoder(Sae):
             return torch.cat(found)[torch.cat(places).argsort()]
 
         return at
+
+    def scale_encoder(self, factor: float) -> None:
+        for weights in self.W_enc:
+            weights.mul_(factor)
+
+    def align_decoder(self, codes: DenseCodes, target: torch.Tensor) -> None:
+        for layer, weights in enumerate(self.W_dec):
+            reach = self._reach(layer)
+            align_rows(weights, codes.slice(layer * self.per_layer, (layer + 1) * self.per_layer), target[:, reach.start : reach.stop])
+            weights /= len(self.shape.inputs)  # every output is a sum over the layers before it
 
     def decode_no_bias(self, codes: Codes) -> torch.Tensor:
         outputs = []

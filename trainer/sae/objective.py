@@ -39,11 +39,6 @@ class Objective:
         self.sae, self.config = sae, config
         self._products: torch.Tensor | None = None  # [B, F], of the last sparse step
 
-    @torch.no_grad()
-    def calibrate(self, x: torch.Tensor) -> None:
-        """Set what starts from data, such as thresholds, from the first batch [B, d_in]."""
-        self.sae.activation.calibrate(self.sae.encoder(self.sae.normalized(x)[0]), self.config)
-
     def losses(
         self, x: torch.Tensor, y: torch.Tensor, dead: torch.Tensor, max_entries: int = 0, gradients: SparseGradients | None = None
     ) -> Losses:

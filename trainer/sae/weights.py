@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from scopemill.proto.errors import SaeFormatError
+from scopemill.trainer.sparse.codes import DenseCodes
 
 ROWS_AT_ONCE = 4096  # drawn in one block, where a rank keeps some of the rows
 
@@ -19,6 +20,13 @@ def unit_rows(rows: int, d: int, generator: torch.Generator, start: int = 0, sto
         own = block[max(0, start - first) : max(0, start + len(weights) - first)]
         weights[max(0, first - start) :][: len(own)] = own
     return weights / weights.norm(dim=1, keepdim=True)
+
+
+def align_rows(weights: torch.Tensor, codes: DenseCodes, target: torch.Tensor) -> None:
+    """Set weight rows [F, d] to the unit-norm sums of targets [B, d] weighted by the latents; a latent without a sum keeps its row."""
+    sums = codes.values.T @ target.to(codes.values.dtype)
+    norms = sums.norm(dim=1, keepdim=True)
+    weights.copy_(torch.where(norms > 0, sums / norms.clamp(min=torch.finfo(norms.dtype).tiny), weights))
 
 
 def check_tensors(place: str, tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]]) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.calibration import calibrate
 from scopemill.trainer.sae.objective import Losses
 from scopemill.trainer.sae.registry import objective_for
 from scopemill.trainer.sparse.gradients import SparseGradients
@@ -81,7 +82,7 @@ class Loop:
         if self._backend:
             self._backend.begin_step()
         if self.optimizer.updates == 0:
-            self.objective.calibrate(x)
+            calibrate(self.sae, config, x, y)
         coefficient = config.coefficient * sparsity_factor(config, self.step_number)
         fired = torch.zeros_like(self.tokens_since_fired, dtype=torch.bool)
         gradients = SparseGradients()

@@ -12,7 +12,7 @@ from torch import nn
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.parallel.shards import LatentShard
 from scopemill.trainer.sae.decoder import Decoder
-from scopemill.trainer.sparse.codes import Codes, Pre
+from scopemill.trainer.sparse.codes import Codes, DenseCodes, DensePre, Pre
 from scopemill.trainer.sparse.entries import Entries
 
 
@@ -73,6 +73,12 @@ class Activation(nn.Module, ABC):
         ``error`` [B, d_out] is reconstruction less y, without a gradient; ``dead`` [F] the latents that have not fired for long.
         """
         return 0.0
+
+    def preview(self, pre: torch.Tensor, config: SaeConfig) -> DenseCodes:
+        """Return the latents of pre-activations [B, F] as training has them, and record nothing."""
+        codes = self.codes(DensePre(pre), config)
+        assert isinstance(codes, DenseCodes), "dense pre-activations have dense latents"
+        return codes
 
     def calibrate(self, pre: torch.Tensor, config: SaeConfig) -> None:
         """Set what starts from data, such as thresholds, from the first batch's pre-activations [B, F]."""

@@ -11,7 +11,7 @@ from scopemill.trainer.parallel.shards import LatentShard
 from scopemill.trainer.sae.activations.base import Activation
 from scopemill.trainer.sae.activations.jumprelu import JumpReLU
 from scopemill.trainer.sae.activations.topk import TopK
-from scopemill.trainer.sparse.codes import Codes, Pre, SparsePre
+from scopemill.trainer.sparse.codes import Codes, DenseCodes, DensePre, Pre, SparsePre
 from scopemill.trainer.sparse.entries import Entries, scan
 
 AVERAGED = 1000  # batches of the running mean
@@ -39,11 +39,18 @@ class BatchTopK(TopK):
         if isinstance(pre, SparsePre):
             self._record_smallest(pre.values.detach())
             return pre.codes(pre.values)
-        wanted = pre.rows * self.k
-        smallest = self.shard.kth_largest(_largest(pre.values.detach().flatten(), wanted), wanted)
-        kept = (pre.values >= smallest) & (pre.values > 0)
+        kept = self._kept(pre.values.detach())
         self._record_smallest(pre.values.detach()[kept])
         return pre.codes(pre.values * kept)
+
+    def preview(self, pre: torch.Tensor, config: SaeConfig) -> DenseCodes:
+        return DensePre(pre).codes(pre * self._kept(pre))
+
+    def _kept(self, pre: torch.Tensor) -> torch.Tensor:
+        """Return which of the pre-activations [B, F] are the positive ones of the B k largest over all ranks."""
+        wanted = len(pre) * self.k
+        smallest = self.shard.kth_largest(_largest(pre.flatten(), wanted), wanted)
+        return (pre >= smallest) & (pre > 0)
 
     def select(
         self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, max_entries: int

@@ -90,7 +90,7 @@ class Backend(ABC):
 
     @abstractmethod
     def gradient(self, columns: Columns, factors: torch.Tensor, matrix: torch.Tensor, total: torch.Tensor) -> None:
-        """total [F, d] += the sum over each latent's entries of its factor [n], by rows, times the matrix's row [B, d]."""
+        """Total [F, d] += the sum over each latent's entries of its factor [n], by rows, times the matrix's row [B, d]."""
 
     @abstractmethod
     def update_rows(

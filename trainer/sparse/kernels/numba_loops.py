@@ -138,7 +138,7 @@ def by_latents(starts, latents, width):
 
 @_compiled()
 def sum_by_latent(starts, order, values, out):
-    """out [F] = the sum over each latent's entries of their values [n]."""
+    """Out [F] = the sum over each latent's entries of their values [n]."""
     for f in prange(len(out)):
         total = np.float32(0)
         for e in range(starts[f], starts[f + 1]):
@@ -148,7 +148,7 @@ def sum_by_latent(starts, order, values, out):
 
 @njit(cache=True, nogil=True, inline="always", fastmath=REASSOCIATE)
 def _add_rows(total, start, stop, factors, places, order, matrix):
-    """total += sum over entries of factor * row of the matrix, four rows at a time."""
+    """Total += sum over entries of factor * row of the matrix, four rows at a time."""
     d, e = len(total), start
     while e + 4 <= stop:
         f0, f1, f2, f3 = factors[order[e]], factors[order[e + 1]], factors[order[e + 2]], factors[order[e + 3]]
@@ -165,7 +165,7 @@ def _add_rows(total, start, stop, factors, places, order, matrix):
 
 @_compiled(fastmath=REASSOCIATE)
 def decode(starts, latents, values, weights, out):
-    """out [B, d] = the sum of weight rows [F, d] of each row's entries, each times its value [n]."""
+    """Out [B, d] = the sum of weight rows [F, d] of each row's entries, each times its value [n]."""
     every = np.arange(len(latents))
     for i in prange(len(starts) - 1):
         out[i] = 0
@@ -196,7 +196,7 @@ def _products_of_row(x, start, stop, latents, weights, out):
 
 @_compiled(fastmath=REASSOCIATE)
 def products(starts, latents, rows, weights, out):
-    """out [n] = rows [B, d] times weights [F, d], at the entries only."""
+    """Out [n] = rows [B, d] times weights [F, d], at the entries only."""
     for i in prange(len(starts) - 1):
         _products_of_row(rows[i], starts[i], starts[i + 1], latents, weights, out)
 
@@ -219,7 +219,7 @@ def rebuild(starts, latents, values, weights, target, error, squares, out):
 
 @_compiled(fastmath=REASSOCIATE)
 def gradient(starts, rows, order, factors, matrix, out):
-    """out [F, d] += the sum over each latent's entries of its factor [n] times the matrix's row [B, d]."""
+    """Out [F, d] += the sum over each latent's entries of its factor [n] times the matrix's row [B, d]."""
     for f in prange(len(starts) - 1):
         _add_rows(out[f], starts[f], starts[f + 1], factors, rows, order, matrix)
 

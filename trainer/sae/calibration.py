@@ -1,0 +1,59 @@
+"""Start an SAE from its first batch: thresholds, the scale of the encoder, and a transcoder's decoder.
+
+An encoder that is the transpose of a unit decoder overshoots: many latents fire, and together they reconstruct several times the row.
+Undoing that costs some hundred steps, and leaves second moments in Adam that keep the learning rate small for thousands more.
+
+Legend of shapes: B rows, d_in and d_out widths of input and reconstruction, F latents.
+"""
+
+import math
+
+import torch
+
+from scopemill.trainer.config.recipe import SaeConfig
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sparse.codes import Codes
+
+ROUNDS = 20  # at most; with a fixed threshold the scale decides which latents fire, and they decide the scale
+CLOSE = 1e-3  # relative change of the scale at which the rounds end
+
+
+@torch.no_grad()
+def calibrate(sae: Sae, config: SaeConfig, x: torch.Tensor, y: torch.Tensor) -> None:
+    """Set what starts from data, from the first batch x [B, d_in] with targets y [B, d_out].
+
+    With ``initial_scale: least_squares`` the first reconstruction is the best in scale: no other factor of the encoder has a smaller
+    error. A finished SAE to start from keeps its scale.
+    """
+    if sae.layer_norm:
+        x = y = sae.normalized(x)[0]
+    pre = sae.encoder(x)
+    sae.activation.calibrate(pre, config)
+    if config.initial_scale == "least_squares" and not config.initial_sae:
+        target = y - sae.b_dec
+        if not sae.shape.autoencoder:
+            sae.align_decoder(sae.activation.preview(pre, config), target)
+        sae.scale_encoder(_fit_scale(sae, config, pre, target))
+
+
+def _fit_scale(sae: Sae, config: SaeConfig, pre: torch.Tensor, target: torch.Tensor) -> float:
+    """Return the least-squares scale of the encoder, and leave pre-activations [B, F] and thresholds at that scale.
+
+    For a fixed choice of latents the best factor is <y, y^> / <y^, y^>.
+    """
+    scale = 1.0
+    for _ in range(ROUNDS):
+        factor = _best_factor(sae, sae.activation.preview(pre, config), target)
+        if not (math.isfinite(factor) and factor > 0):  # nothing fires, or nothing that fires points the right way
+            break
+        scale *= factor
+        sae.activation.calibrate(pre.mul_(factor), config)
+        if abs(factor - 1) < CLOSE:
+            break
+    return scale
+
+
+def _best_factor(sae: Sae, codes: Codes, target: torch.Tensor) -> float:
+    rebuilt = sae.decode_no_bias(codes).double()
+    square = rebuilt.square().sum().item()
+    return (target.double() * rebuilt).sum().item() / square if square else math.nan
