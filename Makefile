@@ -59,8 +59,8 @@ $(READY)-test: $(READY)
 	@$(PIP) -e '.[test]'
 	@touch $@
 
-$(READY)-docs: $(READY)
-	@$(PIP) -e '.[docs]'
+$(READY)-docs: $(READY)-test
+	@$(PIP) -e '.[test,docs]'
 	@touch $@
 
 # torchvision, which one of them brings along, is of another build than the CPU's torch: whatever finds it fails to import.
@@ -73,4 +73,4 @@ $(INTEROP)/.ready: tests/interop/requirements.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(INTEROP) demo-bucket
+	rm -rf $(VENV) $(INTEROP) demo-bucket build
