@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # What other packages need does not go together with what we need, so theirs have an environment of their own.
 INTEROP := .venv-interop
 
-.PHONY: demo test test-fast check docs chaos test-interop bench bench-peers clean
+.PHONY: demo test test-fast test-pure test-maths check docs chaos test-interop bench bench-peers clean
 
 demo: $(READY)
 	@$(BIN)/scopemill demo
@@ -16,14 +16,22 @@ demo: $(READY)
 test: $(READY)-test
 	@$(BIN)/python -m pytest
 
-# Pure parts and maths: no Ray, no S3 server, no language model; under a minute on two cores.
-FAST := tests/test_*.py tests/proto tests/activation_server/test_order.py tests/activation_server/test_window.py \
-	tests/activation_server/test_slot_pool.py tests/harvester/text/test_packing.py tests/trainer/config tests/trainer/sae \
-	tests/trainer/sparse/test_*.py tests/trainer/training tests/deploy/plan/test_passes.py tests/deploy/plan/test_sweep_file.py \
-	tests/deploy/orchestrator/test_halving.py tests/deploy/orchestrator/test_pool.py tests/deploy/orchestrator/test_schedule.py
+# No Ray, no S3 server, no language model: pure parts in one process, maths in another, under a minute on two cores.
+FAST_PURE := tests/test_*.py tests/proto tests/activation_server/test_order.py tests/activation_server/test_window.py \
+	tests/activation_server/test_slot_pool.py tests/harvester/text/test_packing.py tests/trainer/config \
+	tests/deploy/plan/test_passes.py tests/deploy/plan/test_sweep_file.py \
+	tests/deploy/orchestrator/test_halving.py tests/deploy/orchestrator/test_schedule.py
+FAST_MATHS := tests/trainer/sae tests/trainer/sparse/test_*.py tests/trainer/training/test_checkpoint.py \
+	tests/trainer/training/test_optimizer.py tests/trainer/training/test_resampling.py tests/trainer/training/test_schedules.py
 
 test-fast: $(READY)-test
-	@$(BIN)/python -m pytest -m "not services" $(FAST)
+	@$(MAKE) --no-print-directory -k -j2 -O test-pure test-maths
+
+test-pure: $(READY)-test
+	@$(BIN)/python -m pytest -m "not services" $(FAST_PURE)
+
+test-maths: $(READY)-test
+	@$(BIN)/python -m pytest -m "not services" $(FAST_MATHS)
 
 chaos: $(READY)-test
 	@$(BIN)/python tests/chaos/run.py
