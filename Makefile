@@ -16,13 +16,14 @@ demo: $(READY)
 test: $(READY)-test
 	@$(BIN)/python -m pytest
 
-# No Ray, no S3 server, no language model: pure parts in one process, maths in another, under a minute on two cores.
+# No Ray, no S3 server, no language model: the maths of SAEs in one process, other pure parts in another, one core each.
 FAST_PURE := tests/test_*.py tests/proto tests/activation_server/test_order.py tests/activation_server/test_window.py \
 	tests/activation_server/test_slot_pool.py tests/harvester/text/test_packing.py tests/trainer/config \
+	tests/trainer/training/test_checkpoint.py tests/trainer/training/test_optimizer.py \
+	tests/trainer/training/test_resampling.py tests/trainer/training/test_schedules.py \
 	tests/deploy/plan/test_passes.py tests/deploy/plan/test_sweep_file.py \
 	tests/deploy/orchestrator/test_halving.py tests/deploy/orchestrator/test_schedule.py
-FAST_MATHS := tests/trainer/sae tests/trainer/sparse/test_*.py tests/trainer/training/test_checkpoint.py \
-	tests/trainer/training/test_optimizer.py tests/trainer/training/test_resampling.py tests/trainer/training/test_schedules.py
+FAST_MATHS := tests/trainer/sae tests/trainer/sparse/test_*.py
 
 test-fast: $(READY)-test
 	@$(MAKE) --no-print-directory -k -j2 -O test-pure test-maths
