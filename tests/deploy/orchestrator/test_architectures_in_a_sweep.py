@@ -50,7 +50,7 @@ def test_a_sweep_of_each_kind_ends_with_saes_that_load(ray_cluster, folder, text
     [
         ({"sites": ["mlp_in"]}, {"architecture": "transcoder"}, "train.target_site: a transcoder needs the site 'mlp_out'"),
         ({"sites": ["resid_post"]}, {"architecture": "clt"}, "train.input_site: a clt needs the site 'mlp_in'"),
-        ({"layers": [1]}, {"architecture": "crosscoder"}, "train.architecture: a crosscoder spans layers, and there is one of resid_post"),
+        ({"layers": [1]}, {"architecture": "crosscoder"}, "train.architecture: a crosscoder spans layers, and resid_post is harvested at one layer only"),
         ({}, {"architecture": "topk", "sparsities": [300]}, "k here: a whole number from 1 to the width .256."),
         ({}, {"architecture": "topk", "sparsities": [2.5]}, "k here: a whole number from 1 to the width .256."),
         ({}, {"architecture": "jumprelu", "activation": "topk"}, "activation: jumprelu has its own"),
