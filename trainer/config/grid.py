@@ -4,12 +4,19 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
-from pydantic.functional_validators import ModelWrapValidatorHandler
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from scopemill.proto.config import Config, NodeLabels
 from scopemill.proto.errors import TemplateError
-from scopemill.trainer.config.recipe import UNDIVIDED, Recipe, SaeConfig, kind_of, readers, sae_config
+from scopemill.trainer.config.recipe import UNDIVIDED, Recipe, SaeConfig, kind_of, only_read, readers, sae_config
 from scopemill.trainer.config.templates import load_template
 
 ONE_FOR_ALL = ("tokens", "batch_size", "log_every")  # SAEs of a stream share batches, and rivals are compared at the same steps
@@ -78,7 +85,7 @@ class Grid(Recipe):
 
     @property
     def _told(self) -> set[str]:
-        """The recipe's fields that a dump names."""
+        """Return the recipe's fields that a dump names."""
         return kind_of(self.filled).reads
 
     @property
@@ -215,7 +222,7 @@ class TrainConfig(Grid):
             raise ValueError(
                 f"{sharded}, and a {grid.architecture} cannot be sharded: raise latents_per_trainer to {width}, or leave it out"
             )
-        if grid.resample_every:
+        if only_read(grid.filled).get("resample_every"):
             raise ValueError(
                 f"{sharded}, and a sharded SAE is not resampled: leave resample_every out, or raise latents_per_trainer to {width}"
             )

@@ -87,7 +87,10 @@ else:
 
 
 class SaeConfig(_Fields):
-    """Hold everything that decides one SAE's weights, given its stream. Made by ``sae_config``."""
+    """Hold everything that decides one SAE's weights, given its stream.
+
+    ``sae_config`` makes the configuration of the right kind, a subclass with the fields that this kind reads.
+    """
 
     width: int = Field(ge=1, description="Number of latents; for clt and per_layer_transcoder the number in each layer.")
     sparsity: float = Field(
