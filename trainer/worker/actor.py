@@ -60,8 +60,8 @@ class Trainer:
         meeting, self._meeting = self._meeting, None
         if meeting is None or meeting.address != address:
             raise RankLost(f"the process that was to lead {assignment.name} at {address} died before it began")
-        with meeting.process_group(parts, self._device) as circle:
-            run = Run(self._bucket, [assignment], self._device, DistributedShard(circle, assignment.config.width))
+        with meeting.process_group(parts, self._device) as group:
+            run = Run(self._bucket, [assignment], self._device, DistributedShard(group, assignment.config.width))
             self._take(run)
             return run.run(server, keys)
 
@@ -70,8 +70,8 @@ class Trainer:
         """Hold the latents of part ``rank``, until the leader says that it is over."""
         self._take(None)
         host = LOOPBACK if address.startswith(LOOPBACK) else ray.util.get_node_ip_address()
-        with join(address, host, rank, parts, self._device) as circle:
-            follow(assignment, DistributedShard(circle, assignment.config.width), self._device)
+        with join(address, host, rank, parts, self._device) as group:
+            follow(assignment, DistributedShard(group, assignment.config.width), self._device)
 
     def _take(self, run: Run | None) -> None:
         """What others ask and say is about this run from now on; a follower has none."""

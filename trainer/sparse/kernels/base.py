@@ -84,7 +84,7 @@ class Backend(ABC):
         """Return [n]: rows [B, d] times weight rows [F, d], at the entries only."""
 
     @abstractmethod
-    def rebuild(
+    def reconstruction_error(
         self, starts: torch.Tensor, latents: torch.Tensor, values: torch.Tensor, weights: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return error [B, d], its squares summed over d [B], and the error's products with the weights at the entries [n].

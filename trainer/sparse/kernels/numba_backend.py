@@ -57,10 +57,10 @@ class NumbaBackend(Backend):
         loops.products(starts.numpy(), latents.numpy(), rows.numpy(), weights.numpy(), out.numpy())
         return out
 
-    def rebuild(self, starts, latents, values, weights, target):
+    def reconstruction_error(self, starts, latents, values, weights, target):
         error, squares, out = torch.empty_like(target), target.new_empty(len(target)), torch.empty_like(values)
         places = starts.numpy(), latents.numpy()
-        loops.rebuild(*places, values.numpy(), weights.numpy(), target.numpy(), error.numpy(), squares.numpy(), out.numpy())
+        loops.reconstruction_error(*places, values.numpy(), weights.numpy(), target.numpy(), error.numpy(), squares.numpy(), out.numpy())
         return error, squares, out
 
     def gradient(self, columns, factors, matrix, total):

@@ -208,7 +208,7 @@ def products(starts, latents, rows, weights, out):
 
 
 @_compiled(fastmath=REASSOCIATE)
-def rebuild(starts, latents, values, weights, target, error, squares, out):
+def reconstruction_error(starts, latents, values, weights, target, error, squares, out):
     """Write error [B, d], its ``squares`` [B] summed over d, and to out [n] the error's products with the weights at the entries.
 
     The error is `decode` less the target. One loop does all, while a row's weights are in the cache.

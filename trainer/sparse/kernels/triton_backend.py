@@ -59,10 +59,10 @@ class TritonBackend(Backend):
         kernels.products[(len(rows),)](starts, latents, rows, weights, out, weights.shape[1], **_tile(weights))
         return out
 
-    def rebuild(self, starts, latents, values, weights, target):
+    def reconstruction_error(self, starts, latents, values, weights, target):
         error, squares, out = torch.empty_like(target), target.new_empty(len(target)), torch.empty_like(values)
         places = starts, latents, values, weights
-        kernels.rebuild[(len(target),)](*places, target, error, squares, out, weights.shape[1], **_tile(weights))
+        kernels.reconstruction_error[(len(target),)](*places, target, error, squares, out, weights.shape[1], **_tile(weights))
         return error, squares, out
 
     def gradient(self, columns, factors, matrix, total):

@@ -97,7 +97,7 @@ def products(starts, latents, rows, weights, out, d, AT_ONCE: tl.constexpr, BLOC
 
 
 @triton.jit
-def rebuild(starts, latents, values, weights, target, error, squares, out, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
+def reconstruction_error(starts, latents, values, weights, target, error, squares, out, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
     """Write for row i (program i) `decode` less target to error[i], its squares' sum to squares[i], its `products` to out [n]."""
     i = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
