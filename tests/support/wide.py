@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 T = TypeVar("T")
 
 
-def in_parts(parts: int, width: int, work: Callable[[DistributedShard], T]) -> list[T]:
+def on_ranks(parts: int, width: int, work: Callable[[DistributedShard], T]) -> list[T]:
     """What each part's work gives, the leader's first. An error of any is raised."""
     meeting = Rendezvous(LOOPBACK)
 

@@ -2,7 +2,7 @@
 
     loss = sum_m ||x - (f_{0:m} W_{0:m} + b_dec)||^2 + ...        m over the prefixes, the last of which is all latents
 
-So the first latents learn what is general and the later ones what is special.
+So the first latents learn general features, and later ones special features.
 """
 
 from itertools import accumulate, pairwise

@@ -142,7 +142,7 @@ def test_decode_and_products(triton, found, weights):
 
 def test_rebuild_is_decode_error_and_products(triton, found, weights):
     target = random(B, D, seed=10)
-    error, squares, out = triton.rebuild(*found, weights, target)
+    error, squares, out = triton.reconstruction_error(*found, weights, target)
     wanted = dense(found, found.values) @ weights.double() - target
     close(error, wanted)
     close(squares, wanted.square().sum(1))
