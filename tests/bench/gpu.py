@@ -21,7 +21,7 @@ from scopemill.trainer.config.grid import TrainConfig
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.sae.base import Sae
-from scopemill.trainer.sae.registry import initial_sae
+from scopemill.trainer.sae.registry import initial_sae, objective_for
 from scopemill.trainer.training.history import History
 from scopemill.trainer.training.loop import Loop
 from scopemill.trainer.training.schedules import learning_rate
@@ -56,7 +56,8 @@ class Measured:
 def case(architecture: str, width: int, d: int, batch: int, precision: str, device: str, **fields) -> tuple[SaeConfig, Sae, torch.Tensor]:
     """An SAE of which about L0 latents fire on white noise, and a batch of that [batch, d]."""
     recipe = dict(architecture=architecture, widths=[width], sparsities=[1e-3 if architecture == "jumprelu" else L0])
-    recipe |= dict(batch_size=batch, tokens=batch * 1000, log_every=1000, precision=precision, auxk_coefficient=0) | fields
+    recipe |= dict(batch_size=batch, tokens=batch * 1000, log_every=1000, precision=precision) | fields
+    recipe |= {} if architecture == "jumprelu" else {"auxk_coefficient": 0}
     config = TrainConfig(template="gemma-scope", **recipe).saes()[0]
     sae = initial_sae(config, Shape.square(d), torch.zeros(d)).to(device)
     if architecture == "jumprelu":
@@ -79,7 +80,7 @@ def dense_step(config: SaeConfig, sae: Sae, x: torch.Tensor, compiled: bool) -> 
     moments = {name: torch.zeros_like(p) for name, p in sae.named_parameters()}
 
     def loss(x: torch.Tensor) -> torch.Tensor:
-        return sae.losses(x, x, config, dead).total(0.0)
+        return objective_for(sae, config).losses(x, x, dead).total(0.0)
 
     def adam(w: torch.Tensor, v: torch.Tensor, g: torch.Tensor, rate: torch.Tensor, correction: torch.Tensor, unit: bool) -> None:
         if unit:

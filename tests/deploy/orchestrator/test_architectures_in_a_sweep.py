@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("architecture", KINDS)
 def test_a_sweep_of_each_kind_ends_with_saes_that_load(ray_cluster, folder, text, architecture):
     changes, count = KINDS[architecture]
-    train = {"architecture": architecture, "initial_decoder_bias": "mean"} | changes
+    train = {"architecture": architecture} | changes
     plan = planned(folder, tiny_sweep.sweep(str(folder / "bucket"), text, harvest=SITES, train=train))
     driver = SweepDriver(plan, quiet())
     driver.harvest()
@@ -50,11 +50,15 @@ def test_a_sweep_of_each_kind_ends_with_saes_that_load(ray_cluster, folder, text
     [
         ({"sites": ["mlp_in"]}, {"architecture": "transcoder"}, "train.target_site: a transcoder needs the site 'mlp_out'"),
         ({"sites": ["resid_post"]}, {"architecture": "clt"}, "train.input_site: a clt needs the site 'mlp_in'"),
-        ({"layers": [1]}, {"architecture": "crosscoder"}, "train.architecture: a crosscoder spans layers, and there is one of resid_post"),
+        (
+            {"layers": [1]},
+            {"architecture": "crosscoder"},
+            "train.architecture: a crosscoder spans layers, and resid_post is harvested at one",
+        ),
         ({}, {"architecture": "topk", "sparsities": [300]}, "k here: a whole number from 1 to the width .256."),
         ({}, {"architecture": "topk", "sparsities": [2.5]}, "k here: a whole number from 1 to the width .256."),
         ({}, {"architecture": "jumprelu", "activation": "topk"}, "activation: jumprelu has its own"),
-        ({}, {"architecture": "transcoder", "target_site": "mlp_in"}, "rebuilds another site than it reads"),
+        ({}, {"architecture": "transcoder", "target_site": "mlp_in"}, "reconstructs another site than the one it reads"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path, text, harvest, train, sentence):

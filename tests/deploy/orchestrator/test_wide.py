@@ -82,13 +82,13 @@ def test_processes_that_are_killed_end_all_of_their_sae_which_goes_on_at_its_che
     [
         (
             {"latents_per_trainer": 50},
-            "256 latents is divided over 6 trainers, and at_once is 3: raise it, or latents_per_trainer",
+            "256 latents is sharded over 6 trainers, and at_once is 3: raise at_once or latents_per_trainer",
         ),
-        ({"resample_every": 20}, "divided over 2 trainers, which draw no latents anew: leave resample_every out"),
-        ({"gpus": 0.5}, "divided over 2 trainers, which cannot share a GPU: gpus .0.5. has to be a whole number"),
-        ({"variants": [{"architecture": "clt"}]}, "divided over 2 trainers, which a clt cannot be: raise latents_per_trainer to 256"),
+        ({"resample_every": 20}, "sharded over 2 trainers, and a sharded SAE is not resampled: leave resample_every out"),
+        ({"gpus": 0.5}, "sharded over 2 trainers, and its trainers cannot share a GPU: gpus .0.5. has to be a whole number"),
+        ({"variants": [{"architecture": "clt"}]}, "sharded over 2 trainers, and a clt cannot be sharded: raise latents_per_trainer to 256"),
         ({"latents_per_trainer": 0}, "train.latents_per_trainer"),
-        ({"halving": {"rungs": [0.5]}, "sparsities": [1, 2, 3]}, "at_once is 3: raise it to 6"),
+        ({"halving": {"rungs": [0.5]}, "sparsities": [1, 2, 3]}, "at_once is 3: raise at_once to 6"),
     ],
 )
 def test_what_cannot_be_divided_is_refused_before_any_work(tmp_path, text, train, sentence):

@@ -93,7 +93,7 @@ def test_an_override_that_does_not_parse_is_refused(file):
 
 
 def test_rivals_that_could_not_train_at_once_are_not_compared(file):
-    assert "at_once is 1: raise it to 2" in refusal(file, "train.at_once=1", "train.halving={rungs: [0.5]}")
+    assert "at_once is 1: raise at_once to 2" in refusal(file, "train.at_once=1", "train.halving={rungs: [0.5]}")
     assert load_sweep(str(file), ["train.at_once=1", "train.group=2", "train.halving={rungs: [0.5]}"])
 
 
