@@ -1,7 +1,7 @@
-"""Loaded by every Python process of a chaos run, Ray's workers too: at an appointed call it kills its own process.
+"""Kill this process at a chosen call; loaded by every Python process of a chaos run, Ray's workers too.
 
-The folder ``SCOPEMILL_CHAOS`` holds ``order.json`` (what to do at which call), ``struck`` once that was done, and ``journal``:
-a line for every batch that a trainer was handed.
+The folder ``SCOPEMILL_CHAOS`` holds ``order.json`` (the row to carry out), ``struck`` once that was done, and ``journal``:
+a line for every batch that a trainer received.
 """
 
 import functools
@@ -27,7 +27,7 @@ calls: dict[str, int] = {}
 
 
 def strike(call: str, when: str, arguments: tuple) -> None:
-    """Carry out the order if this is the call that it names; only one process of a run ever does."""
+    """Carry out the order if this is its call; only one process of a run ever does."""
     try:
         order = json.loads((FOLDER / "order.json").read_text())
     except FileNotFoundError:
@@ -43,12 +43,12 @@ def strike(call: str, when: str, arguments: tuple) -> None:
         os.close(os.open(FOLDER / "struck", os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return
-    match order["whom"]:
+    match order["victim"]:
         case "self":
             os.kill(os.getpid(), signal.SIGKILL)
         case "raylet":
             os.kill(os.getppid(), signal.SIGKILL)
-        case "driver":  # whoever waits for the mark kills it; meanwhile nothing goes on here
+        case "driver":  # `run.py` kills the driver as soon as ``struck`` exists; until then this process waits
             time.sleep(60)
 
 
@@ -87,7 +87,7 @@ def journalled(client: type) -> None:
 
 
 class Watch:
-    """Imports the watched modules as usual, and then lays hands on them."""
+    """Import the watched modules as usual, and then wrap their methods."""
 
     @staticmethod
     def find_spec(name, path, target=None):
@@ -104,7 +104,7 @@ class Watch:
                 watched(cls, method)
             if kind == "StreamClient":
                 journalled(cls)
-            if kind == "Bucket":  # a local object is whole on disk, and not yet in its place
+            if kind == "Bucket":  # here a local object is whole on disk, and not yet in its place
                 module.os.replace = struck_before(os.replace)
 
         spec.loader.exec_module = exec_module
