@@ -12,10 +12,12 @@ import signal
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
-FOLDER = Path(os.environ["SCOPEMILL_CHAOS"]) if "SCOPEMILL_CHAOS" in os.environ else None
+FOLDER = Path(os.environ.get("SCOPEMILL_CHAOS", "."))
 WATCHED = {
     "scopemill.proto.storage.bucket": ("Bucket", ("write", "create")),
     "scopemill.harvester.shard": ("ShardBuffers", ("put",)),
@@ -26,7 +28,7 @@ WATCHED = {
 calls: dict[str, int] = {}
 
 
-def strike(call: str, when: str, arguments: tuple) -> None:
+def strike(call: str, when: str, arguments: tuple[Any, ...]) -> None:
     """Carry out the order if this is its call; only one process of a run ever does."""
     try:
         order = json.loads((FOLDER / "order.json").read_text())
@@ -65,15 +67,15 @@ def watched(cls: type, name: str) -> None:
     setattr(cls, name, call)
 
 
-def struck_before(function):
-    def call(*arguments):
+def struck_before(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
         strike("os.replace", "before", arguments)
         return function(*arguments)
 
     return call
 
 
-def journalled(client: type) -> None:
+def journalled(client: Any) -> None:
     batches = client.__iter__
 
     def noted(self):
@@ -111,5 +113,5 @@ class Watch:
         return spec
 
 
-if FOLDER is not None:
+if "SCOPEMILL_CHAOS" in os.environ:
     sys.meta_path.insert(0, Watch)
