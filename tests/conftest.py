@@ -18,7 +18,8 @@ if not torch.cuda.is_available():
 from support.s3_server import running_s3_server
 
 from scopemill.harvester.config import ModelConfig
-from scopemill.harvester.language_model.card import ModelCard, describe
+from scopemill.harvester.language_model.card import ModelCard
+from scopemill.harvester.language_model.describe import describe
 from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.proto.storage.bucket import Bucket
 
