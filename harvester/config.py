@@ -61,21 +61,22 @@ class HarvestConfig(Config):
     outlier_norm: float | None = Field(
         None,
         gt=1,
-        description="Drop tokens whose norm at any hook exceeds this multiple of the hook's median norm (activation sinks). Default: drop none.",
+        description="Drop tokens whose norm at any hook is above this multiple of the hook's median (activation sinks). "
+        "Default: drop none.",
     )
     outlier_spare: float = Field(0.01, gt=0, lt=1, description="Share of extra rows packed per shard, to replace dropped outliers.")
     sequences_per_forward: int = Field(32, ge=1, description="Sequences in one forward pass.")
     rolling: int | None = Field(
         None,
         ge=1,
-        description="Rolling mode: the most shards on disk at once. Shards are made while trainers read and deleted once all trainers passed them. "
-        "Default: keep all shards.",
+        description="Rolling mode: the most shards on disk at once. Shards are made while trainers read, and deleted once all trainers "
+        "passed them. Default: keep all shards.",
     )
     disk_gib: float | None = Field(
         None,
         gt=0,
-        description="Disk space for shards, in GiB. If all hooks do not fit, they are harvested in passes; each pass is deleted once its SAEs are "
-        "finished. Default: no limit.",
+        description="Disk space for shards, in GiB. If all hooks do not fit, they are harvested in passes; a pass is deleted once its SAEs "
+        "are finished. Default: no limit.",
     )
     memory_gib: float | None = Field(
         None,

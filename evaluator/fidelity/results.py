@@ -2,8 +2,9 @@
 
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.csv
@@ -12,6 +13,8 @@ import pyarrow.parquet as parquet
 from scopemill.proto.layout import SweepLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record, read_record
+
+Quality = Literal["fvu", "delta_loss"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,11 @@ def write_table(bucket: Bucket, layout: SweepLayout, results: list[Result]) -> N
     bucket.write(layout.results_csv, as_csv.getvalue())
 
 
+def in_order(results: Iterable[Result]) -> list[Result]:
+    """Sort results by layer, site, architecture, width, sparsity and step."""
+    return sorted(results, key=lambda r: (r.layer, r.site, r.hook, r.architecture, r.width, r.sparsity, r.step))
+
+
 def last_steps(results: list[Result]) -> list[Result]:
     """Return the row of each SAE's newest checkpoint."""
     newest: dict[str, Result] = {}
@@ -98,7 +106,7 @@ def last_steps(results: list[Result]) -> list[Result]:
     return list(newest.values())
 
 
-def pareto(results: list[Result], quality: str) -> list[Result]:
+def pareto(results: list[Result], quality: Quality) -> list[Result]:
     """Return the Pareto frontier of L0 and ``quality``, by ascending L0. Lower is better for both.
 
     Rows whose L0 or quality is NaN are ignored.

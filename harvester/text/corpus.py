@@ -98,10 +98,10 @@ def _as_corpus_error(sentence: str) -> Iterator[None]:
 
 
 def _check_column(columns: Collection[str], corpus: CorpusConfig, where: str) -> None:
+    """Raise CorpusError unless the text's column is among these."""
     if corpus.column not in columns:
-        raise CorpusError(
-            f"{where} has no column {corpus.column!r}; it has {', '.join(map(repr, columns)) or 'none'}: set the corpus field 'column' to one of these"
-        )
+        there = ", ".join(map(repr, columns)) or "none"
+        raise CorpusError(f"{where} has no column {corpus.column!r}; it has {there}: name the text's column in the corpus field 'column'")
 
 
 def _text(row: dict[str, Any], corpus: CorpusConfig, where: str) -> str:
@@ -109,7 +109,7 @@ def _text(row: dict[str, Any], corpus: CorpusConfig, where: str) -> str:
     value = row[corpus.column]
     if value is not None and not isinstance(value, str):
         raise CorpusError(
-            f"{where}: column {corpus.column!r} holds {type(value).__name__}, not text: set the corpus field 'column' to a column of text"
+            f"{where}: column {corpus.column!r} holds {type(value).__name__}, not text: name a column of text in the corpus field 'column'"
         )
     return value or ""
 
