@@ -72,7 +72,7 @@ class _LossMean:
 class Moments:
     """Accumulate the mean of rows and the sum of squared distances from it.
 
-    Chan's pairwise update is exact even where the mean is large.
+    Chan's pairwise update stays accurate where the mean is large.
     """
 
     def __init__(self, d: int):

@@ -20,6 +20,7 @@ from scopemill.evaluator.report.training_figure import training_figure
 from scopemill.proto.layout import width_label
 from scopemill.trainer.training.history import Row
 
+HALF_PAGE_INCHES = 6.5
 QUALITY_NAMES: dict[Quality, str] = {"fvu": "FVU", "delta_loss": "\u0394 loss"}
 
 
@@ -129,13 +130,13 @@ def _figures(evaluations: list[Evaluation], histories: dict[str, list[Row]]) -> 
 
 
 def _plot(heading: str, caption: str, figure: Figure, prefix: str) -> Plot:
-    inches = figure.get_size_inches()[0]
-    return Plot(heading, caption, inline_svg(to_svg(figure), prefix), half=bool(inches < 6.5))
+    width = figure.get_size_inches()[0]
+    return Plot(heading, caption, inline_svg(to_svg(figure), prefix), half=bool(width < HALF_PAGE_INCHES))
 
 
 _FVU_CAPTION = (
     "Each panel is a hook, and each solid marker is the newest checkpoint of an SAE. Lower and further left is better. The dark line is "
-    "the Pareto frontier: every other SAE of the hook is beaten in both L0 and FVU by an SAE on this line."
+    "the Pareto frontier: for every SAE off this line, an SAE on the line is at least as good in both L0 and FVU."
 )
 _DELTA_CAPTION = (
     "As above, for the cost to the language model. At 0 nats/token the model predicts as well with the SAE spliced in as without it."
