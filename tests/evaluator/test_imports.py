@@ -1,5 +1,6 @@
 """Modules that `scopemill ls` and `status` import must be light: torch and transformers take seconds, and the commands answer at once."""
 
+import os
 import subprocess
 import sys
 
@@ -23,7 +24,9 @@ HEAVY = {"datasets", "ray", "torch", "transformer_lens", "transformers"}
 def imported_by(module: str) -> set[str]:
     """Import a module in a fresh interpreter and return the names of all packages that this imports."""
     code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
-    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # the code that pytest tests, whatever is installed
+    process = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    return set(process.stdout.split())
 
 
 @pytest.mark.parametrize("module", LIGHT)
