@@ -39,7 +39,7 @@ class Harvester:
         self._stop = threading.Event()
 
     def prepare(self) -> DatasetManifest:
-        """Pack the corpus, fix the scales, and return the manifest. Work that is committed is not repeated."""
+        """Pack the corpus, fix the scales, and return the manifest."""
         if self._task.bucket.exists(self._task.layout.manifest):
             return read_manifest(self._task.bucket, self._task.dataset)
         shards = pack_corpus(self._task)
@@ -91,7 +91,10 @@ class Harvester:
 
 
 def _lower_priority() -> None:
-    """Lower this thread's priority: it would otherwise push a thread of a matrix product off its core, and all would wait."""
+    """Lower this thread's priority.
+
+    Otherwise this thread pushes a thread of a matrix product off its core, and the other threads wait for that one.
+    """
     if sys.platform == "linux":  # elsewhere nice() applies to the whole process
         os.nice(19)
 

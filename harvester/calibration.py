@@ -1,4 +1,4 @@
-"""Calibration: fix the scale C of each hook and commit the dataset's manifest, before the first shard.
+"""Calibration: fix the scale C of each hook and commit the dataset's manifest.
 
 The manifest is a committed object, so every harvester works from the same one and a restart finds it unchanged.
 """
@@ -22,9 +22,10 @@ Rows = dict[str, torch.Tensor]  # by hook: (n, d), float32
 
 
 def calibrate(task: HarvestTask, lm: LanguageModel, shards: int) -> DatasetManifest:
-    """Fix C = sqrt(E||x||^2) of each hook over rows from the whole corpus, and commit the manifest.
+    """Fix C = sqrt(E||x||^2) of each hook and commit the manifest.
 
-    With the outlier filter, a first pass finds each hook's median norm, and C counts only the rows that the filter keeps.
+    The rows come from the whole corpus. With the outlier filter, a first pass finds each hook's median norm, and C
+    counts only the rows that the filter keeps.
     """
     harvest = task.config
     sample = _calibration_sample(task, shards)

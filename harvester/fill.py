@@ -1,4 +1,4 @@
-"""Fill a shard: run the model over a bucket and scatter its activations into their permuted places."""
+"""Fill a shard: run the model over a bucket and scatter the activations."""
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,7 +62,10 @@ class ShardFiller:
         captured: dict[str, torch.Tensor],
         scatterer: ThreadPoolExecutor,
     ) -> list[Future]:
-        """Put labels into their places, and start to scatter the activations: captured ones, or those of a forward pass."""
+        """Scatter labels, and start to scatter activations; return the started work.
+
+        Activations come from ``captured``, or from a forward pass if there are none.
+        """
         for name, label in (("token_id", part.tokens), ("document", part.document), ("position", part.position)):
             buffers.put(destination, name, label.ravel())
         started: list[Future] = []
@@ -78,7 +81,10 @@ class ShardFiller:
         return started
 
     def _select_rows(self, part: Sequences) -> tuple[np.ndarray, int, dict[str, torch.Tensor]]:
-        """Return the indices of tokens to keep, the number of dropped outliers, and activations if the filter captured them."""
+        """Return the tokens to keep, the number of dropped outliers, and captured activations.
+
+        Only the outlier filter captures activations.
+        """
         kept = np.flatnonzero(row_mask(part.tokens, self._task.card.special))
         if not self._norm_limits:
             return kept, 0, {}

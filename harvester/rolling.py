@@ -1,4 +1,6 @@
-"""Rolling mode's state machine: make shards a bounded number ahead of the trainers, and delete passed shards.
+"""Rolling mode's state machine: which shards to make and which to delete.
+
+Shards are made a bounded number ahead of the trainers, and deleted once all trainers passed them.
 
 A *position* counts shards in the order in which trainers read them, epoch after epoch (`Order.shard_at`). The window is the
 positions [low, low + ahead). `low` is the first position that some trainer may still read, by its newest checkpoint. A shard's
@@ -11,7 +13,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Rolling:
-    """Decide which shards to make and delete. Events go in, decisions come out; there is no I/O and no clock."""
+    """Decide which shards to make and delete, without I/O or clock."""
 
     shard_at: Callable[[int], int]  # the shard at a position
     ahead: int  # the most shards on disk, including shards being written
@@ -29,7 +31,7 @@ class Rolling:
         return self._drop()
 
     def claim(self) -> int | None:
-        """Return the next shard for a free harvester: the nearest missing one, or None if there is no room or no need."""
+        """Claim the nearest missing shard for a harvester; None without room or need."""
         if len(self.made) + len(self.making) >= self.ahead:
             return None
         shard = next((s for s in self._needed() if s not in self.made and s not in self.making), None)
@@ -38,7 +40,10 @@ class Rolling:
         return shard
 
     def commit(self, shard: int) -> list[int]:
-        """Record that a shard is committed, and return the shards to delete, which may include the new one."""
+        """Record that a shard is committed, and return the shards to delete.
+
+        The new shard is among them if no trainer needs it any more.
+        """
         self.making.discard(shard)
         self.made.add(shard)
         return self._drop()

@@ -27,9 +27,10 @@ SUM_VALUES = 2**18  # values summed at once, 2 MiB in float64: this fits a core'
 
 
 class ShardBuffers:
-    """Hold one shard in memory, filled in any order. Reuse it for the next shard: fresh memory is slow to touch.
+    """Hold one shard in memory, filled in any order.
 
-    Place ``rows_per_shard`` is an extra row for tokens that are not kept: scattering them there is cheaper than gathering the others.
+    The buffers are reused for the next shard, because fresh memory is slow to touch. Place ``rows_per_shard`` is an
+    extra row for tokens that are not kept: scattering them there is cheaper than gathering the others.
     """
 
     def __init__(self, manifest: DatasetManifest):
@@ -48,14 +49,14 @@ class ShardBuffers:
         return sum(self.stored(spec).nbytes for spec in self.specs)
 
     def scaled(self, hook: str, rows: torch.Tensor) -> torch.Tensor:
-        """Return raw rows [..., d] of a hook as they are stored, [n, d], on their device.
+        """Return raw rows [..., d] of a hook as stored, [n, d], on their device.
 
-        They are multiplied by 1/C in float32, whatever the model's precision, and rounded once.
+        Rows are multiplied by 1/C in float32, whatever the model's precision, and rounded once.
         """
         return (rows.flatten(0, -2).float() * (1.0 / self._scales[hook])).to(self._dtype)
 
     def put(self, places: np.ndarray, array: str, rows: torch.Tensor | np.ndarray) -> None:
-        """Scatter n ``scaled`` rows [n, d] of a hook, or n labels (n,), into their places (n,)."""
+        """Scatter ``scaled`` rows [n, d], or labels (n,), into their places (n,)."""
         # numpy's scatter takes a quarter of index_copy_'s time.
         self._arrays[array][places] = _bits(rows.cpu()) if isinstance(rows, torch.Tensor) else rows
 
@@ -80,7 +81,7 @@ class ShardBuffers:
 
 
 def _bits(values: torch.Tensor) -> np.ndarray:
-    """Return values as a NumPy array. NumPy has no bfloat16, so it becomes its bits in uint16."""
+    """Return values as a NumPy array: bfloat16 as its bits in uint16."""
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
 
 

@@ -29,7 +29,7 @@ from scopemill.trainer.training import checkpoint
 def load_text(
     bucket: Bucket, dataset: str, model: ModelConfig, card: ModelCard, config: EvaluationConfig, context_length: int
 ) -> EvaluationText:
-    """Load the sequences to evaluate on: from the evaluation's own corpus, or the ones that the harvest reserved."""
+    """Load the text to evaluate on: the evaluation's own corpus, or the harvest's reserved sequences."""
     if config.corpus is None:
         block = load_sequences(bucket, DatasetLayout(dataset).reserved)
     else:
@@ -51,7 +51,10 @@ def _pack(model: ModelConfig, card: ModelCard, corpus: CorpusConfig, wanted: int
 
 
 class Evaluator:
-    """Measure checkpoints of a sweep on one text. Baselines are kept, so checkpoints of one hook should come in a row."""
+    """Measure checkpoints of a sweep on one text.
+
+    The baseline of each hook is measured once and kept.
+    """
 
     def __init__(self, bucket_url: str, dataset: str, model: ModelConfig, card: ModelCard, config: EvaluationConfig, context_length: int):
         keep_freed_memory()
@@ -64,7 +67,7 @@ class Evaluator:
         self._stop = threading.Event()
 
     def evaluate(self, job: Job) -> str:
-        """Measure a checkpoint and commit the result, unless it is committed, and return the SAE's name.
+        """Measure a checkpoint, commit the result, and return the SAE's name. Idempotent.
 
         Raises Stopped once ``stop`` was called.
         """
@@ -130,7 +133,7 @@ def _result(
 
 
 def _recovered(ablated: float, spliced: float, clean: float) -> float:
-    """Return the recovered share of the loss that ablation adds: 1 is perfect, 0 is no better than ablation."""
+    """Return the share of the ablation's loss that the SAE recovers: 1 is perfect."""
     return (ablated - spliced) / (ablated - clean) if ablated != clean else float("nan")
 
 

@@ -1,4 +1,4 @@
-"""Measure an SAE's fidelity: FVU, L0, firing frequencies, and the model's loss with the reconstruction spliced in.
+"""Measure an SAE's fidelity: FVU, L0, firing frequencies and spliced loss.
 
 Every sum is float64 over the whole evaluation. Legend: S sequences in all, B in a batch, T positions, d width of the hook.
 Rows are the positions whose token is not special. A loss counts if its predicted token is not special.
@@ -33,7 +33,7 @@ class EvaluationText:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Record the values that every SAE of the same outputs is compared with. Losses are in nats per token."""
+    """Record the reference values of one output's SAEs. Losses are in nats per token."""
 
     loss_clean: float
     loss_zero_ablated: float
@@ -92,7 +92,10 @@ class Moments:
 
 
 def measure_baseline(lm: LanguageModel, hooks: tuple[Hook, ...], text: EvaluationText, splice_special: bool) -> Baseline:
-    """Measure the clean loss, the variance, and the losses under zero and mean ablation of all hooks together."""
+    """Measure the variance and the clean, zero-ablated and mean-ablated losses of a tuple of hooks.
+
+    Ablation replaces the rows of all hooks together.
+    """
     clean, zero, mean_ablated = _LossMean(), _LossMean(), _LossMean()
     moments: dict[Hook, Moments] = {}
 
@@ -124,9 +127,9 @@ def measure(
     baseline: Baseline,
     splice_special: bool,
 ) -> Fidelity:
-    """Measure one SAE (finished: it takes raw activations) against the baseline of its outputs on the same text.
+    """Measure one SAE against the baseline of its outputs on the same text.
 
-    All outputs are replaced together by the reconstruction of the clean model's activations.
+    The SAE is finished: it takes raw activations. All outputs are replaced together by the reconstruction of the clean model's activations.
     """
     spliced = _LossMean()
     error, fired = 0.0, torch.zeros(sae.width, dtype=torch.float64)
@@ -156,7 +159,7 @@ def _constant(vector: torch.Tensor) -> Edit:
 
 
 def _put(where: torch.Tensor, rows: torch.Tensor) -> Edit:
-    """Return an edit that writes ``rows`` [n, d] at the n positions where ``where`` [B, T] is True."""
+    """Return an edit that writes rows [n, d] where the mask [B, T] is True."""
 
     def edit(x: torch.Tensor) -> torch.Tensor:
         out = x.clone()
@@ -167,7 +170,7 @@ def _put(where: torch.Tensor, rows: torch.Tensor) -> Edit:
 
 
 def _replace(is_row: torch.Tensor, splice_special: bool, replacement: Edit) -> Edit:
-    """Return an edit that puts ``replacement`` of the rows in their place, and of special positions if asked."""
+    """Return an edit that applies ``replacement`` to rows, and to special positions if asked."""
 
     def edit(x: torch.Tensor) -> torch.Tensor:
         where = (torch.ones_like(is_row) if splice_special else is_row).to(x.device)
@@ -179,7 +182,7 @@ def _replace(is_row: torch.Tensor, splice_special: bool, replacement: Edit) -> E
 
 
 def _histogram(frequencies: np.ndarray) -> Histogram:
-    """Bin the firing frequency of each latent. Frequencies below the first edge count in the first bin."""
+    """Bin latents by firing frequency. The first bin includes all lower frequencies."""
     alive = np.log10(frequencies[frequencies > 0])
     counts, edges = np.histogram(np.clip(alive, LOG_FREQUENCY_EDGES[0], 0.0), bins=LOG_FREQUENCY_EDGES)
     return Histogram(edges=edges.tolist(), counts=counts.tolist(), never=int((frequencies == 0).sum()))

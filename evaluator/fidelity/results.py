@@ -1,4 +1,4 @@
-"""Results: one row per evaluated checkpoint, the table of a sweep, and the choice of rows from it."""
+"""Results: one row per evaluated checkpoint, the sweep's table, and selections of rows."""
 
 import io
 import math
@@ -19,7 +19,10 @@ Quality = Literal["fvu", "delta_loss"]
 
 @dataclass(frozen=True)
 class Result:
-    """Record one checkpoint's quality. Losses are cross-entropies in nats per token; delta = spliced - clean."""
+    """Record one checkpoint's quality.
+
+    Losses are cross-entropies in nats per token; delta = spliced - clean.
+    """
 
     hook: str  # for a transcoder or crosscoder: all hooks that it reads and reconstructs
     layer: int  # of the first hook that the SAE reads
@@ -43,14 +46,14 @@ class Result:
 
     @property
     def place(self) -> str:
-        """Return the place to show: layer and site for an SAE of one hook, and all hooks for other kinds."""
+        """Return the place to show: layer and site of one hook, or all hooks."""
         single = self.hook.startswith("blocks.") and "--" not in self.hook
         return f"layer {self.layer} \u00b7 {self.site}" if single else self.hook
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Count latents by firing frequency: log10 of the share of tokens on which a latent fires."""
+    """Count latents by log10 of the share of tokens on which a latent fires."""
 
     edges: list[float]  # len(counts) + 1, log10
     counts: list[int]
@@ -107,9 +110,9 @@ def last_steps(results: list[Result]) -> list[Result]:
 
 
 def pareto(results: list[Result], quality: Quality) -> list[Result]:
-    """Return the Pareto frontier of L0 and ``quality``, by ascending L0. Lower is better for both.
+    """Return the Pareto frontier of L0 and ``quality``, by ascending L0.
 
-    Rows whose L0 or quality is NaN are ignored.
+    Lower is better for both. Rows whose L0 or quality is NaN are ignored.
     """
     frontier: list[Result] = []
     measured = [r for r in results if not math.isnan(getattr(r, quality)) and not math.isnan(r.l0)]

@@ -21,7 +21,10 @@ def save(figure: Figure, bucket: Bucket, path_without_suffix: str) -> None:
 
 @matplotlib.rc_context(STYLE)
 def to_svg(figure: Figure) -> str:
-    """Return the figure as an SVG document with text as text and two decimals. Equal figures give equal documents."""
+    """Return the figure as an SVG document. Equal figures give equal documents.
+
+    Text stays text, and coordinates have two decimals.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     # Only inside tags: numbers in visible text keep their decimals. Matplotlib escapes '>' in text.

@@ -24,7 +24,10 @@ _KEYS: list[LegendKey] = [
 
 @matplotlib.rc_context(STYLE)
 def fidelity_figure(results: list[Result], quality: Quality) -> Figure:
-    """Plot ``quality`` against L0, a panel per hook, on one y scale per site so that layers compare."""
+    """Plot ``quality`` against L0, a panel per hook.
+
+    All panels of a site share one y scale, so that layers can be compared.
+    """
     if not results:
         return only_text("No checkpoint has been evaluated.")
     styles = SaeStyles.of(results)

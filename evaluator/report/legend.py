@@ -1,4 +1,4 @@
-"""The legend above a grid of panels: where its keys go, and how they are drawn."""
+"""The legend above a grid of panels: the places of its keys, and drawing."""
 
 import matplotlib
 from matplotlib.artist import Artist

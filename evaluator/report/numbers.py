@@ -17,7 +17,7 @@ def fraction(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """Format a share with one decimal. Only 0 reads as 0%, and only 1 as 100%."""
+    """Format a share with one decimal. Only 0 gives 0%, only 1 gives 100%."""
     if 0 < value < 0.0005:
         return "<0.1%"
     if 0.9995 <= value < 1:

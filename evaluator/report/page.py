@@ -25,7 +25,10 @@ QUALITY_NAMES: dict[Quality, str] = {"fvu": "FVU", "delta_loss": "\u0394 loss"}
 
 
 def render_report(title: str, facts: dict[str, str], evaluations: list[Evaluation], histories: dict[str, list[Row]]) -> str:
-    """Return the page as HTML. ``facts`` are shown unchanged under their names; ``histories`` are by SAE name."""
+    """Return the page as HTML.
+
+    ``facts`` are shown unchanged under their names; ``histories`` are by SAE name.
+    """
     results = in_order(e.result for e in evaluations)
     final = in_order(last_steps(results))
     return _ENVIRONMENT.get_template("report.html.j2").render(
@@ -152,7 +155,7 @@ _TRAINING_CAPTION = (
 
 
 def inline_svg(document: str, prefix: str) -> Markup:
-    """Turn an SVG document into an element of a page: without prolog, and with ``prefix`` before every id."""
+    """Return an SVG document as a page's element: no prolog, and every id prefixed."""
     svg = document[document.index("<svg") :]
     # Only inside tags, so that visible text is not changed.
     return Markup(re.sub(r"<[a-z][^>]*>", lambda tag: re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", tag[0]), svg))

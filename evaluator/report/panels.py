@@ -24,7 +24,7 @@ def only_text(text: str) -> Figure:
 
 
 def grid_of_hooks(results: list[Result], keys: list[LegendKey], x_label: str, y_label: str) -> tuple[Figure, dict[str, Axes]]:
-    """Return a figure with an empty panel per hook, layer by layer and site by site.
+    """Return a figure with an empty panel per hook, ordered by layer and site.
 
     If every layer has the same sites, each column holds one site.
     """
@@ -39,7 +39,10 @@ def grid_of_hooks(results: list[Result], keys: list[LegendKey], x_label: str, y_
 
 
 def columns_for(panels: int, sites: int) -> int:
-    """Choose the number of columns: about that of rows, a multiple of ``sites`` if possible, with few empty places."""
+    """Choose the number of columns for a grid that is about square.
+
+    A multiple of ``sites`` is preferred, then few empty places.
+    """
     least = min(math.ceil(math.sqrt(panels)), MOST_COLUMNS)
     choices = [c for c in range(least, MOST_COLUMNS + 1) if c % sites == 0] or list(range(least, MOST_COLUMNS + 1))
     return min(choices, key=lambda c: -panels % c)
@@ -48,7 +51,10 @@ def columns_for(panels: int, sites: int) -> int:
 def grid(
     panels: int, columns: int, width: float, keys: list[LegendKey], x_label: str, y_label: str, y_ticks_everywhere: bool
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its axes in reading order, each ``width`` inches wide, with a legend above."""
+    """Return a figure and its axes in reading order, with a legend above.
+
+    Each panel is ``width`` inches wide.
+    """
     layout = _Layout.of(panels, columns, width, keys, bool(y_label), y_ticks_everywhere)
     figure = Figure(figsize=(layout.total_width, layout.total_height))
     axes = []
@@ -105,7 +111,7 @@ class _Layout:
 
 
 def _draw_labels(figure: Figure, layout: _Layout, x_label: str, y_label: str) -> None:
-    """Label the axes of the whole grid. On a tall figure the y label is repeated."""
+    """Label the axes of the grid. A tall figure repeats the y label."""
     width, height = layout.total_width, layout.total_height
     middle = layout.left + (width - layout.left - layout.right) / 2
     figure.text(middle / width, 0.12 / height, x_label, ha="center", va="bottom", fontsize=8.5)

@@ -37,7 +37,10 @@ LINES: tuple[LineStyleType, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1
 
 @dataclass(frozen=True)
 class SaeStyles:
-    """Give SAEs one look in every figure: colour by width, marker and line by architecture, shade by sparsity."""
+    """Give each SAE one look in all figures.
+
+    Colour shows the width, marker and line the architecture, shade the sparsity.
+    """
 
     colour: dict[int, str]
     marker: dict[str, str]
@@ -67,7 +70,7 @@ class SaeStyles:
         return [*by_architecture, *(Patch(color=c, label=f"{width_label(w)} latents") for w, c in self.colour.items())]
 
     def line_keys(self) -> list[LegendKey]:
-        """Return legend keys of colours by width, and of line styles and shades where results differ in them."""
+        """Return legend keys of colours, and of line styles and shades that differ."""
         keys: list[LegendKey] = [Line2D([], [], color=c, lw=1.6, label=f"{width_label(w)} latents") for w, c in self.colour.items()]
         if len(self.line) > 1:
             keys += [Line2D([], [], color=MUTED, lw=1.2, ls=s, label=a) for a, s in self.line.items()]

@@ -69,7 +69,7 @@ def _scale(ax: Axes, column: str, histories: dict[str, list[Row]]) -> None:
 
 
 def _thinned(rows: list[Row], column: str, most: int) -> np.ndarray:
-    """Return at most ``most`` values of a column: means over groups of equally many rows. The last group may be smaller."""
+    """Return at most ``most`` values of a column, as means over groups of rows."""
     values = np.array([getattr(row, column) for row in rows], dtype=float)
     every = math.ceil(len(values) / most)
     return np.array([values[i : i + every].mean() for i in range(0, len(values), every)])

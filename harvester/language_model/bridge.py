@@ -25,7 +25,10 @@ def boot(model: ModelConfig, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _garbage_collection_off() -> Iterator[None]:
-    """Switch garbage collection off: importing thousands of modules makes no garbage, and looking for it took a third of the time."""
+    """Switch garbage collection off.
+
+    Importing thousands of modules makes no garbage, and looking for garbage took a third of the time.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -47,10 +50,10 @@ def use_hugging_face_norms(bridge: Any) -> None:
 
 
 def use_hugging_face_attention(bridge: Any) -> None:
-    """Run attention as Hugging Face wrote it, in one fused call where the architecture has one.
+    """Run attention as Hugging Face wrote it.
 
-    The bridge computes attention step by step for its hooks on scores and patterns, which Scopemill does not read.
-    ``attn_z`` is the input of the output projection either way.
+    This is one fused call where the architecture has one. The bridge computes attention step by step for its hooks on
+    scores and patterns, which Scopemill does not read. ``attn_z`` is the input of the output projection either way.
     """
     from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 
@@ -65,9 +68,10 @@ def use_hugging_face_attention(bridge: Any) -> None:
 
 
 def _projects_through_the_bridge(attention: Any) -> bool:
-    """Make Hugging Face's attention call the bridge's output projection, where ``attn_z`` is read; False if impossible.
+    """Make Hugging Face's attention call the bridge's output projection; False if impossible.
 
-    It is impossible where the bridge splits a fused projection, such as GPT-2's, and keeps its own projection.
+    ``attn_z`` is read at this projection. The call is impossible where the bridge splits a fused projection, such as
+    GPT-2's, and keeps its own projection.
     """
     projection, original = getattr(attention, "o", None), attention.original_component
     if projection is None:

@@ -1,4 +1,7 @@
-"""The model card: what the rest of Scopemill knows of a language model. Imports neither torch nor transformers."""
+"""The model card: a language model described by its configuration.
+
+This module imports neither torch nor transformers.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -18,7 +18,7 @@ SAMPLE_BYTES = 2**16
 
 
 def describe(model: ModelConfig) -> ModelCard:
-    """Read the card of a model. Raises ModelError if its configuration or tokenizer cannot be read.
+    """Read the card of a model. Raises ModelError if that fails.
 
     The sites and their widths come from TransformerLens itself, from a one-layer clone of the architecture.
     """
@@ -51,7 +51,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def _one_layer_clone(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Boot the architecture with one layer and without weights, on the meta device where TransformerLens can."""
+    """Boot the architecture with one layer and no weights, on the meta device if possible."""
     options = {"load_weights": False, "hf_config_overrides": {"num_hidden_layers": 1}, "tokenizer": tokenizer}
     try:
         with torch.device("meta"):
@@ -61,7 +61,10 @@ def _one_layer_clone(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _special_tokens(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, tuple[int, ...]]:
-    """Return the BOS id and all special ids. GPT-2 and its like have one special token, EOS, which serves as BOS."""
+    """Return the BOS id and all special ids.
+
+    Models such as GPT-2 have one special token, EOS, which serves as BOS.
+    """
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if bos is None:
         raise ModelError(
@@ -73,7 +76,10 @@ def _special_tokens(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> t
 
 
 def _fingerprint(model: ModelConfig, config: Any) -> str:
-    """Return the commit on the hub; for a local folder, a hash of its configuration and samples of its weight files."""
+    """Return the hub's commit, or a hash of a local folder.
+
+    The hash covers the configuration and samples of the weight files.
+    """
     folder = Path(model.name)
     if not folder.is_dir():
         return str(getattr(config, "_commit_hash", None) or model.revision)

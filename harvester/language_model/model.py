@@ -25,7 +25,7 @@ Visitor = Callable[[str, torch.Tensor], None]  # a hook's name and its activatio
 
 
 class _AllHooksReached(Exception):
-    """End a forward pass early: the layers above and the product with the vocabulary are not needed."""
+    """End a forward pass early: later layers and the unembedding are not needed."""
 
 
 class LanguageModel:
@@ -40,13 +40,13 @@ class LanguageModel:
         use_hugging_face_attention(self._bridge)
 
     def capture(self, tokens: torch.Tensor, hooks: Iterable[Hook]) -> dict[str, torch.Tensor]:
-        """Return the activations [B, T, d] of every hook for tokens [B, T], by hook name."""
+        """Return the activations [B, T, d] of every hook for tokens [B, T]."""
         captured: dict[str, torch.Tensor] = {}
         self.visit(tokens, hooks, captured.__setitem__)
         return captured
 
     def visit(self, tokens: torch.Tensor, hooks: Iterable[Hook], visitor: Visitor) -> None:
-        """Call ``visitor`` once per hook, as soon as the forward pass over tokens [B, T] reaches the hook.
+        """Run tokens [B, T] and call ``visitor`` when the pass reaches each hook.
 
         The pass ends at the last hook. The heads of ``attn_z`` are concatenated. Tensors are on the model's device, in the
         model's precision; a visitor that does not keep them saves their memory.
@@ -66,7 +66,7 @@ class LanguageModel:
             self._bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=[(name, visit_at(name)) for name in left], return_type=None)
 
     def token_losses(self, tokens: torch.Tensor, edits: Mapping[Hook, Edit] | None = None) -> torch.Tensor:
-        """Return the cross-entropy [B, T-1] of each token from the second on, in nats and float32.
+        """Return the cross-entropy [B, T-1] of each next token, in nats and float32.
 
         Each edit replaces the activations of its hook during the pass.
         """

@@ -1,4 +1,4 @@
-"""Read the documents of a corpus, in a fixed order: files by name, then rows as stored."""
+"""Read a corpus' documents in a fixed order: files by name, rows as stored."""
 
 import json
 from collections.abc import Collection, Iterator
@@ -31,7 +31,7 @@ def check_corpus(corpus: CorpusConfig) -> None:
 
 
 def _files(corpus: CorpusConfig) -> Iterator[str]:
-    """Yield the documents of the corpus' files, sorted by name. Compressed files, such as ``.gz``, are unpacked."""
+    """Yield the documents of the corpus' files, by file name. Compressed files are unpacked."""
     with _as_corpus_error(f"corpus {corpus.source!r} cannot be opened"):
         fs, path = fsspec.core.url_to_fs(corpus.source)
         if any(c in path for c in "*?["):
@@ -88,7 +88,10 @@ def _hub(corpus: CorpusConfig) -> Iterator[str]:
 
 @contextmanager
 def _as_corpus_error(sentence: str) -> Iterator[None]:
-    """Turn every error of the block into a CorpusError: stores, archives, pyarrow and the hub raise a dozen kinds."""
+    """Turn every error of the block into a CorpusError.
+
+    Stores, archives, pyarrow and the hub raise a dozen kinds.
+    """
     try:
         yield
     except CorpusError:

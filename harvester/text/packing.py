@@ -1,8 +1,8 @@
-"""Pack tokens into sequences, and sequences into buckets of rows. The plan is made before the model runs.
+"""Pack tokens into sequences, and sequences into buckets of rows.
 
-Documents are joined, each opened by BOS, and cut into sequences of the context length. Every sequence opens with BOS too.
-A bucket takes whole sequences until they hold enough rows. A row is a token other than BOS, EOS and PAD. So the content of
-a bucket depends on nothing but the corpus and the plan.
+Packing is done before the model runs. Documents are joined, each opened by BOS, and cut into sequences of the context
+length. Every sequence opens with BOS too. A bucket takes whole sequences until they hold enough rows. A row is a token
+other than BOS, EOS and PAD. So the content of a bucket depends on nothing but the corpus and the plan.
 """
 
 from collections.abc import Iterable, Iterator
@@ -51,7 +51,7 @@ def pack_sequences(tokenized: Iterable[np.ndarray], context_length: int, bos: in
 
 
 def _cut(pending: np.ndarray, start: int, context_length: int, bos: int) -> tuple[np.ndarray, int] | None:
-    """Return the sequence that begins at ``start`` and the start of the next one; None if too few tokens are left."""
+    """Return the sequence at ``start`` and the next start; None if tokens are too few."""
     opens = start < pending.shape[1] and pending[2, start] == -1  # the document's own BOS opens the sequence
     end = start + context_length - (0 if opens else 1)
     if end > pending.shape[1]:
@@ -68,7 +68,7 @@ def row_mask(tokens: np.ndarray, special: Iterable[int]) -> np.ndarray:
 
 
 def group_into_buckets(packed: Iterable[Sequences], rows: int, special: Iterable[int]) -> Iterator[Sequences]:
-    """Group sequences into buckets of at least ``rows`` rows each. An incomplete last bucket is dropped."""
+    """Group sequences into buckets of at least ``rows`` rows; drop an incomplete last bucket."""
     special = list(special)
     bucket: list[Sequences] = []
     count = 0
