@@ -8,8 +8,11 @@ from scopemill.deploy.catalog.status import read_status
 from scopemill.deploy.cost.summary import facts
 from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.evaluator.fidelity.results import write_table
-from scopemill.evaluator.report import figures as curves
+from scopemill.evaluator.report.export import save
+from scopemill.evaluator.report.fidelity_figure import fidelity_figure
+from scopemill.evaluator.report.frequency_figure import frequency_figure
 from scopemill.evaluator.report.page import render_report
+from scopemill.evaluator.report.training_figure import training_figure
 from scopemill.proto.layout import SweepLayout
 from scopemill.trainer.training.history import History
 
@@ -25,13 +28,13 @@ def publish(plan: SweepPlan) -> dict[str, str]:
     write_table(bucket, layout, results)
     places = {"results": bucket.place(layout.results), "csv": bucket.place(layout.results_csv)}
     figures = {
-        "fvu": curves.fidelity_figure(results, "fvu"),
-        "delta_loss": curves.fidelity_figure(results, "delta_loss"),
-        "frequency": curves.frequency_figure(evaluations),
-        "training": curves.training_figure(histories),
+        "fvu": fidelity_figure(results, "fvu"),
+        "delta_loss": fidelity_figure(results, "delta_loss"),
+        "frequency": frequency_figure(evaluations),
+        "training": training_figure(histories),
     }
     for name, figure in figures.items():
-        curves.save(figure, bucket, f"{layout.plots}/{name}")
+        save(figure, bucket, f"{layout.plots}/{name}")
     places["plots"] = bucket.place(f"{layout.plots}/{{{','.join(figures)}}}.{{png,svg}}")
     told = facts(plan) | {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     html = render_report(f"Sweep {plan.config.name}", told, evaluations, histories)

@@ -13,9 +13,9 @@ from scopemill.deploy.plan.cohorts import Entry, slots
 from scopemill.deploy.plan.passes import Budget, Connection, pass_of, plan_passes
 from scopemill.deploy.plan.sweep_file import SweepConfig
 from scopemill.evaluator.fidelity.jobs import settings_of
-from scopemill.harvester.actor import IN_FLIGHT
-from scopemill.harvester.language_model.card import ModelCard, describe
-from scopemill.harvester.task import HarvestTask, identity, without_hooks
+from scopemill.harvester.language_model.card import ModelCard
+from scopemill.harvester.language_model.describe import describe
+from scopemill.harvester.task import IN_FLIGHT, HarvestTask, identity, without_hooks
 from scopemill.harvester.text.corpus import check_corpus
 from scopemill.proto.dataset import (
     CHUNK_BYTES,
