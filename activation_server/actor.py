@@ -53,8 +53,8 @@ class Whereabouts:
 
     def __call__(self) -> str:
         try:
-            address: str = ray.get(self.server.address.remote(), timeout=ANSWER_SECONDS)
-            return address
+            address: Any = ray.get(self.server.address.remote(), timeout=ANSWER_SECONDS)
+            return str(address)
         except (ActorUnavailableError, GetTimeoutError):  # still restarting
             return self.address
         except ActorDiedError as error:

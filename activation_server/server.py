@@ -15,8 +15,8 @@ import zmq
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.keys import ServerKeys
 from scopemill.activation_server.mailbox import Mailbox
-from scopemill.activation_server.shared_memory import this_host
 from scopemill.activation_server.peers import Peer, Peers
+from scopemill.activation_server.shared_memory import this_host
 from scopemill.activation_server.slot_pool import Slot
 from scopemill.activation_server.stream import Stream
 from scopemill.activation_server.window import Decision, Detached, Drop, Finish, GaveUp, Load, LoadAlone, Send, Skipped
@@ -157,7 +157,8 @@ class ActivationServer:
     def _welcome(self, identity: bytes, hello: wire.Hello, now: float) -> None:
         if hello.version != wire.VERSION:
             raise WireError(
-                f"this server speaks version {wire.VERSION} of the protocol, and the trainer version {hello.version}: install the same scopemill on both"
+                f"this server speaks version {wire.VERSION} of the protocol, and the trainer version {hello.version}: "
+                "install the same version of scopemill on both"
             )
         stream = self._stream(hello.stream)
         if len(stream.window.consumers) >= MAX_CONSUMERS and hello.consumer not in stream.window.consumers:
