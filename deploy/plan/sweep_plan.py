@@ -17,15 +17,8 @@ from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.language_model.describe import describe
 from scopemill.harvester.task import IN_FLIGHT, HarvestTask, identity, without_hooks
 from scopemill.harvester.text.corpus import check_corpus
-from scopemill.proto.dataset import (
-    CHUNK_BYTES,
-    ROW_LABELS,
-    STORED_DTYPES,
-    ArraySpec,
-    DatasetManifest,
-    committed_shards,
-    read_manifest,
-)
+from scopemill.proto.chunks import CHUNK_BYTES, ArraySpec
+from scopemill.proto.dataset import ROW_LABELS, STORED_DTYPES, DatasetManifest, committed_shards, read_manifest
 from scopemill.proto.errors import Conflict, InputError, ModelError
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout, SaeLayout
