@@ -18,10 +18,10 @@ from scopemill.deploy.orchestrator.early_stopping import EarlyStopping
 from scopemill.deploy.orchestrator.pool import Pool, Slot
 from scopemill.deploy.orchestrator.schedule import Ending, Schedule
 from scopemill.deploy.plan.cohorts import streams_at_once
+from scopemill.deploy.plan.state import PassState
 from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae, entries
 from scopemill.deploy.progress import Reporter
 from scopemill.proto import metrics
-from scopemill.proto.dataset import DatasetManifest
 from scopemill.proto.errors import Conflict, InputError, RankLost, ScopemillError
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer.training import checkpoint
@@ -65,14 +65,15 @@ class Group:
 class Training:
     """``run`` trains SAEs until each is finished, failed for good, or stopped because rivals outdo it."""
 
-    def __init__(self, plan: Pass, manifest: DatasetManifest, todo: list[PlannedSae], targets: Targets, reporter: Reporter):
-        self._plan, self._manifest, self._targets, self._reporter = plan, manifest, targets, reporter
+    def __init__(self, plan: Pass, state: PassState, todo: list[PlannedSae], targets: Targets, reporter: Reporter):
+        self._plan, self._manifest, self._targets, self._reporter = plan, state.harvested_manifest(), targets, reporter
+        self._first_cursors = {sae.name: state.saes[sae.name].step for sae in todo}  # of SAEs that have not started yet
         train = plan.config.train
         self._saes = {sae.name: sae for sae in todo}
         self._at_once = min(train.at_once, room_for(train), plan.trainers(todo))
         self._streams = streams_at_once(entries(train, todo), self._at_once, train.group)
         self._schedule = Schedule(entries(train, todo), self._at_once, self._streams, train.retries, train.group)
-        self._stopping = EarlyStopping(plan, todo)
+        self._stopping = EarlyStopping(plan, state, todo)
         self._leaving: dict[str, str] = {}  # who has been told to stop early, and why
         self._runs: dict[Any, Group] = {}  # by Ray's reference of the call
         self._servers: dict[str, Any] = {}  # by node
@@ -144,8 +145,13 @@ class Training:
         self._runs |= dict.fromkeys(group.calls, group)
 
     def _cursor(self, group: Group) -> int:
-        """The batch at which a group goes on: the first that one of its SAEs wants."""
-        return min(checkpoint.newest(self._plan.bucket, self._saes[name].layout) for name in group.names)
+        """Return the batch at which a group resumes: the first that one of its SAEs needs."""
+        return min(self._cursor_of(name) for name in group.names)
+
+    def _cursor_of(self, name: str) -> int:
+        """Return an SAE's cursor: at its first start as the state says, at a retry as the bucket says."""
+        first = self._first_cursors.pop(name, None)
+        return checkpoint.newest(self._plan.bucket, self._saes[name].layout) if first is None else first
 
     def _server(self, node: str) -> Any:
         return ServerActor.options(**on_node(node)).remote(self._plan.config.bucket, self._plan.config.server, self._streams)

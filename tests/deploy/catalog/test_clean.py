@@ -50,12 +50,12 @@ def test_orphans_of_every_kind_are_removed_and_nothing_else(plan):
     everything = sorted(kept + orphaned)
     for path in everything:
         plan.bucket.write(path, b"1")
-    assert clean(plan, dry_run=True) == sorted(orphaned)
+    assert clean(plan.bucket, plan.record, dry_run=True) == sorted(orphaned)
     assert all(plan.bucket.exists(path) for path in everything)
-    assert clean(plan, dry_run=False) == sorted(orphaned)
+    assert clean(plan.bucket, plan.record, dry_run=False) == sorted(orphaned)
     assert [path for path in everything if plan.bucket.exists(path)] == sorted(kept)
-    assert clean(plan, dry_run=False) == []
+    assert clean(plan.bucket, plan.record, dry_run=False) == []
 
 
 def test_a_sweep_that_was_never_begun_has_no_orphans(plan):
-    assert clean(plan, dry_run=False) == []
+    assert clean(plan.bucket, plan.record, dry_run=False) == []

@@ -60,7 +60,7 @@ def test_processes_that_are_killed_end_all_of_their_sae_which_goes_on_at_its_che
             kill(groups[0], 1)
 
     monkeypatch.setattr(Training, "_call", called)
-    training = Training(part, part.manifest, part.saes, SweepDriver(plan, quiet()).targets, quiet())
+    training = Training(part, plan.read_state().passes[0], part.saes, SweepDriver(plan, quiet()).targets, quiet())
     endings = training.run(strike)
     assert len(struck) == 2 and len(groups) == 3
     assert [(ending.state, ending.tries) for ending in endings.values()] == [("finished", 1), ("finished", 3)]
