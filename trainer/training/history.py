@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, fields
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from scopemill.proto.errors import MissingObject
 from scopemill.proto.storage.bucket import Bucket
 
 
@@ -39,10 +38,9 @@ class History:
     @staticmethod
     def load(bucket: Bucket, path: str, up_to_step: int) -> "History":
         """The rows up to a step: later ones belong to work that a restart does again."""
-        try:
-            table = parquet.read_table(io.BytesIO(bucket.read(path)))
-        except MissingObject:
+        if not bucket.exists(path):
             return History()
+        table = parquet.read_table(io.BytesIO(bucket.read(path)))
         return History([Row(**row) for row in table.to_pylist() if row["step"] <= up_to_step])
 
     def save(self, bucket: Bucket, path: str) -> None:
