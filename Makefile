@@ -8,13 +8,22 @@ READY := $(VENV)/.ready
 # What other packages need does not go together with what we need, so theirs have an environment of their own.
 INTEROP := .venv-interop
 
-.PHONY: demo test chaos test-interop bench bench-peers lint clean
+.PHONY: demo test test-fast check docs chaos test-interop bench bench-peers clean
 
 demo: $(READY)
 	@$(BIN)/scopemill demo
 
 test: $(READY)-test
 	@$(BIN)/python -m pytest
+
+# Pure parts and maths: no Ray, no S3 server, no language model; under a minute on two cores.
+FAST := tests/test_*.py tests/proto tests/activation_server/test_order.py tests/activation_server/test_window.py \
+	tests/activation_server/test_slot_pool.py tests/harvester/text/test_packing.py tests/trainer/config tests/trainer/sae \
+	tests/trainer/sparse/test_*.py tests/trainer/training tests/deploy/plan/test_passes.py tests/deploy/plan/test_sweep_file.py \
+	tests/deploy/orchestrator/test_halving.py tests/deploy/orchestrator/test_pool.py tests/deploy/orchestrator/test_schedule.py
+
+test-fast: $(READY)-test
+	@$(BIN)/python -m pytest -m "not services" $(FAST)
 
 chaos: $(READY)-test
 	@$(BIN)/python tests/chaos/run.py
@@ -28,8 +37,16 @@ bench: $(READY)-test
 bench-peers: $(READY)-test $(INTEROP)/.ready
 	@$(BIN)/python tests/bench/peers/run.py $(INTEROP)/bin/python
 
-lint: $(READY)-test
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+# Style, import contracts and types: people and CI run the same command.
+check: $(READY)-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/mypy
+
+# API pages from docstrings; a warning fails.
+docs: $(READY)-docs
+	@$(BIN)/python docs/api/build.py build/docs
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,6 +57,10 @@ $(READY): pyproject.toml constraints.txt
 $(READY)-test: $(READY)
 	@echo "adding what the tests need, once"
 	@$(PIP) -e '.[test]'
+	@touch $@
+
+$(READY)-docs: $(READY)
+	@$(PIP) -e '.[docs]'
 	@touch $@
 
 # torchvision, which one of them brings along, is of another build than the CPU's torch: whatever finds it fails to import.

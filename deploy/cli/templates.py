@@ -52,12 +52,14 @@ def save(
 ) -> None:
     """Keep a sweep's train section as a template of your own."""
     from scopemill.deploy.plan.sweep_file import load_sweep
+    from scopemill.trainer.config.recipe import Recipe
     from scopemill.trainer.config.templates import Template
 
     train = load_sweep(sweep).train
     if train.variants:
         raise InputError(f"{sweep}: train.variants: a template is one recipe, and this section has {len(train.variants)}")
-    fields = {field: value for field, value in train.model_dump(mode="json").items() if value is not None and field not in _OF_THE_MACHINE}
+    all_fields = train.model_dump(mode="json") | Recipe.model_validate(train.filled).model_dump(mode="json")  # its SAEs keep their ids
+    fields = {field: value for field, value in all_fields.items() if value is not None and field not in _OF_THE_MACHINE}
     _keep(Template(name, f"The sweep file {sweep}, which started from the template {train.template}.", fields, own=True), replace)
 
 
@@ -120,7 +122,7 @@ def check_template(template: "Template") -> None:
     from pydantic import ValidationError
 
     from scopemill.trainer.config.grid import TrainConfig
-    from scopemill.trainer.config.recipe import Recipe
+    from scopemill.trainer.config.recipe import Recipe, only_read
 
     missing = [name for name, field in Recipe.model_fields.items() if field.is_required() and name not in template.fields]
     if missing:
@@ -128,7 +130,7 @@ def check_template(template: "Template") -> None:
     if "template" in template.fields:
         raise TemplateError(f"template {template.name!r}: template: a template does not build on another one")
     try:
-        TrainConfig.model_validate_json(json.dumps({"widths": [1024], "sparsities": [0.5]} | template.fields))
+        TrainConfig.model_validate_json(json.dumps({"widths": [1024], "sparsities": [0.5]} | only_read(template.fields)))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -151,7 +151,7 @@ class SweepDriver:
         else:
             endings = Training(part, state, todo, self.targets, self._reporter).run()
         self._reporter.show(summary(endings))
-        if failed := [f"  {name}: {ending.why}" for name, ending in endings.items() if ending.state == "failed"]:
+        if failed := [f"  {name}: {ending.reason}" for name, ending in endings.items() if ending.state == "failed"]:
             listed = "\n".join(failed)
             raise ScopemillError(f"{len(failed)} of {len(todo)} SAEs failed; the others are finished:\n{listed}")
 

@@ -25,6 +25,7 @@ from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer.config.grid import Grid, TrainConfig, Variant
+from scopemill.trainer.config.identity import identity as sae_identity
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import connections, label
 
@@ -254,7 +255,7 @@ def _sae(
 ) -> PlannedSae:
     """Plan one SAE. All that decides its weights names its folder, so an SAE of two sweeps, or of another pass, is trained once."""
     stream = _stream(config, config.dataset, inputs + targets)
-    decisive = {"sae": sae.model_dump(mode="json"), "dataset": data, "stream": vars(stream)}
+    decisive = {"sae": sae_identity(sae, config.train.grids[place].filled), "dataset": data, "stream": vars(stream)}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
     layout = SaeLayout.of(card.name, label(inputs, targets), sae.width, sae.architecture, f"{sae.sparsity:g}-{digest}")
     layers = "-".join(str(hook.layer) for hook in inputs)

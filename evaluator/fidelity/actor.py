@@ -22,6 +22,7 @@ from scopemill.proto.memory import keep_freed_memory
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Wiring, label
+from scopemill.trainer.sae.folding import fold
 from scopemill.trainer.training import checkpoint
 
 
@@ -70,7 +71,7 @@ class Evaluator:
         if outputs not in self._baselines:
             self._baselines[outputs] = measure_baseline(self._lm, outputs, self._text, self._config.splice_special)
         baseline = self._baselines[outputs]
-        sae = trained.finished(wiring.input_units(config), wiring.output_units(config)).to(self._lm.device).requires_grad_(False)
+        sae = fold(trained, wiring.input_units(config), wiring.output_units(config)).to(self._lm.device).requires_grad_(False)
         fidelity = measure(self._lm, sae, inputs, outputs, self._text, baseline, self._config.splice_special)
         result = _result(record, config, inputs, outputs if wiring.targets else (), layout, baseline, fidelity)
         evaluation = Evaluation(result, fidelity.histogram, baseline.rows, self._settings)

@@ -10,7 +10,7 @@ from scopemill.proto.wire import StreamSpec
 from scopemill.trainer.training.history import History
 from scopemill.trainer.worker.actor import Trainer
 from scopemill.trainer.worker.assignment import Assignment
-from scopemill.trainer.worker.group_trainer import Run
+from scopemill.trainer.worker.group_trainer import GroupTrainer
 from scopemill.trainer.worker.sae_trainer import Progress
 from support.sae_reference import quick
 
@@ -38,7 +38,7 @@ def assign(folder: str = "a", **changes) -> Assignment:
     )
 
 
-def train(trainer: Run | Trainer, *arguments) -> int:
+def train(trainer: GroupTrainer | Trainer, *arguments) -> int:
     """The steps that its only SAE has done; what went wrong is raised."""
     (outcome,) = trainer.run(*arguments).values()
     if isinstance(outcome, ScopemillError):
@@ -46,7 +46,7 @@ def train(trainer: Run | Trainer, *arguments) -> int:
     return outcome
 
 
-def progress(trainer: Run | Trainer, steps: tuple[int, ...] = ()) -> Progress:
+def progress(trainer: GroupTrainer | Trainer, steps: tuple[int, ...] = ()) -> Progress:
     (told,) = trainer.progress(steps)
     return told
 

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from scopemill.trainer.config.recipe import SaeConfig
+from scopemill.trainer.config.recipe import SaeConfig, sae_config
 from scopemill.trainer.config.templates import load_template
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.sae.base import Sae
@@ -26,7 +26,7 @@ CROSS = Shape((6, 5, 4), (4, 5, 6), autoencoder=False)  # three layers, F latent
 
 def quick(**changes) -> SaeConfig:
     """A small configuration that any test can start from."""
-    return SaeConfig(**load_template("quick").fields | dict(width=F, sparsity=0.37) | changes)
+    return sae_config(load_template("quick").fields | dict(width=F, sparsity=0.37) | changes)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from scopemill.trainer.formats.saelens import fold_factors
 from scopemill.trainer.formats.tensors import Tensors, filled, laid_out, read_bytes, read_safetensors, shape_of
 from scopemill.trainer.sae.activations.jumprelu import JumpReLU
 from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.folding import fold
 from scopemill.trainer.sae.matryoshka import Matryoshka
 from scopemill.trainer.sae.skip import Skip
 from scopemill.trainer.sae.transcoder import SkipTranscoder, Transcoder
@@ -94,7 +95,7 @@ def _tensors(place: str, finished: FinishedSae, generation: Generation, names: M
     if origin != origin_of(finished):
         raise SaeFormatError(f"{place} says something else than the SAE is, whose path ends in {generation.path_of(finished, l0)}")
     if sae.centred or origin.input == EMBEDDING:
-        sae = sae.finished([1.0], [1.0])  # a copy, its pre-encoder bias folded
+        sae = fold(sae, [1.0], [1.0])  # a copy, its pre-encoder bias folded
     if origin.input == EMBEDDING:
         _scale_units(sae, sae.shape.d_in**-0.5)
     return laid_out(sae, names)

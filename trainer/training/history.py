@@ -1,4 +1,4 @@
-"""What happened during training: one row per logged interval, kept as Parquet beside the SAE."""
+"""Record what happened during training: one row per logged interval, kept as Parquet beside the SAE."""
 
 import io
 from dataclasses import asdict, dataclass, fields
@@ -11,7 +11,7 @@ from scopemill.proto.storage.bucket import Bucket
 
 @dataclass(frozen=True)
 class Row:
-    """Means over the steps since the row before; FVU from sums over them."""
+    """Hold means over the steps since the row before; FVU comes from sums over these steps."""
 
     step: int
     tokens: int
@@ -25,25 +25,28 @@ class Row:
     sparsity_coefficient: float
     sparsity_factor: float
     steps_per_second: float
-    waiting_share: float  # of the time, for data
+    waiting_share: float  # share of the time spent waiting for data
 
 
 _SCHEMA = pa.schema([(f.name, pa.int64() if f.type is int else pa.float64()) for f in fields(Row)])
 
 
 class History:
+    """Hold the rows of one SAE's training."""
+
     def __init__(self, rows: list[Row] | None = None):
         self.rows = rows or []
 
     @staticmethod
     def load(bucket: Bucket, path: str, up_to_step: int) -> "History":
-        """The rows up to a step: later ones belong to work that a restart does again."""
+        """Return the history up to a step: later rows belong to work that a restart repeats."""
         if not bucket.exists(path):
             return History()
         table = parquet.read_table(io.BytesIO(bucket.read(path)))
         return History([Row(**row) for row in table.to_pylist() if row["step"] <= up_to_step])
 
     def save(self, bucket: Bucket, path: str) -> None:
+        """Write all rows."""
         buffer = io.BytesIO()
         parquet.write_table(pa.Table.from_pylist([asdict(row) for row in self.rows], schema=_SCHEMA), buffer)
         bucket.write(path, buffer.getvalue())

@@ -18,7 +18,7 @@ def driver_of(folder: Path, text: Path, **sections) -> SweepDriver:
 @pytest.mark.parametrize("section", ["harvest", "train", "evaluation"])
 def test_a_label_that_no_node_has_is_told_before_anything_is_harvested(tmp_path, text, ray_cluster, section):
     driver = driver_of(tmp_path, text, **{section: {"labels": {"room": "b"}}})
-    with pytest.raises(InputError, match=rf"{section}\.labels: none of the cluster's 1 nodes has {{room: b}}; there are no labels"):
+    with pytest.raises(InputError, match=rf"{section}\.labels: none of the cluster's 1 nodes has {{room: b}}; the nodes have no labels"):
         driver.check_nodes(PHASES)
 
 

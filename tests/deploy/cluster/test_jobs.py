@@ -17,7 +17,7 @@ from support import tiny_sweep
 from support.ray_head import FIRST, LABEL, SECOND, free_ports, ray_head
 
 from scopemill.deploy.catalog.status import read_status
-from scopemill.deploy.cluster.jobs import ROOMS, forwarded, pack
+from scopemill.deploy.cluster.jobs import ROOMS, ROOT_FILES, copy_package, forwarded, pack
 from scopemill.deploy.orchestrator.driver import SweepDriver
 from scopemill.deploy.plan.sweep_file import load_sweep
 from scopemill.deploy.plan.sweep_plan import SweepPlan, plan_sweep
@@ -199,6 +199,25 @@ def test_what_travels_is_all_of_the_package_and_it_runs_from_there(tmp_path, tex
     )
     version, *places = shown.stdout.split()
     assert version and all(Path(place).resolve().is_relative_to(tmp_path) for place in places)
+    assert (tmp_path / "scopemill" / "__init__.py").exists() == (ROOT / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("own", [[], ["__init__.py"], ["__init__.py", "py.typed"]])
+def test_the_packages_own_files_travel_and_a_checkouts_do_not(tmp_path, own):
+    root, to = tmp_path / "root", tmp_path / "copy"
+    for path in [
+        *(f"{room}/idea.py" for room in ROOMS),
+        *own,
+        "setup.py",
+        "tests/test_idea.py",
+        "proto/__pycache__/idea.pyc",
+        "proto/.hidden",
+    ]:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    copy_package(root, to)
+    copied = {path.relative_to(to).as_posix() for path in to.rglob("*") if path.is_file()}
+    assert copied == {f"{room}/idea.py" for room in ROOMS} | set(own)
 
 
 def test_the_wheel_holds_every_file_of_the_package(wheel):
@@ -207,7 +226,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
 
 
 def package_files() -> set[str]:
-    listed = subprocess.run(["git", "ls-files", *ROOMS], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    listed = subprocess.run(["git", "ls-files", *ROOMS, *ROOT_FILES], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     return {path for path in listed if (ROOT / path).exists()}
 
 
@@ -217,5 +236,5 @@ def test_credentials_are_not_forwarded(monkeypatch):
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "db_password"):
         with pytest.raises(InputError, match=f"--env {name}: Ray shows a job's environment"):
             forwarded([name])
-    with pytest.raises(InputError, match="--env NOT_THERE: it is not set here"):
+    with pytest.raises(InputError, match="--env NOT_THERE: the variable is not set"):
         forwarded(["NOT_THERE"])

@@ -95,8 +95,8 @@ def test_what_failed_is_tried_again_after_all_others_and_only_if_that_may_help()
     assert not schedule.failed("a0", "the process died again", is_transient=True)
     schedule.stopped("c0", "dominated")
     assert schedule.done
-    told = {name: (ending.state, ending.tries, ending.why) for name, ending in schedule.endings.items()}
-    assert told == {
+    outcomes = {name: (outcome.state, outcome.tries, outcome.reason) for name, outcome in schedule.outcomes.items()}
+    assert outcomes == {
         "a0": ("failed", 2, "the process died again"),
         "a1": ("failed", 1, "bad input"),
         "b0": ("finished", 1, ""),
@@ -207,7 +207,7 @@ class Sweep(RuleBasedStateMachine):
         assert self.slots <= self.at_once and len(self.training) <= self.at_once * self.group
         assert len({self.entries[name].stream for name in self.training}) <= self.streams
         assert self.schedule.training.keys() == self.training
-        assert {name: ending.state for name, ending in self.schedule.endings.items()} == self.ended
+        assert {name: outcome.state for name, outcome in self.schedule.outcomes.items()} == self.ended
         assert sum(self.schedule.counts().values()) == len(self.entries)
 
     def teardown(self):

@@ -14,6 +14,7 @@ from scopemill.deploy.catalog.listing import stopped_early
 from scopemill.deploy.catalog.status import read_status, status_table
 from scopemill.deploy.orchestrator.driver import SweepDriver
 from scopemill.deploy.orchestrator.halving import Halving, Point
+from scopemill.deploy.orchestrator.node_servers import NodeServers
 from scopemill.deploy.orchestrator.pool import Pool
 from scopemill.deploy.orchestrator.training import Training
 from scopemill.deploy.plan.stopped import read_stopped
@@ -78,10 +79,10 @@ def test_what_failed_is_tried_again_after_the_others_from_its_last_checkpoint(ha
     chunk = "activations/tiny/shards/00001.zarr/blocks.3.hook_resid_post/c/0/0"
     whole = plan.bucket.read(chunk)
     plan.bucket.write(chunk, bytes([whole[0] ^ 1]) + whole[1:])
-    reporter = Listens("will be tried again", lambda: plan.bucket.write(chunk, whole))
+    reporter = Listens("will be retried", lambda: plan.bucket.write(chunk, whole))
     SweepDriver(plan, reporter).train()
     assert "2 finished" in reporter.said and chunk in reporter.said
-    assert reporter.said.count("will be tried again") == 1
+    assert reporter.said.count("will be retried") == 1
 
 
 def test_bad_input_is_not_tried_again_and_the_summary_says_who_failed_and_why(harvested):
@@ -89,14 +90,14 @@ def test_bad_input_is_not_tried_again_and_the_summary_says_who_failed_and_why(ha
     reporter = Listens()
     with pytest.raises(ScopemillError, match="2 of 2 SAEs failed(.|\n)*server.window_mib leaves 1 MiB"):
         SweepDriver(plan, reporter).train()
-    assert "2 failed" in reporter.said and "tried again" not in reporter.said
+    assert "2 failed" in reporter.said and "retried" not in reporter.said
     assert [line.split()[1:3] for line in reporter.said.splitlines() if line.startswith("3.resid_post")] == [["failed", "1"]] * 2
 
 
 @pytest.mark.parametrize(("whom", "group"), [("server", 1), ("trainer", 2)])
 def test_a_process_that_is_gone_for_good_is_replaced(harvested, monkeypatch, whom, group):
     plan, killed = harvested(steps=400, at_once=2, group=group), []
-    take, expect = Pool.take, Training._expecting_server
+    take, expect = Pool.take, NodeServers.expect
 
     def noted_take(self, wanted):
         slots = take(self, wanted)
@@ -109,7 +110,7 @@ def test_a_process_that_is_gone_for_good_is_replaced(harvested, monkeypatch, who
         return where
 
     monkeypatch.setattr(Pool, "take", noted_take)
-    monkeypatch.setattr(Training, "_expecting_server", noted_expect)
+    monkeypatch.setattr(NodeServers, "expect", noted_expect)
     reporter, struck = Listens(), []
 
     def strike(training: Collection[str]) -> None:
@@ -119,7 +120,7 @@ def test_a_process_that_is_gone_for_good_is_replaced(harvested, monkeypatch, who
 
     (part,) = plan.passes
     Training(part, plan.read_state().passes[0], part.saes, SweepDriver(plan, reporter).targets, reporter).run(strike)
-    assert all(plan.bucket.exists(sae.layout.config) for sae in plan.saes) and "will be tried again" in reporter.said
+    assert all(plan.bucket.exists(sae.layout.config) for sae in plan.saes) and "will be retried" in reporter.said
     assert len(killed) > 1 and struck[0] not in killed[1:], "another process took its place"
 
 

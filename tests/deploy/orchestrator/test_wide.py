@@ -16,7 +16,8 @@ from scopemill.activation_server.actor import Whereabouts
 from scopemill.activation_server.server import ActivationServer
 from scopemill.deploy.cost.estimate import readers, receivers
 from scopemill.deploy.orchestrator.driver import SweepDriver
-from scopemill.deploy.orchestrator.training import Group, Training
+from scopemill.deploy.orchestrator.group import Group, assignment_of
+from scopemill.deploy.orchestrator.training import Training
 from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.proto.errors import InputError, SweepFileError
 from scopemill.proto.storage.bucket import Bucket
@@ -61,16 +62,16 @@ def test_processes_that_are_killed_end_all_of_their_sae_which_goes_on_at_its_che
 
     monkeypatch.setattr(Training, "_call", called)
     training = Training(part, plan.read_state().passes[0], part.saes, SweepDriver(plan, quiet()).targets, quiet())
-    endings = training.run(strike)
+    outcomes = training.run(strike)
     assert len(struck) == 2 and len(groups) == 3
-    assert [(ending.state, ending.tries) for ending in endings.values()] == [("finished", 1), ("finished", 3)]
+    assert [(outcome.state, outcome.tries) for outcome in outcomes.values()] == [("finished", 1), ("finished", 3)]
     assert all(plan.bucket.exists(sae.layout.config) for sae in plan.saes)
 
     undisturbed = Bucket(str(tmp_path / "undisturbed"))
     shutil.copytree(tmp_path / "bucket" / "activations", tmp_path / "undisturbed" / "activations")
     server = ActivationServer(undisturbed, plan.config.server)
     for sae, parts in ((alone, 1), (divided, 2)):
-        assert finish(undisturbed, training._assignment(sae), server.address, parts) == STEPS
+        assert finish(undisturbed, assignment_of(part, part.manifest, sae), server.address, parts) == STEPS
         place = sae.layout.checkpoint(STEPS)
         for path in (place.weights, place.optimizer):
             assert plan.bucket.read(path) == undisturbed.read(path)

@@ -31,6 +31,7 @@ from scopemill.trainer.sae.activations.jumprelu import JumpReLU
 from scopemill.trainer.sae.activations.relu import ReLU
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.crosscoder import Crosscoder
+from scopemill.trainer.sae.folding import fold
 from scopemill.trainer.sae.registry import initial_sae
 from scopemill.trainer.sae.transcoder import Transcoder
 from scopemill.trainer.training import checkpoint
@@ -451,7 +452,7 @@ def evaluator(bucket, model, card, lm, tokens, monkeypatch) -> Evaluator:
         loop = Loop(sae, CONFIG, History())
         loop.step_number = step
         checkpoint.save(bucket, LAYOUT, WIRING, loop)
-    write_saelens(bucket, LAYOUT.root, FinishedSae(sae.finished([20.0], [20.0]), WIRING.hooks, WIRING.hooks, "m"))
+    write_saelens(bucket, LAYOUT.root, FinishedSae(fold(sae, [20.0], [20.0]), WIRING.hooks, WIRING.hooks, "m"))
     monkeypatch.setattr(actor, "LanguageModel", lambda model: lm)
     return Evaluator(bucket.url, "d", model, card, EVALUATION, CONTEXT)
 
@@ -465,7 +466,7 @@ def test_the_evaluator_commits_a_checkpoints_numbers_and_those_of_the_last_besid
     evaluation = committed(bucket, Job("a", LAYOUT.root, 20), settings)
     hook = HOOKS[0]
     baseline = baseline_of(lm, hook, text, False)
-    finished = checkpoint.load_sae(bucket, LAYOUT, 20)[0].finished([20.0], [20.0]).requires_grad_(False)
+    finished = fold(checkpoint.load_sae(bucket, LAYOUT, 20)[0], [20.0], [20.0]).requires_grad_(False)
     fidelity = measured(lm, finished, hook, text, baseline, False)
     r = evaluation.result
     assert (r.hook, r.layer, r.site, r.architecture, r.width, r.sparsity) == (hook.name, 2, "resid_post", "jumprelu", F, 0.5)

@@ -10,7 +10,8 @@ from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Port, Shape, Wiring
 from scopemill.trainer.formats import FinishedSae, write_finished
 from scopemill.trainer.sae.base import Sae
-from scopemill.trainer.sae.registry import initial_sae
+from scopemill.trainer.sae.folding import fold
+from scopemill.trainer.sae.registry import initial_sae, objective_for
 from scopemill.trainer.worker.initialization import started_from
 
 NORMALIZATIONS = ("scale", "sqrt_d", "none", "layer_norm")
@@ -39,7 +40,7 @@ def trained(case: Case) -> Sae:
 
 
 def finish(sae: Sae, wiring: Wiring, config: SaeConfig) -> Sae:
-    return sae.finished(wiring.input_units(config), wiring.output_units(config)).requires_grad_(False)
+    return fold(sae, wiring.input_units(config), wiring.output_units(config)).requires_grad_(False)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_what_a_finished_sae_rebuilds_is_the_published_formula_on_raw_activation
 def test_folding_is_gemma_scopes_with_one_scale():
     """b_enc' = C (b_enc - W_enc b_dec), b_dec' = C b_dec, theta' = C theta, and the weights as they are."""
     sae = trained(CASES["jumprelu l0"])
-    done = sae.finished([37.25], [37.25]).requires_grad_(False)
+    done = fold(sae, [37.25], [37.25]).requires_grad_(False)
     assert torch.equal(done.W_enc, sae.W_enc) and torch.equal(done.W_dec, sae.W_dec)
     np.testing.assert_allclose(done.b_enc, 37.25 * (sae.b_enc - sae.W_enc @ sae.b_dec), rtol=1e-12)
     np.testing.assert_allclose(done.b_dec, 37.25 * sae.b_dec, rtol=1e-12)
@@ -114,14 +115,14 @@ def test_batchtopks_threshold_is_the_mean_of_the_smallest_values_kept_and_forget
     smallest = []
     for k in range(1, 6):
         rows = x * k
-        codes = sae.losses(rows, rows, case.config, case.dead(sae.width)).codes
+        codes = objective_for(sae, case.config).losses(rows, rows, case.dead(sae.width)).codes
         assert int((codes.values > 0).sum()) == case.k * B
         smallest.append(codes.values[codes.values > 0].min().item())
         sae.activation.after_update()
         assert sae.activation.threshold.item() == pytest.approx(np.mean(smallest), rel=1e-6)
     sae.activation.batches.fill_(10**6)
     before = sae.activation.threshold.item()
-    sae.losses(x, x, case.config, case.dead(sae.width))
+    objective_for(sae, case.config).losses(x, x, case.dead(sae.width))
     sae.activation.after_update()
     assert sae.activation.threshold.item() == pytest.approx(before + (smallest[0] - before) / 1000, rel=1e-5)
 
@@ -131,9 +132,9 @@ def test_a_finished_batchtopk_has_about_the_l0_that_was_trained():
     sae = case.sae()
     for seed in range(30):
         x = torch.randn(B, ONE.d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        sae.losses(x, x, case.config, case.dead(sae.width))
+        objective_for(sae, case.config).losses(x, x, case.dead(sae.width))
     sae.activation.after_update()
-    done = sae.requires_grad_(False).finished([3.0], [3.0])
+    done = fold(sae.requires_grad_(False), [3.0], [3.0])
     x = torch.randn(5000, ONE.d_in, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
     assert done.activation.name == "jumprelu"
     assert (done.encode(3.0 * x) > 0).sum(1).double().mean().item() == pytest.approx(case.k, rel=0.05)

@@ -13,11 +13,13 @@ from support.sae_reference import CASES, B, Reference
 from scopemill.proto.errors import InputError
 from scopemill.proto.hooks import Hook
 from scopemill.trainer import load_sae
-from scopemill.trainer.config.recipe import SaeConfig
+from scopemill.trainer.config.recipe import sae_config
 from scopemill.trainer.config.templates import load_template
 from scopemill.trainer.formats import FinishedSae, write_finished
 from scopemill.trainer.sae.activations.relu import ReLU
 from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.folding import fold
+from scopemill.trainer.sae.registry import objective_for
 from scopemill.trainer.training.history import History
 from scopemill.trainer.training.loop import Loop
 from scopemill.trainer.training.optimizer import Optimizer
@@ -28,7 +30,7 @@ NONE_DEAD = torch.zeros(20, dtype=torch.bool)
 
 def threshold_gradient() -> np.ndarray:
     sae, (x, y) = CASE.sae(), CASE.rows
-    sae.losses(x, y, CASE.config, NONE_DEAD).total(CASE.config.coefficient).backward()
+    objective_for(sae, CASE.config).losses(x, y, NONE_DEAD).total(CASE.config.coefficient).backward()
     return sae.activation.threshold.grad.numpy()
 
 
@@ -46,7 +48,7 @@ def test_an_l0_step_fed_with_latents_instead_of_pre_activations():
     threshold, bandwidth = reference.p["activation.threshold"], CASE.config.bandwidth
     wrong = -(np.abs((reference.f - threshold) / bandwidth) < 0.5).mean(axis=0) / bandwidth
     sae, (x, y) = CASE.sae(), CASE.rows
-    sae.losses(x, y, CASE.config, NONE_DEAD).sparsity.backward()
+    objective_for(sae, CASE.config).losses(x, y, NONE_DEAD).sparsity.backward()
     found = sae.activation.threshold.grad.numpy()
     np.testing.assert_allclose(found, -reference.kernel.mean(axis=0) / bandwidth, rtol=1e-9)
     assert found.sum() < 1.5 * wrong.sum(), "both are negative, and the true one counts the lower half too"
@@ -55,7 +57,7 @@ def test_an_l0_step_fed_with_latents_instead_of_pre_activations():
 def test_a_count_of_latents_as_a_loss():
     """(f != 0).float() has the right value and no gradient at all."""
     sae, (x, y) = CASE.sae(), CASE.rows
-    losses = sae.losses(x, y, CASE.config, NONE_DEAD)
+    losses = objective_for(sae, CASE.config).losses(x, y, NONE_DEAD)
     wrong = (losses.codes.values != 0).double().sum(1).mean()
     assert wrong.item() == pytest.approx(losses.sparsity.item()) and not wrong.requires_grad
     losses.sparsity.backward()
@@ -97,7 +99,7 @@ def test_explained_variance_that_hides_a_constant_bias():
 
 
 def test_steps_counted_in_sequences():
-    config = SaeConfig(**load_template("gemma-scope").fields | dict(width=16384, sparsity=6e-4))
+    config = sae_config(load_template("gemma-scope").fields | dict(width=16384, sparsity=6e-4))
     assert config.steps == 976_563 and config.steps != config.tokens // (config.batch_size * 1024)
 
 
@@ -119,7 +121,7 @@ def test_a_projection_of_scaled_gradients(scale):
     rows, gradient = sae.W_dec.detach().numpy(), Reference(CASE, sae).gradients["W_dec"]
     projected = gradient - np.einsum("fd,fd->f", gradient, rows)[:, None] * rows
     optimizer = Optimizer(sae, CASE.config)
-    (scale * sae.losses(*CASE.rows, CASE.config, NONE_DEAD).total(CASE.config.coefficient)).backward()
+    (scale * objective_for(sae, CASE.config).losses(*CASE.rows, NONE_DEAD).total(CASE.config.coefficient)).backward()
     optimizer.update(0.01)
     seen = np.sqrt(optimizer.second_moments["W_dec"].numpy() / (1 - CASE.config.adam_beta2))
     assert np.allclose(seen, np.abs(projected), rtol=1e-5, atol=1e-7) == (scale == 1)
@@ -129,7 +131,7 @@ def test_a_projection_of_scaled_gradients(scale):
 def test_a_scale_taken_from_the_rows_that_come():
     """The scale belongs to the dataset: rows twice as large are seen as twice as large, before a resume and after."""
     sae, x = CASE.sae().requires_grad_(False), CASE.rows[0]
-    done = sae.finished([4.0], [4.0]).requires_grad_(False)
+    done = fold(sae, [4.0], [4.0]).requires_grad_(False)
     np.testing.assert_allclose(done(4 * 2 * x), 4 * sae(2 * x), rtol=1e-5, atol=1e-5)
     assert not np.allclose(done(4 * 2 * x), 2 * done(4 * x), rtol=0.05)
 
@@ -138,10 +140,10 @@ def test_a_batchtopk_that_loads_as_a_plain_relu(tmp_path):
     case = CASES["batchtopk"]
     sae, x = case.sae(torch.float32), case.rows[0].float()
     for _ in range(3):
-        sae.losses(x, x, case.config, case.dead(sae.width))
+        objective_for(sae, case.config).losses(x, x, case.dead(sae.width))
     sae.activation.after_update()
     hooks = ("blocks.0.hook_resid_post",)
-    write_finished(str(tmp_path), "saelens", FinishedSae(sae.requires_grad_(False).finished([2.0], [2.0]), hooks, hooks, "m"))
+    write_finished(str(tmp_path), "saelens", FinishedSae(fold(sae.requires_grad_(False), [2.0], [2.0]), hooks, hooks, "m"))
     loaded = load_sae(str(tmp_path))
     wrong = Sae(loaded.shape, loaded.width, ReLU(loaded.width)).requires_grad_(False)
     wrong.load_state_dict({name: p for name, p in loaded.state_dict().items() if not name.startswith("activation")})

@@ -52,8 +52,8 @@ class Backend(ABC):
         return moments(rows)
 
     @abstractmethod
-    def scan(self, products: torch.Tensor, bias: torch.Tensor, lower: torch.Tensor, at_most: int) -> Found | None:
-        """The entries of products [B, F] plus bias [F] above ``lower`` [F]. None if there are more than about ``at_most``.
+    def scan(self, products: torch.Tensor, bias: torch.Tensor, lower: torch.Tensor, max_entries: int) -> Found | None:
+        """The entries of products [B, F] plus bias [F] above ``lower`` [F]. None if there are more than about ``max_entries``.
 
         Where rounding decides, an entry may be in or out.
         """
@@ -70,7 +70,7 @@ class Backend(ABC):
         """Entries by rows, ordered by latents."""
 
     @abstractmethod
-    def add_up(self, columns: Columns, values: torch.Tensor) -> torch.Tensor:
+    def sum_by_latent(self, columns: Columns, values: torch.Tensor) -> torch.Tensor:
         """The sums [F] of the values [n], by rows, of each latent."""
 
     @abstractmethod

@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import torch
 
-from scopemill.trainer.kernels import numba_loops as loops
+from scopemill.trainer.sparse.kernels import numba_loops as loops
 from scopemill.trainer.sparse.kernels.base import Adam, Backend, Columns, Found, offsets
 
 
@@ -20,10 +20,10 @@ class NumbaBackend(Backend):
         total, squares = loops.moments(rows.numpy())
         return torch.from_numpy(total), torch.tensor(squares, dtype=torch.float64)
 
-    def scan(self, products, bias, lower, at_most):
+    def scan(self, products, bias, lower, max_entries):
         bounds = _bounds(len(products))
         threads = len(bounds) - 1
-        latents, values = (np.empty((threads, at_most // threads), dtype) for dtype in (np.int32, np.float32))
+        latents, values = (np.empty((threads, max_entries // threads), dtype) for dtype in (np.int32, np.float32))
         counts = np.zeros(len(products), np.int64)
         if not loops.scan(products.numpy(), (lower - bias).contiguous().numpy(), bounds, counts, latents, values):
             return None
@@ -40,9 +40,9 @@ class NumbaBackend(Backend):
     def by_latents(self, starts, latents, width):
         return Columns(*map(torch.from_numpy, loops.by_latents(starts.numpy(), latents.numpy(), width)))
 
-    def add_up(self, columns, values):
+    def sum_by_latent(self, columns, values):
         out = values.new_empty(len(columns.starts) - 1)
-        loops.add_up(columns.starts.numpy(), columns.order.numpy(), values.numpy(), out.numpy())
+        loops.sum_by_latent(columns.starts.numpy(), columns.order.numpy(), values.numpy(), out.numpy())
         return out
 
     def decode(self, starts, latents, values, weights):

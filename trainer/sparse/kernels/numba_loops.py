@@ -137,7 +137,7 @@ def by_latents(starts, latents, width):
 
 
 @_compiled()
-def add_up(starts, order, values, out):
+def sum_by_latent(starts, order, values, out):
     """out [F] = the sum over each latent's entries of their values [n]."""
     for f in prange(len(out)):
         total = np.float32(0)
@@ -147,7 +147,7 @@ def add_up(starts, order, values, out):
 
 
 @njit(cache=True, nogil=True, inline="always", fastmath=REASSOCIATE)
-def _add_up(total, start, stop, factors, places, order, matrix):
+def _add_rows(total, start, stop, factors, places, order, matrix):
     """total += sum over entries of factor * row of the matrix, four rows at a time."""
     d, e = len(total), start
     while e + 4 <= stop:
@@ -169,7 +169,7 @@ def decode(starts, latents, values, weights, out):
     every = np.arange(len(latents))
     for i in prange(len(starts) - 1):
         out[i] = 0
-        _add_up(out[i], starts[i], starts[i + 1], values, latents, every, weights)
+        _add_rows(out[i], starts[i], starts[i + 1], values, latents, every, weights)
 
 
 @njit(cache=True, nogil=True, inline="always", fastmath=REASSOCIATE)
@@ -209,7 +209,7 @@ def rebuild(starts, latents, values, weights, target, error, squares, out):
     for i in prange(len(starts) - 1):
         row, wanted, square = error[i], target[i], np.float32(0)
         row[:] = 0
-        _add_up(row, starts[i], starts[i + 1], values, latents, every, weights)
+        _add_rows(row, starts[i], starts[i + 1], values, latents, every, weights)
         for j in range(len(row)):
             row[j] -= wanted[j]
             square += row[j] * row[j]
@@ -221,7 +221,7 @@ def rebuild(starts, latents, values, weights, target, error, squares, out):
 def gradient(starts, rows, order, factors, matrix, out):
     """out [F, d] += the sum over each latent's entries of its factor [n] times the matrix's row [B, d]."""
     for f in prange(len(starts) - 1):
-        _add_up(out[f], starts[f], starts[f + 1], factors, rows, order, matrix)
+        _add_rows(out[f], starts[f], starts[f + 1], factors, rows, order, matrix)
 
 
 @njit(cache=True, nogil=True, inline="always", fastmath=REASSOCIATE)
@@ -255,7 +255,7 @@ def update_rows(starts, rows, order, factors, matrix, weights, moments, updated,
     for f in prange(len(starts) - 1):
         if starts[f] < starts[f + 1]:
             g = np.zeros(weights.shape[1], np.float32)
-            _add_up(g, starts[f], starts[f + 1], factors, rows, order, matrix)
+            _add_rows(g, starts[f], starts[f + 1], factors, rows, order, matrix)
             decay = np.float32(np.float64(beta2) ** (update - 1 - updated[f]))
             _adam_row(weights[f], moments[f], g, decay, rate, beta2, epsilon, correction, unit)
             updated[f] = update

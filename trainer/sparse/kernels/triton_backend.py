@@ -3,7 +3,7 @@
 import torch
 import triton
 
-from scopemill.trainer.kernels import triton_kernels as kernels
+from scopemill.trainer.sparse.kernels import triton_kernels as kernels
 from scopemill.trainer.sparse.kernels.base import Adam, Backend, Columns, Found, offsets
 
 SCANNED = 1024  # latents that a program looks at together
@@ -17,7 +17,7 @@ class TritonBackend(Backend):
         device = tensor.device.type
         return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
 
-    def scan(self, products, bias, lower, at_most):
+    def scan(self, products, bias, lower, max_entries):
         rows, width = products.shape
         marks = products.new_empty(rows, triton.cdiv(width, 32), dtype=torch.int32)
         counts = products.new_empty(rows, dtype=torch.int32)
@@ -25,7 +25,7 @@ class TritonBackend(Backend):
         kernels.mark[(rows,)](products, bias, lower.contiguous(), marks, counts, width, block)
         starts = offsets(counts)
         n = int(starts[-1])  # the one thing that the host has to wait for
-        if n > at_most:
+        if n > max_entries:
             return None
         latents, values = products.new_empty(n, dtype=torch.int32), bias.new_empty(n)
         kernels.compact[(rows,)](products, bias, marks, starts, latents, values, width, block)
@@ -42,9 +42,9 @@ class TritonBackend(Backend):
         row_of = rows.repeat_interleave(starts.diff(), output_size=len(latents))
         return Columns(torch.searchsorted(ordered, bounds), row_of[order], order)
 
-    def add_up(self, columns, values):
+    def sum_by_latent(self, columns, values):
         out = values.new_empty(len(columns.starts) - 1)
-        kernels.add_up[(len(out),)](columns.starts, columns.order, values, out, BLOCK=128, num_warps=1)
+        kernels.sum_by_latent[(len(out),)](columns.starts, columns.order, values, out, BLOCK=128, num_warps=1)
         return out
 
     def decode(self, starts, latents, values, weights):

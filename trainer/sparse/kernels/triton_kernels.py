@@ -107,7 +107,7 @@ def rebuild(starts, latents, values, weights, target, error, squares, out, d, AT
 
 
 @triton.jit
-def add_up(starts, order, values, out, BLOCK: tl.constexpr):
+def sum_by_latent(starts, order, values, out, BLOCK: tl.constexpr):
     """Program f: out[f] = the sum of the values [n] of latent f's entries."""
     f = tl.program_id(0)
     stop = tl.load(starts + f + 1)
