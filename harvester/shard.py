@@ -9,16 +9,8 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from scopemill.harvester.language_model.bridge import DTYPES
-from scopemill.proto.dataset import (
-    LOGICAL_DTYPE,
-    ArraySpec,
-    DatasetManifest,
-    HookSums,
-    ShardCommit,
-    block_checksums,
-    chunk_parts,
-    pack_vector,
-)
+from scopemill.proto.chunks import ArraySpec, block_checksums, chunk_parts
+from scopemill.proto.dataset import LOGICAL_DTYPE, DatasetManifest, HookSums, ShardCommit, pack_vector
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record

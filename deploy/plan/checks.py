@@ -8,7 +8,8 @@ from scopemill.deploy.plan.passes import Connection
 from scopemill.deploy.plan.sweep_file import SweepConfig
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.text.corpus import check_corpus
-from scopemill.proto.dataset import CHUNK_BYTES, STORED_DTYPES, ArraySpec, committed_shards
+from scopemill.proto.chunks import CHUNK_BYTES, ArraySpec
+from scopemill.proto.dataset import STORED_DTYPES, committed_shards
 from scopemill.proto.errors import Conflict, InputError, ModelError
 from scopemill.proto.wire import StreamSpec
 

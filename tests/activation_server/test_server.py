@@ -44,7 +44,7 @@ PATIENCE = 60.0
 @pytest.fixture(scope="module", autouse=True)
 def small_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scopemill.proto.dataset.CHUNK_BYTES", 512 * 1024)
+        patch.setattr("scopemill.proto.chunks.CHUNK_BYTES", 512 * 1024)
         yield
 
 
@@ -739,7 +739,7 @@ HELLO = {"kind": "HELLO", "version": wire.VERSION, "consumer": "a", "stream": SP
         ([raw(kind="NEXT", cursor=2**63, credit=10**6)], "WireError", "cursor cannot be"),
         ([raw(kind="NEXT", cursor=0.5, credit=10**6)], "WireError", "cursor cannot be 0.5"),
         ([raw(kind="NEXT", cursor=True, credit=10**6)], "WireError", "cursor cannot be True"),
-        ([raw(kind="NEXT", cursor=0)], "WireError", "wants the fields cursor, credit"),
+        ([raw(kind="NEXT", cursor=0)], "WireError", "needs exactly the fields cursor, credit"),
         ([raw(kind="STOP")], "WireError", "not a message"),
         ([raw(kind=["NEXT"])], "WireError", "not a message"),
         ([raw(**HELLO | {"version": 1})], "WireError", "version 2 .* the trainer version 1"),

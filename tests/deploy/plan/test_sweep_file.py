@@ -48,7 +48,7 @@ def refusal(file: Path, *overrides: str) -> str:
         ("train.halving={rungs: [0.5, 0.25]}", "train.halving: rungs: shares of the steps that rise between 0 and 1"),
         ("train.halving={rungs: [0.3, 0.31]}", "train: halving: the history has a row every 8 of the 24 steps"),
         ("train.halving={keep: 1}", "train.halving.keep: should be less than 1"),
-        ("train.labels={zone: 'a b'}", "train.labels: 'a b' is no label"),
+        ("train.labels={zone: 'a b'}", "train.labels: 'a b' is not a valid label"),
         ("name=../elsewhere", "name '../elsewhere' is not a usable name"),
         ("bucket=", "bucket: should be a valid string, not None"),
     ],
