@@ -55,7 +55,7 @@ def model() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def card(model) -> ModelCard:
-    from scopemill.harvester.language_model.card import describe
+    from scopemill.harvester.language_model.describe import describe
 
     return describe(model)
 

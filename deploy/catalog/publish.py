@@ -10,8 +10,11 @@ from scopemill.deploy.plan.evaluations import side_by_side
 from scopemill.deploy.plan.state import SweepState
 from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.evaluator.fidelity.results import write_table
-from scopemill.evaluator.report import figures
+from scopemill.evaluator.report.export import save
+from scopemill.evaluator.report.fidelity_figure import fidelity_figure
+from scopemill.evaluator.report.frequency_figure import frequency_figure
 from scopemill.evaluator.report.page import render_report
+from scopemill.evaluator.report.training_figure import training_figure
 from scopemill.proto.layout import SweepLayout
 from scopemill.trainer.training.history import History, Row
 
@@ -29,13 +32,13 @@ def publish(plan: SweepPlan, state: SweepState | None = None, status: SweepStatu
     bucket.write(layout.config, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False).encode())
     write_table(bucket, layout, results)
     plots = {
-        "fvu": figures.fidelity_figure(results, "fvu"),
-        "delta_loss": figures.fidelity_figure(results, "delta_loss"),
-        "frequency": figures.frequency_figure(evaluations),
-        "training": figures.training_figure(histories),
+        "fvu": fidelity_figure(results, "fvu"),
+        "delta_loss": fidelity_figure(results, "delta_loss"),
+        "frequency": frequency_figure(evaluations),
+        "training": training_figure(histories),
     }
     for name, figure in plots.items():
-        figures.save(figure, bucket, f"{layout.plots}/{name}")
+        save(figure, bucket, f"{layout.plots}/{name}")
     summary = facts(plan, now) | {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     bucket.write(layout.report, render_report(f"Sweep {plan.config.name}", summary, evaluations, histories).encode())
     return {

@@ -17,7 +17,8 @@ from scopemill.deploy.plan.sweep_plan import Pass, SweepPlan
 from scopemill.deploy.progress import Reporter
 from scopemill.evaluator.fidelity.actor import EvaluatorActor
 from scopemill.evaluator.fidelity.jobs import Job
-from scopemill.harvester.actor import IN_FLIGHT, HarvesterActor
+from scopemill.harvester.actor import HarvesterActor
+from scopemill.harvester.task import IN_FLIGHT
 from scopemill.proto import metrics
 from scopemill.proto.dataset import DatasetManifest
 from scopemill.proto.errors import InputError, ScopemillError

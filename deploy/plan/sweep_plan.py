@@ -15,9 +15,9 @@ from scopemill.deploy.plan.record import PassRecord, PlanRecord, SaeRecord, dige
 from scopemill.deploy.plan.state import SweepState
 from scopemill.deploy.plan.sweep_file import SweepConfig
 from scopemill.evaluator.fidelity.jobs import settings_of
-from scopemill.harvester.actor import IN_FLIGHT
-from scopemill.harvester.language_model.card import ModelCard, describe
-from scopemill.harvester.task import HarvestTask, identity, without_hooks
+from scopemill.harvester.language_model.card import ModelCard
+from scopemill.harvester.language_model.describe import describe
+from scopemill.harvester.task import IN_FLIGHT, HarvestTask, identity, without_hooks
 from scopemill.proto.dataset import ROW_LABELS, STORED_DTYPES
 from scopemill.proto.errors import InputError
 from scopemill.proto.hooks import Hook

@@ -103,7 +103,7 @@ def test_names_stay_apart_where_recipes_differ_in_something_else(tmp_path, text)
     [
         (
             [{}, {"sparsities": [0.5, 1e-3]}],
-            r"train.variants\[0\] and train.variants\[1\] are the same SAE 1.resid_post/256/jumprelu/0.001",
+            r"train.variants\[0\] and train.variants\[1\] both describe the SAE 1.resid_post/256/jumprelu/0.001",
         ),
         ([{}, {"layers": [1, 2]}], r"train.variants\[1\].layers: 2 is not harvested: harvest.layers gives 1, 3"),
         ([{"sites": ["mlp_out"]}], r"train.variants\[0\].sites: mlp_out is not harvested: harvest.sites gives resid_post"),
