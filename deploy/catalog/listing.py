@@ -46,7 +46,7 @@ def stopped_early(source: str, pattern: str = "*") -> dict[str, str]:
     layouts = [SaeLayout(path.removesuffix("/stopped.json")) for path in sorted(objects) if path.endswith("/stopped.json")]
     chosen = [layout for layout in layouts if layout.config not in objects and fnmatch(layout.root.removeprefix("saes/"), pattern)]
     found = zip(chosen, side_by_side(lambda layout: read_stopped(bucket, layout), chosen), strict=True)
-    return {layout.root.removeprefix("saes/"): stopped.why for layout, stopped in found if stopped}
+    return {layout.root.removeprefix("saes/"): stopped.reason for layout, stopped in found if stopped}
 
 
 def finished_table(entries: list[FinishedEntry]) -> Table:

@@ -114,7 +114,7 @@ def _sae(bucket: Bucket, sae: SaeRecord, state: SaeState, evaluations: list[Eval
         finished=state.finished,
         last=rows[-1] if rows else None,
         evaluations=evaluations,
-        stopped=stopped.why if stopped else None,
+        stopped=stopped.reason if stopped else None,
     )
 
 

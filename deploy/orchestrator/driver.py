@@ -5,6 +5,7 @@ A phase takes the sweep's state as it begins and returns the state as it ends, s
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from scopemill.deploy.cluster.ray_cluster import check_place, needs, room_for
 from scopemill.deploy.cluster.scrape_targets import Targets
@@ -121,7 +122,7 @@ class SweepDriver:
             return
         wanted = config.tokens // config.rows_per_shard
         options = HarvesterActor.options(**needs(config))
-        actors = [options.remote(part.harvest) for _ in range(min(config.actors, room_for(config), wanted))]
+        actors: list[Any] = [options.remote(part.harvest) for _ in range(min(config.actors, room_for(config), wanted))]
         with ActorGroup("harvester", actors, self.targets) as group:
             self._reporter.say("preparing: packing the corpus, measuring the scale of each hook")
             manifest: DatasetManifest = get(actors[0].prepare.remote())
@@ -177,7 +178,7 @@ class SweepDriver:
         total = sum(map(len, jobs))
         arguments = (plan.config.bucket, plan.config.dataset, plan.config.model, plan.card, config, plan.config.harvest.context_length)
         options = EvaluatorActor.options(**needs(config))
-        actors = [options.remote(*arguments) for _ in range(min(config.actors, room_for(config), len(jobs)))]
+        actors: list[Any] = [options.remote(*arguments) for _ in range(min(config.actors, room_for(config), len(jobs)))]
         queues: list[list[Job]] = [[] for _ in actors]
         for of_hook in sorted(jobs, key=len, reverse=True):
             min(queues, key=len).extend(of_hook)

@@ -58,7 +58,7 @@ class EarlyStopping:
             for name, by in verdict.stopped.items():
                 stopped = Stopped(verdict.step, *verdict.points[name], list(by))
                 self._bucket.write(self._saes[name].layout.stopped, checksummed_record(asdict(stopped)))
-                reasons[name] = stopped.why
+                reasons[name] = stopped.reason
             self._keep(verdict)
         return reasons
 

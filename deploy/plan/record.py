@@ -1,4 +1,4 @@
-"""The record of a plan, ``sweeps/<name>/plan.json``: what reading a sweep's state needs, without model, corpus or torch."""
+"""Write and read a plan's record, ``sweeps/<name>/plan.json``: enough to read the sweep's state without model or torch."""
 
 import hashlib
 import json

@@ -114,5 +114,3 @@ def _pass_state(bucket: Bucket, plan: PlanRecord, part: PassRecord, saes: dict[s
 
 def _is_left(state: SaeState, halving: bool) -> bool:
     return not state.finished and not (halving and state.stopped)
-
-

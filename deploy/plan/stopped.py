@@ -1,4 +1,4 @@
-"""The record of an SAE that was stopped early, ``stopped.json``."""
+"""Read the record of an SAE that was stopped early, ``stopped.json``."""
 
 from dataclasses import dataclass
 
@@ -18,9 +18,9 @@ class Stopped:
     dominated_by: list[str]
 
     @property
-    def why(self) -> str:
-        """Return the reason as a sentence's end."""
-        return f"outdone at step {self.step:,} by {', '.join(self.dominated_by)}"
+    def reason(self) -> str:
+        """Return the reason in words."""
+        return f"dominated at step {self.step:,} by {', '.join(self.dominated_by)}"
 
 
 def read_stopped(bucket: Bucket, layout: SaeLayout) -> Stopped | None:

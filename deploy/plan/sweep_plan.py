@@ -251,7 +251,13 @@ def _ranked(saes: list[PlannedSae], priority: dict[str, int]) -> list[PlannedSae
 
 
 def _sae(
-    config: SweepConfig, card: ModelCard, data: dict, inputs: tuple[Hook, ...], targets: tuple[Hook, ...], sae: SaeConfig, place: str
+    config: SweepConfig,
+    card: ModelCard,
+    data: dict[str, Any],
+    inputs: tuple[Hook, ...],
+    targets: tuple[Hook, ...],
+    sae: SaeConfig,
+    place: str,
 ) -> PlannedSae:
     """Plan one SAE. All that decides its weights names its folder, so an SAE of two sweeps, or of another pass, is trained once."""
     stream = _stream(config, config.dataset, inputs + targets)

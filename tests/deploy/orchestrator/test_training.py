@@ -137,10 +137,11 @@ def test_who_is_outdone_stops_at_its_rung_and_goes_on_once_the_record_is_deleted
 
     record = read_stopped(plan.bucket, bad.layout)
     assert (record.step, record.dominated_by) == (16, [good.name])
-    finished, stopped = read_status(plan.bucket, plan.record).saes
+    status = read_status(plan.bucket, plan.record)
+    finished, stopped = status.saes
     assert finished.finished and not finished.stopped
-    assert not stopped.finished and stopped.stopped == f"outdone at step 16 by {good.name}" and 16 <= stopped.step < 400
-    assert list(status_table(read_status(plan.bucket, plan.record)).columns[2].cells) == ["finished", "stopped"] and read_status(plan.bucket, plan.record).finished
+    assert not stopped.finished and stopped.stopped == f"dominated at step 16 by {good.name}" and 16 <= stopped.step < 400
+    assert list(status_table(status).columns[2].cells) == ["finished", "stopped"] and status.finished
     assert list(stopped_early(plan.config.bucket)) == [bad.layout.root.removeprefix("saes/")]
     assert not SweepDriver(plan, quiet()).has_work(["train"]), "the same command does not go on with it"
 

@@ -70,7 +70,7 @@ def test_a_missing_field_is_named(file):
 
 
 def test_a_file_that_is_not_there_or_not_yaml_or_no_mapping_is_refused(tmp_path):
-    assert "is not there" in refusal(tmp_path / "none.yaml")
+    assert "none.yaml does not exist" in refusal(tmp_path / "none.yaml")
     (tmp_path / "broken.yaml").write_text("name: [")
     assert "is not YAML" in refusal(tmp_path / "broken.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
@@ -88,8 +88,8 @@ def test_numbers_in_scientific_notation_are_numbers(file):
 
 
 def test_an_override_that_does_not_parse_is_refused(file):
-    assert "does not read key=value" in refusal(file, "train.tokens")
-    assert "holds a value, not further fields" in refusal(file, "name.x=1")
+    assert "is not of the form key=value" in refusal(file, "train.tokens")
+    assert "name is a value, and has no fields of its own" in refusal(file, "name.x=1")
 
 
 def test_rivals_that_could_not_train_at_once_are_not_compared(file):
