@@ -38,7 +38,7 @@ class SweepDriver:
         self.targets = Targets(file, plan.config.name, plan.config.metrics_port)
 
     def has_work(self, phases: Iterable[str], state: SweepState | None = None) -> bool:
-        """True if any phase finds work that is not committed: only then is a cluster needed."""
+        """Return True if any phase finds work that is not committed: only then is a cluster needed."""
         now = state or self.plan.read_state()
         left = {
             "harvest": lambda: not all(now.passes[number].harvested for number in self._to_harvest(now)),
