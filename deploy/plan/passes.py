@@ -62,7 +62,7 @@ def pass_of(connection: Connection, passes: Sequence[Connection]) -> int:
 def _too_large(connection: Connection, budget: Budget, row_bytes: int) -> InputError:
     names = ", ".join(hook.name for hook in connection)
     return InputError(
-        f"{budget.field}: {budget.gib:g} GiB do not hold the hooks that one SAE needs in the same pass: {names} take "
+        f"{budget.field}: {budget.gib:g} GiB do not hold the hooks that are harvested together for one SAE: {names} take "
         f"{budget.rows * row_bytes / GIB:.3g} GiB; raise it, or lower {_lowered(budget.field)}"
     )
 

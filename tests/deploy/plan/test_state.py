@@ -47,7 +47,7 @@ def history(step: int) -> bytes:
 @pytest.fixture(scope="module")
 def large(text) -> SweepPlan:
     """500 SAEs in every state there is, on a store that counts its requests."""
-    plan = plan_of(text, "memory://large", SAES // 2, halving={"rungs": [0.3, 0.6], "keep": 0.5})
+    plan = plan_of(text, "memory://large", SAES // 2, at_once=SAES, halving={"rungs": [0.3, 0.6], "keep": 0.5})
     rung = EarlyStopping(plan.passes[0], plan.read_state().passes[0], plan.saes).steps[0]
     stopped, write = [], plan.bucket.write
     for number, sae in enumerate(plan.saes):
