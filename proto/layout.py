@@ -105,6 +105,7 @@ class SweepLayout:
     def __init__(self, name: str):
         self.root = f"sweeps/{checked_name('sweep', name)}"
         self.config = f"{self.root}/sweep.yaml"
+        self.plan = f"{self.root}/plan.json"
         self.halving = f"{self.root}/halving.json"
         self.results = f"{self.root}/results.parquet"
         self.results_csv = f"{self.root}/results.csv"

@@ -55,7 +55,7 @@ def run(head: tuple[str, dict[str, str]], *arguments: str, **environment: str) -
 
 
 def steps(plan: SweepPlan) -> list[int]:
-    return [sae.step for sae in read_status(plan).saes]
+    return [sae.step for sae in read_status(plan.bucket, plan.record).saes]
 
 
 @pytest.fixture(scope="module")

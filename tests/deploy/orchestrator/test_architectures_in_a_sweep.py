@@ -34,7 +34,7 @@ def test_a_sweep_of_each_kind_ends_with_saes_that_load(ray_cluster, folder, text
     driver.harvest()
     driver.train()
     driver.evaluate()
-    status = read_status(plan)
+    status = read_status(plan.bucket, plan.record)
     assert len(status.saes) == count and not driver.has_work(("harvest", "train", "evaluate"))
     for planned_sae, state in zip(plan.saes, status.saes, strict=True):
         results = [e.result for e in state.evaluations]

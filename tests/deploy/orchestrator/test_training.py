@@ -119,7 +119,7 @@ def test_a_process_that_died_for_good_is_replaced(harvested, monkeypatch, victim
             ray.kill(killed[0])
 
     (part,) = plan.passes
-    Training(part, part.manifest, part.saes, SweepDriver(plan, reporter).targets, reporter).run(strike)
+    Training(part, plan.read_state().passes[0], part.saes, SweepDriver(plan, reporter).targets, reporter).run(strike)
     assert all(plan.bucket.exists(sae.layout.config) for sae in plan.saes) and "will be retried" in reporter.said
     assert len(killed) > 1 and struck[0] not in killed[1:], "another process took its place"
 
@@ -137,16 +137,17 @@ def test_a_dominated_sae_stops_at_its_rung_and_resumes_once_its_record_is_delete
 
     record = read_stopped(plan.bucket, bad.layout)
     assert (record.step, record.dominated_by) == (16, [good.name])
-    finished, stopped = read_status(plan).saes
+    status = read_status(plan.bucket, plan.record)
+    finished, stopped = status.saes
     assert finished.finished and not finished.stopped
-    assert not stopped.finished and stopped.stopped == f"outdone at step 16 by {good.name}" and 16 <= stopped.step < 400
-    assert list(status_table(read_status(plan)).columns[2].cells) == ["finished", "stopped"] and read_status(plan).finished
+    assert not stopped.finished and stopped.stopped == f"dominated at step 16 by {good.name}" and 16 <= stopped.step < 400
+    assert list(status_table(status).columns[2].cells) == ["finished", "stopped"] and status.finished
     assert list(stopped_early(plan.config.bucket)) == [bad.layout.root.removeprefix("saes/")]
     assert not SweepDriver(plan, quiet()).has_work(["train"]), "the same command does not resume the stopped SAE"
 
     plan.bucket.remove(bad.layout.stopped)
     SweepDriver(plan, quiet()).train()
-    assert read_status(plan).saes[1].finished, "a decided rung is not decided again"
+    assert read_status(plan.bucket, plan.record).saes[1].finished, "a decided rung is not decided again"
     (first, last) = read_record(plan.bucket, SweepLayout("tiny").halving)["verdicts"]
     assert (first["step"], list(first["stopped"])) == (16, [bad.name])
     assert (last["step"], list(last["stopped"])) == (360, []), "the later rung was decided without the stopped SAE"
