@@ -34,7 +34,7 @@ lint: $(READY)-test
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV), once: some minutes"
-	@$(PIP) -e .
+	@$(PIP) -e '.[mill]'
 	@touch $@
 
 $(READY)-test: $(READY)

@@ -127,8 +127,11 @@ def pack(folder: Path, config: SweepConfig, installed: bool) -> dict[str, Any]:
     (job / "sweep.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     if installed:
         return {"working_dir": str(job)}
+    root = Path(__file__).parents[2]
+    package.mkdir()
+    shutil.copy(root / "__init__.py", package)  # without it an installed scopemill would be imported instead
     for room in ROOMS:
-        shutil.copytree(Path(__file__).parents[2] / room, package / room, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        shutil.copytree(root / room, package / room, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     distribution = metadata.distribution("scopemill")
     place = job / f"scopemill-{distribution.version}.dist-info"
     place.mkdir()

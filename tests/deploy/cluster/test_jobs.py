@@ -207,7 +207,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
 
 
 def package_files() -> set[str]:
-    listed = subprocess.run(["git", "ls-files", *ROOMS], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    listed = subprocess.run(["git", "ls-files", "__init__.py", *ROOMS], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     return {path for path in listed if (ROOT / path).exists()}
 
 
