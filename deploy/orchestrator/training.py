@@ -281,7 +281,16 @@ class Training:
             "sae": sae.config.model_dump(mode="json"),
         }
         return Assignment(
-            sae.name, sae.layout.root, inputs, targets, plan.stream(sae.hooks), sae.config, plan.card.name, metadata, provenance
+            sae.name,
+            sae.layout.root,
+            inputs,
+            targets,
+            plan.stream(sae.hooks),
+            sae.config,
+            plan.card.name,
+            metadata,
+            provenance,
+            plan.config.train.monitors,
         )
 
 

@@ -1,7 +1,7 @@
 """What to train: the fields of a sweep's ``train`` section, a grid of SAEs. Templates fill them, see ``templates.py``."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -10,6 +10,7 @@ from scopemill.proto.errors import TemplateError
 from scopemill.trainer.config.recipe import UNDIVIDED, Recipe, SaeConfig
 from scopemill.trainer.config.templates import load_template
 
+MonitorName = Literal["jsonl", "tensorboard", "wandb"]
 ONE_FOR_ALL = ("tokens", "batch_size", "log_every")  # of a sweep's recipes: SAEs of a stream share batches, rivals are compared by step
 
 
@@ -106,6 +107,11 @@ class TrainConfig(Grid):
     cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per trainer; also its threads, at least one.")
     gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per trainer; a fraction shares one.")
     labels: NodeLabels = Field({}, description="Labels of the Ray nodes that trainers run on; absent: any node.")
+    monitors: tuple[MonitorName, ...] = Field(
+        ("jsonl",),
+        strict=False,
+        description="Where each SAE's history goes while it trains: jsonl (JSON lines in the SAE's folder), tensorboard, wandb.",
+    )
     priority: dict[str, int] = Field(
         {}, description="Which SAEs come first: patterns of their names, such as '*resid_post*', and a number each; others have 0."
     )

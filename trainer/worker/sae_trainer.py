@@ -25,6 +25,7 @@ from scopemill.trainer.sae.registry import all_latents
 from scopemill.trainer.training import checkpoint
 from scopemill.trainer.training.history import History, Row
 from scopemill.trainer.training.loop import Loop
+from scopemill.trainer.training.monitors import sweep_monitors
 from scopemill.trainer.worker.assignment import Assignment, Batch
 from scopemill.trainer.worker.initialization import new_sae
 
@@ -79,6 +80,9 @@ class Member:
             self._announce(loop)
             if loop.done:
                 self.end()
+                return
+            loop.monitors = sweep_monitors(self._assignment.monitors, self._bucket, self._layout, loop.config.model_dump(mode="json"))
+            loop.monitors.begin(loop.history.rows)
 
     def take(self, index: int, batch: Batch) -> None:
         """Batch ``index`` of the stream; those between the last one and this were lost."""
@@ -101,6 +105,7 @@ class Member:
             if loop.step_number > self._saved:
                 self._checkpoint(loop)
             self._part.announce(Word.END)
+            loop.monitors.on_end()
             if loop.done:
                 self._export(loop)
             self.outcome = loop.step_number
@@ -109,6 +114,8 @@ class Member:
         if not isinstance(error, ScopemillError):
             log.error("SAE %s has failed", self.name, exc_info=error)
             error = ScopemillError(" ".join(f"{type(error).__name__}: {error}".split()))
+        if self._loop:
+            self._loop.monitors.on_end()
         self.outcome = error
 
     def spent(self, phase: str, seconds: float) -> None:
