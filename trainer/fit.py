@@ -1,7 +1,7 @@
 """Train one SAE on activations in memory, with the loop, templates and kernels of a sweep."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,13 +12,13 @@ from scopemill.proto.errors import InputError
 from scopemill.trainer.config.grid import TrainConfig
 from scopemill.trainer.config.recipe import LAYERED, PAIRED, Recipe, SaeConfig
 from scopemill.trainer.config.wiring import Port, Wiring
-from scopemill.trainer.rows import Array, Layout, RowSource, Sides, Stats, row_source
+from scopemill.trainer.rows import Array, Layout, RowSource, Stats, row_source
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.folding import fold
 from scopemill.trainer.sae.registry import initial_sae
 from scopemill.trainer.training.history import History
 from scopemill.trainer.training.loop import Loop
-from scopemill.trainer.training.monitors import Monitor, Monitors
+from scopemill.trainer.training.monitors import Monitor, Monitors, named_monitor
 
 DEFAULT_K = 32
 CALIBRATION_ROWS = 65_536  # of an iterator: its first rows give scale and mean
@@ -39,7 +39,7 @@ def train_sae(
     template: str = "quick",
     seed: int = 0,
     device: torch.device | str | None = None,
-    monitors: Sequence[Monitor] = (),
+    monitors: Sequence[Monitor | str] = (),
     model: str | None = None,
     hook: str | Sequence[str] = (),
     hook_out: str | Sequence[str] = (),
@@ -52,9 +52,11 @@ def train_sae(
 
     ``sparsity`` is k for topk, batchtopk and matryoshka (absent: 32), for others the penalty's coefficient. ``steps``,
     ``tokens`` or ``epochs`` says how long to train; absent: the template's number of tokens. ``overrides`` are fields of
-    a sweep's ``train`` section, see docs/sweep-file.md. ``model``, ``hook`` and ``hook_out`` describe the SAE and change
-    nothing else. InputError if the rows or a field are wrong.
+    a sweep's ``train`` section, see docs/sweep-file.md. ``monitors`` receive each row of the history: "tensorboard",
+    "wandb", or objects such as ``Jsonl(place)``. ``model``, ``hook`` and ``hook_out`` describe the SAE and change nothing
+    else. InputError if the rows or a field are wrong.
     """
+    watching = Monitors(named_monitor(one) if isinstance(one, str) else one for one in monitors)
     source = row_source(x, y, Layout(architecture, architecture in PAIRED, architecture in LAYERED))
     fields = {"architecture": architecture, "template": template, "seed": seed, "widths": [width], **overrides}
     config = _config(fields, sparsity, source.rows, batch_size, _length(steps=steps, tokens=tokens, epochs=epochs))
@@ -62,7 +64,7 @@ def train_sae(
     hooks = _names(hook), _names(hook_out)
     wiring = Wiring(*(_ports(side, names) for side, names in zip(stats, hooks, strict=False)))
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    loop = _begin(config, wiring, stats[-1], where, Monitors(monitors))
+    loop = _begin(config, wiring, stats[-1], where, watching)
     _train(loop, source, wiring, where)
     return _finish(loop, wiring, model, hooks[0], hooks[1] if wiring.targets else ())
 

@@ -157,7 +157,8 @@ def _tensor(name: str, side: Any) -> torch.Tensor:
         raise InputError(f"{name} is a {type(side).__name__}; give a tensor [rows, d].")
     tensor = torch.as_tensor(side).detach()
     if not tensor.is_floating_point():
-        raise InputError(f"{name} holds {str(tensor.dtype).removeprefix('torch.')}; activations are floating-point numbers: pass {name}.float().")
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise InputError(f"{name} holds {kind}, and activations are floating-point numbers; pass {name}.float().")
     return tensor
 
 
@@ -171,7 +172,9 @@ def _check_shapes(tensors: list[torch.Tensor], layout: Layout) -> list[tuple[int
         if layout.layered and tensor.shape[1] < 2:
             raise InputError(f"{name} has the shape {list(tensor.shape)}, and a {layout.architecture} spans at least 2 layers: {wanted}.")
         if tensor.shape[: tensor.ndim - 1] != tensors[0].shape[: tensor.ndim - 1]:
-            raise InputError(f"{name} has the shape {list(tensor.shape)} and x {list(tensors[0].shape)}; both need the same rows and layers.")
+            raise InputError(
+                f"{name} has the shape {list(tensor.shape)} and x {list(tensors[0].shape)}; both need the same rows and layers."
+            )
     return [(tensor.shape[-1],) * (tensor.shape[1] if layout.layered else 1) for tensor in tensors]
 
 
@@ -184,7 +187,9 @@ def _check_finite(name: str, side: torch.Tensor, before: int = 0) -> None:
     for chunk in _chunks(side):
         finite = chunk.isfinite().all(1)
         if not finite.all():
-            raise InputError(f"{name}: row {before + int((~finite).nonzero()[0])} holds a NaN or an infinity; drop such rows before training.")
+            raise InputError(
+                f"{name}: row {before + int((~finite).nonzero()[0])} holds a NaN or an infinity; drop such rows before training."
+            )
         before += len(chunk)
 
 

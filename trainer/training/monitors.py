@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any
 
 from scopemill.proto.errors import InputError
@@ -120,15 +121,9 @@ class TensorBoard(Monitor):
     """Write rows as TensorBoard scalars into a local folder; absent: TensorBoard's own choice below ``runs/``."""
 
     def __init__(self, folder: str | None = None):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            try:
-                from tensorboardX import SummaryWriter
-            except ImportError as error:
-                raise InputError("The monitor tensorboard needs TensorBoard: run `pip install tensorboard`.") from error
-        self._make: Callable[..., Any] = SummaryWriter
-        self._folder, self._writer = folder, None
+        self._make = _summary_writer()
+        self._folder = folder
+        self._writer: Any = None
 
     def begin(self, rows: Sequence[Row]) -> None:
         """Open the event file; scalars after the resumed checkpoint are hidden."""
@@ -145,6 +140,16 @@ class TensorBoard(Monitor):
         """Close the event file."""
         if self._writer:
             self._writer.close()
+
+
+def _summary_writer() -> Callable[..., Any]:
+    """Return the class that writes event files. InputError if no package has one."""
+    for module in ("torch.utils.tensorboard", "tensorboardX"):
+        try:
+            return import_module(module).SummaryWriter
+        except ImportError:
+            pass
+    raise InputError("The monitor tensorboard needs TensorBoard: run `pip install tensorboard`.")
 
 
 class Wandb(Monitor):
@@ -174,6 +179,18 @@ class Wandb(Monitor):
         """Finish the run."""
         if self._run:
             self._run.finish()
+
+
+def named_monitor(name: str) -> Monitor:
+    """Return a monitor with its defaults. InputError if the name is unknown, or needs more than defaults."""
+    match name:
+        case "tensorboard":
+            return TensorBoard()
+        case "wandb":
+            return Wandb()
+        case "jsonl":
+            raise InputError("Monitor jsonl needs a place: pass scopemill.trainer.training.monitors.Jsonl(place) instead of its name.")
+    raise InputError(f"Monitor {name!r} is not known: choose tensorboard or wandb, or pass a Monitor object.")
 
 
 def sweep_monitors(names: Sequence[MonitorName], bucket: Bucket, layout: SaeLayout, config: dict[str, Any]) -> Monitors:
@@ -219,4 +236,5 @@ def _to_line(row: Row) -> str:
 
 
 def _from_line(line: str) -> Row:
-    return Row(**{name: math.nan if value is None else value for name, value in json.loads(line).items()})
+    values: dict[str, Any] = {name: math.nan if value is None else value for name, value in json.loads(line).items()}
+    return Row(**values)
