@@ -57,7 +57,7 @@ def gemma_scope_files(place: str, finished: FinishedSae) -> dict[str, bytes]:
     """Return the folder's one file. The folder's path has to describe the SAE, since the file holds only tensors."""
     file = io.BytesIO()
     arrays = {name: tensor.float().numpy() for name, tensor in _tensors(place, finished, GENERATION_1, _NAMES_1).items()}
-    np.savez(file, allow_pickle=False, **arrays)
+    np.savez(file, **arrays)  # type: ignore[arg-type]
     return {WEIGHTS_1: file.getvalue()}
 
 
