@@ -84,7 +84,7 @@ def results_of(architecture: str, kind: Kind) -> list[Result]:
             driver.harvest()
             driver.train()
             driver.evaluate()
-    return [e.result for sae in read_status(plan).saes for e in sae.evaluations]
+    return [e.result for sae in read_status(plan.bucket, plan.record).saes for e in sae.evaluations]
 
 
 def draw(results: dict[str, list[Result]]) -> None:

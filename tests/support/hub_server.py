@@ -1,4 +1,4 @@
-"""What fsspec's ``hf://`` asks of Hugging Face's hub, answered on loopback from a folder of ``<owner>/<name>/``."""
+"""Serve a folder of ``<owner>/<name>/`` on loopback, like Hugging Face's hub for fsspec's ``hf://``."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ COMMIT = "0" * 40
 
 @contextmanager
 def running_hub(root: Path) -> Iterator[str]:
-    """The address of a hub for as long as the block runs; it is to be the environment's HF_ENDPOINT."""
+    """Run a hub while the block runs; yield its address, for the environment's HF_ENDPOINT."""
 
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -27,9 +27,9 @@ class MatryoshkaObjective(Objective):
     def __init__(self, sae: Sae, config: SaeConfig):
         super().__init__(sae, config)
         ends = sorted({max(1, round(share * config.width)) for share in config.prefixes})
-        self._ends = tuple(min(max(end - sae.shard.start, 0), sae.width) for end in ends)  # among the latents of this rank
+        self.ends = tuple(min(max(end - sae.shard.start, 0), sae.width) for end in ends)  # among the latents of this rank
 
     def reconstruction_errors(self, codes: Codes, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         weights = self.sae.W_dec
-        parts = [codes.slice(start, stop).decode(weights, start).to(target.dtype) for start, stop in pairwise((0, *self._ends))]
+        parts = [codes.slice(start, stop).decode(weights, start).to(target.dtype) for start, stop in pairwise((0, *self.ends))]
         return [reconstruction_error(so_far, target) for so_far in accumulate(map(self.sae.shard.all_reduce, parts))]

@@ -116,7 +116,7 @@ def test_a_latent_that_auxk_revives_fires_again():
 @pytest.mark.parametrize(("prefixes", "ends"), [((0.25, 0.5, 1.0), (5, 10, 20)), ((0.001, 0.01, 1.0), (1, 20)), ((1.0,), (20,))])
 def test_matryoshkas_parts_end_at_shares_of_the_width_and_hold_a_latent_at_least(prefixes, ends):
     config = CASES["matryoshka topk"].config.model_copy(update={"prefixes": prefixes})
-    assert initial_sae(config, CASES["topk"].shape, torch.zeros(12)).ends == ends
+    assert objective_for(initial_sae(config, CASES["topk"].shape, torch.zeros(12)), config).ends == ends
 
 
 def test_a_matryoshka_of_one_part_is_its_activation_alone():
