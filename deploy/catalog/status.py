@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from scopemill.deploy.plan.evaluations import measured_jobs, read_evaluations, side_by_side
+from scopemill.deploy.plan.evaluations import measured_jobs, read_evaluations
 from scopemill.deploy.plan.record import PassRecord, PlanRecord, SaeRecord
+from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.deploy.plan.state import PassState, SaeState, SweepState
 from scopemill.deploy.plan.stopped import read_stopped
 from scopemill.evaluator.fidelity.results import Evaluation
