@@ -60,7 +60,7 @@ docs: $(READY)-docs
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV), once: some minutes"
-	@$(PIP) -e .
+	@$(PIP) -e '.[mill]'
 	@touch $@
 
 $(READY)-test: $(READY)

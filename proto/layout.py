@@ -4,6 +4,8 @@ import re
 
 from scopemill.proto.errors import InputError
 
+LIVE = "live"  # folder of the rows that a training run reports while it runs
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -26,6 +28,11 @@ def width_label(width: int) -> str:
     if width >= 1024 and width & (width - 1) == 0:
         return f"{width // 1000}k"
     return str(width)
+
+
+def history_part(part: int) -> str:
+    """Return the name of one object of reported training rows."""
+    return f"{part:05d}.jsonl"
 
 
 class DatasetLayout:
@@ -75,6 +82,7 @@ class SaeLayout:
         self.metrics = f"{root}/metrics.json"
         self.provenance = f"{root}/provenance.json"
         self.history = f"{root}/history.parquet"
+        self.live = f"{root}/{LIVE}"  # the history's rows as they come, as JSON lines
         self.stopped = f"{root}/stopped.json"  # written by early stopping; delete the file to continue the training
         self.checkpoints = f"{root}/checkpoints"
 

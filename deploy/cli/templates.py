@@ -57,9 +57,7 @@ def save(
 
     train = load_sweep(sweep).train
     if train.variants:
-        raise InputError(
-            f"{sweep}: train.variants: a template is one recipe, and this section has {len(train.variants)}"
-        )
+        raise InputError(f"{sweep}: train.variants: a template is one recipe, and this section has {len(train.variants)}")
     all_fields = train.model_dump(mode="json") | Recipe.model_validate(train.filled).model_dump(mode="json")  # its SAEs keep their ids
     fields = {field: value for field, value in all_fields.items() if value is not None and field not in _OF_THE_MACHINE}
     _keep(Template(name, f"The sweep file {sweep}, which started from the template {train.template}.", fields, own=True), replace)

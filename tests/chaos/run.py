@@ -193,7 +193,7 @@ def differences(reference: Path, bucket: Path, measured: bool) -> list[str]:
     def objects(root: Path) -> dict[str, Path]:
         files = (path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] in ("activations", "saes"))
         skipped = {"history.parquet", "provenance.json"} | (set() if measured else {"metrics.json"})
-        return {path.relative_to(root).as_posix(): path for path in files if path.name not in skipped}
+        return {path.relative_to(root).as_posix(): path for path in files if path.name not in skipped and path.parent.name != "live"}
 
     wanted, got = objects(reference), objects(bucket)
     if not any("saes/" in path for path in got):  # only the harvest ran here

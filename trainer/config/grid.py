@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -19,6 +19,7 @@ from scopemill.proto.errors import TemplateError
 from scopemill.trainer.config.recipe import UNDIVIDED, Recipe, SaeConfig, kind_of, only_read, readers, sae_config
 from scopemill.trainer.config.templates import load_template
 
+MonitorName = Literal["jsonl", "tensorboard", "wandb"]
 ONE_FOR_ALL = ("tokens", "batch_size", "log_every")  # SAEs of a stream share batches, and rivals are compared at the same steps
 
 
@@ -146,6 +147,11 @@ class TrainConfig(Grid):
     cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per trainer; also the number of its threads, at least one.")
     gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per trainer; with a fraction, trainers share a GPU.")
     labels: NodeLabels = Field({}, description="Labels of the Ray nodes that trainers run on; absent: any node.")
+    monitors: tuple[MonitorName, ...] = Field(
+        ("jsonl",),
+        strict=False,
+        description="Where each SAE's history goes while it trains: jsonl (JSON lines in the SAE's folder), tensorboard, wandb.",
+    )
     priority: dict[str, int] = Field(
         {},
         description="Which SAEs train first: a mapping from patterns of SAE names, such as '*resid_post*', to numbers; larger numbers "

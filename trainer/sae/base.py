@@ -5,6 +5,7 @@ side by side), F latents.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, Self
 
 import torch
@@ -195,8 +196,18 @@ class Sae(nn.Module):
         if mean is not None and deviation is not None:
             reconstruction = reconstruction * deviation + mean
         if self._has_heads(x):
-            reconstruction = reconstruction.view(x.shape)
+            reconstruction = reconstruction.reshape(x.shape)
         return latents.to(x.dtype), reconstruction.to(x.dtype)
+
+    # What other packages take. Formats lie above this room, so their modules are imported when asked for.
+
+    def push_to_hub(self, repo_id: str, folder: str = "", private: bool | None = None, token: str | None = None) -> str:
+        """Push this SAE with a model card to Hugging Face, and return the id that `load_sae` takes."""
+        return import_module("scopemill.trainer.formats.hub").push_to_hub(self, repo_id, folder, private, token)
+
+    def to_saelens(self) -> Any:
+        """Return this SAE as an SAE of the package sae_lens. InputError if sae_lens is missing or has no such architecture."""
+        return import_module("scopemill.trainer.formats.saelens").to_saelens(self)
 
     def _has_heads(self, x: torch.Tensor) -> bool:
         """Return whether x is [..., heads, d_head] of the attn_z hook that this SAE reads."""

@@ -7,6 +7,7 @@ import torch
 
 from scopemill.proto import wire
 from scopemill.proto.dataset import HookStats
+from scopemill.trainer.config.grid import MonitorName
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Port, Wiring
 
@@ -46,6 +47,7 @@ class Assignment:
     model: str
     metadata: dict[str, Any]  # for users of SAELens, such as context_size
     provenance: dict[str, Any]
+    monitors: tuple[MonitorName, ...] = ()  # told each row of the history as it is made
 
     @property
     def wiring(self) -> Wiring:

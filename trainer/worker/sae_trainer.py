@@ -25,6 +25,7 @@ from scopemill.trainer.sae.registry import all_latents
 from scopemill.trainer.training import checkpoint
 from scopemill.trainer.training.history import History, Row
 from scopemill.trainer.training.loop import Loop
+from scopemill.trainer.training.monitors import sweep_monitors
 from scopemill.trainer.worker.assignment import Assignment, Batch
 from scopemill.trainer.worker.initialization import new_sae
 
@@ -87,6 +88,9 @@ class SaeTrainer:
             self._initialize_metrics(loop)
             if loop.done:
                 self.end()
+                return
+            loop.monitors = sweep_monitors(self._assignment.monitors, self._bucket, self._layout, loop.config.model_dump(mode="json"))
+            loop.monitors.begin(loop.history.rows)
 
     def take(self, index: int, batch: Batch) -> None:
         """Train on batch ``index`` of the stream.
@@ -113,6 +117,7 @@ class SaeTrainer:
             if loop.step_number > self._saved:
                 self._checkpoint(loop)
             self._shard.send_command(Command.END)
+            loop.monitors.on_end()
             if loop.done:
                 self._export(loop)
             self.outcome = loop.step_number
@@ -122,6 +127,8 @@ class SaeTrainer:
         if not isinstance(error, ScopemillError):
             log.error("Training of SAE %s failed", self.name, exc_info=error)
             error = ScopemillError(" ".join(f"{type(error).__name__}: {error}".split()))
+        if self._loop:
+            self._loop.monitors.on_end()
         self.outcome = error
 
     def count_seconds(self, phase: str, seconds: float) -> None:
