@@ -126,6 +126,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
     assert same_bits(one, same) and not same_bits(one, other)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_trains_where_gradients_are_off(mode):
+    with mode():
+        x = WORLD.batch(0, 300)
+        sae = scopemill.train_sae(x, steps=4, **QUICK)
+    assert same_bits(sae, scopemill.train_sae(x.clone(), steps=4, **QUICK))
+
+
 def test_an_epoch_takes_every_row_once_in_an_order_of_its_own():
     from scopemill.trainer.rows import Layout, row_source
 
