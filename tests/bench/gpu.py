@@ -21,7 +21,7 @@ from scopemill.trainer.config.grid import TrainConfig
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.sae.base import Sae
-from scopemill.trainer.sae.registry import initial_sae
+from scopemill.trainer.sae.registry import initial_sae, objective_for
 from scopemill.trainer.training.history import History
 from scopemill.trainer.training.loop import Loop
 from scopemill.trainer.training.schedules import learning_rate
@@ -79,7 +79,7 @@ def dense_step(config: SaeConfig, sae: Sae, x: torch.Tensor, compiled: bool) -> 
     moments = {name: torch.zeros_like(p) for name, p in sae.named_parameters()}
 
     def loss(x: torch.Tensor) -> torch.Tensor:
-        return sae.losses(x, x, config, dead).total(0.0)
+        return objective_for(sae, config).losses(x, x, dead).total(0.0)
 
     def adam(w: torch.Tensor, v: torch.Tensor, g: torch.Tensor, rate: torch.Tensor, correction: torch.Tensor, unit: bool) -> None:
         if unit:

@@ -9,8 +9,8 @@ import torch
 from scopemill.proto.config import LOOPBACK
 from scopemill.proto.errors import ScopemillError
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.trainer.parallel.process_group import Meeting, join
-from scopemill.trainer.parallel.shards import Share
+from scopemill.trainer.parallel.process_group import Rendezvous, join
+from scopemill.trainer.parallel.shards import DistributedShard
 from scopemill.trainer.worker.actor import Trainer
 from scopemill.trainer.worker.assignment import Assignment
 from scopemill.trainer.worker.group_trainer import Run
@@ -21,14 +21,14 @@ CPU = torch.device("cpu")
 T = TypeVar("T")
 
 
-def in_parts(parts: int, width: int, work: Callable[[Share], T]) -> list[T]:
+def on_ranks(parts: int, width: int, work: Callable[[DistributedShard], T]) -> list[T]:
     """What each part's work gives, the leader's first. An error of any is raised."""
-    meeting = Meeting(LOOPBACK)
+    meeting = Rendezvous(LOOPBACK)
 
     def one(rank: int) -> T:
-        with meeting.circle(parts, CPU) if rank == 0 else join(meeting.address, LOOPBACK, rank, parts, CPU) as circle:
+        with meeting.process_group(parts, CPU) if rank == 0 else join(meeting.address, LOOPBACK, rank, parts, CPU) as group:
             torch.set_num_threads(1)
-            return work(Share(circle, width))
+            return work(DistributedShard(group, width))
 
     with ThreadPoolExecutor(parts) as pool:
         return list(pool.map(one, range(parts)))
@@ -45,7 +45,7 @@ def in_processes(bucket: Bucket, assignment: Assignment, address: str, parts: in
 
 
 def finish(bucket: Bucket, assignment: Assignment, address: str, parts: int) -> int:
-    """The steps done, in so many processes or, of 1, without any circle."""
+    """The steps done, in so many processes or, of 1, without a process group."""
     if parts == 1:
         return train(Run(bucket, [assignment]), address)
     outcomes, errors = in_processes(bucket, assignment, address, parts)

@@ -12,7 +12,8 @@ import torch
 
 from scopemill.proto.errors import MissingObject, SaeFormatError
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.trainer.sae.base import Sae, check_tensors
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.weights import check_tensors
 
 Tensors = dict[str, torch.Tensor]
 _TRANSPOSED = ".T"

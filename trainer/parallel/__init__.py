@@ -1,0 +1,1 @@
+"""Train one SAE on several ranks: the process group, and the shard of the latents on each rank."""

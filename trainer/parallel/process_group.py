@@ -1,6 +1,7 @@
-"""Processes that train one SAE together: how they find each other, and tensors that go round. Sockets are torch.distributed's.
+"""Connect the processes that train one SAE, and run collective operations on their tensors.
 
-A group of its own, not torch's global one: a process is in one circle after another, and where tests want that in several at once.
+Sockets are torch.distributed's. The group is not torch's global one: a process joins one group after another, and tests have
+several groups at once.
 """
 
 import os
@@ -14,75 +15,83 @@ from torch.distributed import ProcessGroupGloo, ReduceOp, TCPStore
 
 from scopemill.proto.errors import RankLost
 
-JOIN = timedelta(seconds=120)  # for all of a circle to come
-# For a tensor to come: the leader may wait long for data. Who dies is known by its closed connection, a lost node by Ray.
-PATIENCE = timedelta(days=7)
+JOIN_TIMEOUT = timedelta(seconds=120)  # for all ranks to join
+# Rank 0 may wait long for data, so a tensor may be long in coming. A dead process is noticed by its closed connection, a dead node
+# by Ray.
+OPERATION_TIMEOUT = timedelta(days=7)
 
 
-class Circle:
-    """Of ``size`` processes, the one of ``rank`` 0 leads. All call the same methods in the same order; RankLost if one is gone."""
+class ProcessGroup:
+    """Run collective operations among ``size`` processes.
+
+    All ranks call the same methods in the same order. RankLost if one of them is gone.
+    """
 
     def __init__(self, store: TCPStore, host: str, rank: int, size: int, device: torch.device):
         self.rank, self.size, self.device = rank, size, device
         make = _nccl if device.type == "cuda" else _gloo
-        self._store, self._group = store, _told(lambda: make(store, host, rank, size))
+        self._store: TCPStore | None = store
+        self._group: Any = _raising_rank_lost(lambda: make(store, host, rank, size))
 
-    def __enter__(self) -> "Circle":
+    def __enter__(self) -> "ProcessGroup":
+        """Return the group."""
         return self
 
     def __exit__(self, *_) -> None:
-        """Whoever still waits for this process learns that it is gone."""
+        """Leave the group: ranks that wait for this one raise RankLost."""
         self._group.abort()
         self._group = self._store = None
 
-    def add_up(self, tensor: torch.Tensor) -> None:
-        """In place the sum over all, in one order: every process gets the same bits, in every run."""
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        """Sum a tensor over all ranks, in place; in a fixed order, so every rank gets the same bits in every run."""
         self._wait(lambda group: group.allreduce(tensor, ReduceOp.SUM))
 
-    def leaders(self, tensor: torch.Tensor) -> None:
-        """In place what the leader has."""
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Overwrite a tensor with rank 0's."""
         self._wait(lambda group: group.broadcast(tensor, 0))
 
-    def of_all(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """Everybody's, of one shape, by rank."""
-        everybodys = [torch.empty_like(tensor) for _ in range(self.size)]
-        self._wait(lambda group: group.allgather(everybodys, tensor))
-        return everybodys
+    def all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Return the tensors of all ranks, by rank; all have one shape."""
+        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
+        self._wait(lambda group: group.allgather(gathered, tensor))
+        return gathered
 
     def send(self, tensor: torch.Tensor, to: int) -> None:
+        """Send a tensor to a rank."""
         self._wait(lambda group: group.send([tensor], to, 0))
 
     def receive(self, tensor: torch.Tensor, sender: int) -> None:
+        """Overwrite a tensor with the one that a rank sends."""
         self._wait(lambda group: group.recv([tensor], sender, 0))
 
     def _wait(self, begin: Callable[[Any], Any]) -> None:
-        _told(lambda: begin(self._group).wait())
+        _raising_rank_lost(lambda: begin(self._group).wait())
 
 
-class Meeting:
-    """Where a circle's processes find each other: the leader opens it at a port of ``host``, once for each circle."""
+class Rendezvous:
+    """Listen at a free port of ``host`` for the ranks of one process group. Rank 0 opens it."""
 
     def __init__(self, host: str):
         listening = socket.create_server((host, 0))
         port = listening.getsockname()[1]
         self.address = f"{host}:{port}"
-        self._store = TCPStore(host, port, None, True, JOIN, wait_for_workers=False, master_listen_fd=listening.detach())
+        self._store = TCPStore(host, port, None, True, JOIN_TIMEOUT, wait_for_workers=False, master_listen_fd=listening.detach())
 
-    def circle(self, size: int, device: torch.device) -> Circle:
-        """Once all of them have come."""
-        return Circle(self._store, self.address.rpartition(":")[0], 0, size, device)
+    def process_group(self, size: int, device: torch.device) -> ProcessGroup:
+        """Return the process group, as rank 0, once all ranks have joined."""
+        return ProcessGroup(self._store, self.address.rpartition(":")[0], 0, size, device)
 
 
-def join(address: str, host: str, rank: int, size: int, device: torch.device) -> Circle:
-    """Come to a meeting from ``host``."""
+def join(address: str, host: str, rank: int, size: int, device: torch.device) -> ProcessGroup:
+    """Join the process group whose rendezvous is at ``address``, from ``host``."""
     place, _, port = address.rpartition(":")
-    store = _told(lambda: TCPStore(place, int(port), None, False, JOIN, wait_for_workers=False))
-    return Circle(store, host, rank, size, device)
+    store = _raising_rank_lost(lambda: TCPStore(place, int(port), None, False, JOIN_TIMEOUT, wait_for_workers=False))
+    return ProcessGroup(store, host, rank, size, device)
 
 
 def _gloo(store: TCPStore, host: str, rank: int, size: int) -> ProcessGroupGloo:
-    options, interfaces = ProcessGroupGloo._Options(), os.environ.get("GLOO_SOCKET_IFNAME")
-    options._timeout = PATIENCE
+    options, interfaces = ProcessGroupGloo._Options(), os.environ.get("GLOO_SOCKET_IFNAME")  # type: ignore[attr-defined]
+    options._timeout = OPERATION_TIMEOUT
     create = ProcessGroupGloo.create_device
     options._devices = [create(interface=one) for one in interfaces.split(",")] if interfaces else [create(hostname=host)]
     return ProcessGroupGloo(store, rank, size, options)
@@ -92,14 +101,14 @@ def _nccl(store: TCPStore, host: str, rank: int, size: int) -> Any:
     from torch.distributed import ProcessGroupNCCL  # torch for the CPU has none
 
     options = ProcessGroupNCCL.Options()
-    options._timeout = PATIENCE
+    options._timeout = OPERATION_TIMEOUT
     return ProcessGroupNCCL(store, rank, size, options)
 
 
-def _told(work: Callable[[], Any]) -> Any:
-    """What it gives; torch's word for a connection that broke, or was never made, as ours."""
+def _raising_rank_lost(work: Callable[[], Any]) -> Any:
+    """Return the work's result; raise RankLost where torch says that a connection broke or was never made."""
     try:
         return work()
     except RuntimeError as error:
-        why = str(error).splitlines()[0]
-        raise RankLost(f"a process that holds other latents of this SAE is gone or was never there: {why}") from error
+        reason = str(error).splitlines()[0]
+        raise RankLost(f"a process that holds other latents of this SAE is gone or never joined: {reason}") from error

@@ -1,0 +1,1 @@
+"""Define SAE architectures: inference, the training objective, and folding."""

@@ -19,7 +19,7 @@ def fold(sae: Sae, input_units: Sequence[float], output_units: Sequence[float]) 
     unit = input_units[0]
     inputs = _per_column(input_units, sae.shape.inputs).to(sae.b_dec)
     outputs = _per_column(output_units, sae.shape.outputs).to(sae.b_dec)
-    bias, activation = sae.activation.finished(unit, sae.folded_bias())
+    bias, activation = sae.activation.folded(unit, sae.folded_bias())
     skip = None
     if sae.skip:
         skip = Skip(sae.shape.d_in, sae.shape.d_out)

@@ -1,8 +1,8 @@
-"""Matryoshka: arXiv 2503.17547. Nested parts of the dictionary each have to rebuild x by themselves:
+"""Matryoshka (arXiv 2503.17547): each of several nested prefixes of the latents reconstructs x alone.
 
-    loss = sum_m ||x - (f_{0:m} W_{0:m} + b_dec)||^2 + ...        m over the prefixes, the last of which is everything
+    loss = sum_m ||x - (f_{0:m} W_{0:m} + b_dec)||^2 + ...        m over the prefixes, the last of which is all latents
 
-so that the first latents learn what is general and the later ones what is special.
+So the first latents learn general features, and later ones special features.
 """
 
 from itertools import accumulate, pairwise
@@ -10,23 +10,26 @@ from itertools import accumulate, pairwise
 import torch
 
 from scopemill.trainer.config.recipe import SaeConfig
-from scopemill.trainer.config.wiring import Shape
-from scopemill.trainer.sae.activations.base import Activation
 from scopemill.trainer.sae.base import Sae
-from scopemill.trainer.sparse.codes import Codes, missed
+from scopemill.trainer.sae.objective import Objective
+from scopemill.trainer.sparse.codes import Codes, reconstruction_error
 
 
 class Matryoshka(Sae):
+    """Define an SAE whose training nests prefixes of its latents; inference is that of any SAE."""
+
     architecture = "matryoshka"
-    ends: tuple[int, ...] = ()  # of the nested prefixes, among the latents that are here; a finished SAE needs none
 
-    @classmethod
-    def initial(cls, config: SaeConfig, shape: Shape, activation: Activation, mean: torch.Tensor) -> "Matryoshka":
-        sae = super().initial(config, shape, activation, mean)
+
+class MatryoshkaObjective(Objective):
+    """Sum the reconstruction errors of nested prefixes of the latents."""
+
+    def __init__(self, sae: Sae, config: SaeConfig):
+        super().__init__(sae, config)
         ends = sorted({max(1, round(share * config.width)) for share in config.prefixes})
-        sae.ends = tuple(min(max(end - sae.part.first, 0), sae.width) for end in ends)
-        return sae
+        self.ends = tuple(min(max(end - sae.shard.start, 0), sae.width) for end in ends)  # among the latents of this rank
 
-    def misses(self, codes: Codes, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        rebuilt = [codes.part(start, stop).decode(self.W_dec, start).to(target.dtype) for start, stop in pairwise((0, *self.ends))]
-        return [missed(so_far, target) for so_far in accumulate(map(self.part.sum, rebuilt))]
+    def reconstruction_errors(self, codes: Codes, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        weights = self.sae.W_dec
+        parts = [codes.slice(start, stop).decode(weights, start).to(target.dtype) for start, stop in pairwise((0, *self.ends))]
+        return [reconstruction_error(so_far, target) for so_far in accumulate(map(self.sae.shard.all_reduce, parts))]

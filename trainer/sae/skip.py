@@ -1,4 +1,4 @@
-"""A linear map beside the latents: what is linear in the input need not be learnt by sparse latents (arXiv 2501.18823).
+"""Learn a linear map beside the latents, so that latents need not learn linear structure (arXiv 2501.18823).
 
 Beside a transcoder it is a full matrix. Beside an SAE, which could copy its whole input through one, it has a low rank.
 """
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class Skip(nn.Module):
-    """[..., d_in] to [..., d_out]; zero at the start. ``rank`` None: a full matrix."""
+    """Map [..., d_in] linearly to [..., d_out], starting at zero. ``rank`` None: a full matrix."""
 
     def __init__(self, d_in: int, d_out: int, rank: int | None = None):
         super().__init__()
@@ -19,22 +19,23 @@ class Skip(nn.Module):
             self.W_up = nn.Parameter(torch.zeros(d_out, rank))
 
     def initialize(self, generator: torch.Generator) -> None:
-        """A low rank needs one factor that is not zero, for the other to get a gradient."""
+        """Draw the first factor of a low rank: one factor must differ from zero for the other to get a gradient."""
         if hasattr(self, "W_down"):
             nn.init.normal_(self.W_down, std=self.W_down.shape[1] ** -0.5, generator=generator)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the map's output [..., d_out]."""
         if hasattr(self, "W_skip"):
             return nn.functional.linear(x, self.W_skip)
         return nn.functional.linear(nn.functional.linear(x, self.W_down), self.W_up)
 
     @property
     def matrix(self) -> torch.Tensor:
-        """[d_out, d_in]"""
+        """Return the map as a matrix [d_out, d_in]."""
         return self.W_skip if hasattr(self, "W_skip") else self.W_up @ self.W_down
 
     def of_rank(self, rank: int) -> "Skip":
-        """The nearest map of a rank, in two factors. All of the strength is in the second, so that the first is never zero."""
+        """Return the nearest map of this rank, in two factors; the second holds all singular values, so the first is never zero."""
         d_out, d_in = self.matrix.shape
         low = Skip(d_in, d_out, rank)
         left, strength, right = torch.linalg.svd(self.matrix, full_matrices=False)

@@ -1,0 +1,1 @@
+"""Compute losses and gradients at the active latents only."""

@@ -1,9 +1,10 @@
-"""A batch's pre-activations and latents in training: what an activation takes and gives, and a decoder and a penalty take.
+"""Hold a batch's pre-activations and latents in training, dense or sparse.
 
-Each comes in two layouts with one face. Dense is [B, F]. Sparse is the n entries that matter: once a row has some dozens of
-them, everything but the encoder's product is done at those. Both compute the same, up to the order of float sums.
+An activation takes pre-activations and returns latents; a decoder and a penalty take latents. The dense layout is [B, F]. The sparse
+layout is the n entries on which loss and gradients depend: once a row has some dozens of them, everything but the encoder's product
+is computed at entries only. Both layouts compute the same, up to the order of float sums.
 
-Legend of shapes: B rows, F latents, d width of what is rebuilt, n entries.
+Legend of shapes: B rows, F latents, d width of the reconstruction, n entries.
 """
 
 from abc import ABC, abstractmethod
@@ -12,71 +13,77 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from scopemill.trainer.parallel.shards import Part
-from scopemill.trainer.sparse.entries import DecodeAt, Entries, MissesAt
+from scopemill.trainer.parallel.shards import LatentShard
+from scopemill.trainer.sparse.entries import Entries
+from scopemill.trainer.sparse.gradients import SparseGradients
+from scopemill.trainer.sparse.operations import DecodeAt, ReconstructionErrorAt
 
 
 @dataclass(frozen=True)
 class Codes(ABC):
-    """Latents."""
+    """Hold latents."""
 
     values: torch.Tensor  # [B, F] or [n], not negative; carries the gradient
-    frequency: torch.Tensor  # [F]: in which share of the rows each latent fires; carries JumpReLU's pseudo-gradient
+    frequency: torch.Tensor  # [F]: the share of rows in which each latent fires; carries JumpReLU's pseudo-gradient
 
     @property
     def l0(self) -> torch.Tensor:
-        """Mean number of latents that fire."""
+        """Return the mean number of latents that fire in a row."""
         return self.frequency.sum()
 
     @abstractmethod
     def decode(self, weights: torch.Tensor, first: int = 0) -> torch.Tensor:
-        """The sum of the weights' rows [..., d], each as often as its latent says: [B, d]. Latent 0 is the weights' row ``first``."""
+        """Return [B, d]: the sum over latents of value times weight row [F, d]. Latent 0 has the weight row ``first``."""
 
-    def misses(self, weights: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is rebuilt less ``target`` [B, d], as the sum of its squares, and itself without a gradient."""
-        return missed(self.decode(weights), target)
+    def reconstruction_error(self, weights: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the sum of squared errors against ``target`` [B, d], and the error [B, d] without a gradient."""
+        return reconstruction_error(self.decode(weights), target)
 
     @abstractmethod
     def times(self, factors: torch.Tensor) -> torch.Tensor:
-        """The values, each times the factor [F] of its latent, in this layout: for sums over all of them."""
+        """Return the values, each times the factor [F] of its latent, in this layout."""
 
     @abstractmethod
-    def part(self, start: int, stop: int) -> "Codes":
-        """Those of the latents from ``start`` up to ``stop``, numbered from 0."""
+    def slice(self, start: int, stop: int) -> "Codes":
+        """Return the latents ``start`` to ``stop``, numbered from 0."""
 
 
 class Pre(ABC):
-    """Pre-activations; sparse ones are those at the entries that the activation selected."""
+    """Hold pre-activations; in the sparse layout those at the entries that the activation selected."""
 
     values: torch.Tensor  # [B, F] or [n]; carries the gradient
     rows: int
 
     @abstractmethod
     def spread(self, per_latent: torch.Tensor) -> torch.Tensor:
-        """One number per latent [F], in a shape that goes with ``values``."""
+        """Return one number per latent [F] in a shape that broadcasts with ``values``."""
 
     @abstractmethod
     def codes(self, values: torch.Tensor) -> Codes:
-        """Latents of the same layout, whose firing has no gradient."""
+        """Return latents of the same layout, whose frequency has no gradient."""
 
     @abstractmethod
-    def largest(self, among: torch.Tensor, k: int, part: Part) -> Codes:
-        """Of each row those of the latents ``among`` [F] that are positive and among the k largest of all parts."""
+    def largest(self, among: torch.Tensor, k: int, shard: LatentShard) -> Codes:
+        """Return, of each row and of the latents ``among`` [F], the positive ones of the k largest over all ranks."""
 
 
 @dataclass(frozen=True)
 class DenseCodes(Codes):
+    """Hold latents as [B, F]."""
+
     def decode(self, weights: torch.Tensor, first: int = 0) -> torch.Tensor:
         return self.values @ weights[first : first + self.values.shape[-1]]
 
     def times(self, factors: torch.Tensor) -> torch.Tensor:
         return self.values * factors
 
-    def part(self, start: int, stop: int) -> "DenseCodes":
+    def slice(self, start: int, stop: int) -> "DenseCodes":
         return replace(self, values=self.values[..., start:stop], frequency=self.frequency[start:stop])
 
 
 class DensePre(Pre):
+    """Hold pre-activations as [B, F]."""
+
     def __init__(self, values: torch.Tensor):
         self.values, self.rows = values, len(values)
 
@@ -86,32 +93,39 @@ class DensePre(Pre):
     def codes(self, values: torch.Tensor) -> DenseCodes:
         return DenseCodes(values, share(values.detach() > 0).to(values.dtype))
 
-    def largest(self, among: torch.Tensor, k: int, part: Part) -> DenseCodes:
-        values, index = self.values.where(among, -torch.inf).topk(min(k, part.here), dim=1, sorted=False)
-        return self.codes(torch.zeros_like(self.values).scatter(1, index, part.among_largest(values, k).relu()))
+    def largest(self, among: torch.Tensor, k: int, shard: LatentShard) -> DenseCodes:
+        values, index = self.values.where(among, -torch.inf).topk(min(k, shard.local_width), dim=1, sorted=False)
+        return self.codes(torch.zeros_like(self.values).scatter(1, index, shard.global_top_k(values, k).relu()))
 
 
 @dataclass(frozen=True)
 class SparseCodes(Codes):
+    """Hold latents at entries [n]."""
+
     entries: Entries
+    gradients: SparseGradients | None  # collects the decoder's; None: autograd gets dense ones
 
     def decode(self, weights: torch.Tensor, first: int = 0) -> torch.Tensor:
         entries = self.entries if len(weights) == self.entries.width else self.entries.renumbered(first, len(weights))
-        return DecodeAt.apply(self.values, weights, entries)
+        return DecodeAt.apply(self.values, weights, entries, self.gradients)
 
-    def misses(self, weights: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return MissesAt.apply(self.values, weights, target, self.entries)
+    def reconstruction_error(self, weights: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return ReconstructionErrorAt.apply(self.values, weights, target, self.entries, self.gradients)
 
     def times(self, factors: torch.Tensor) -> torch.Tensor:
         return self.values * factors[self.entries.latents]
 
-    def part(self, start: int, stop: int) -> "SparseCodes":
-        entries, inside = self.entries.part(start, stop)
-        return SparseCodes(self.values[inside], self.frequency[start:stop], entries)
+    def slice(self, start: int, stop: int) -> "SparseCodes":
+        entries, inside = self.entries.slice(start, stop)
+        return SparseCodes(self.values[inside], self.frequency[start:stop], entries, self.gradients)
 
 
 class SparsePre(Pre):
-    """``products`` [B, F] plus ``bias`` [F] are all pre-activations, without gradient; ``at`` makes those at entries differentiable."""
+    """Hold pre-activations at entries [n].
+
+    ``products`` [B, F] plus ``bias`` [F] are all pre-activations, without a gradient; ``encoder_at`` makes those at entries
+    differentiable.
+    """
 
     def __init__(
         self,
@@ -119,36 +133,35 @@ class SparsePre(Pre):
         bias: torch.Tensor,
         entries: Entries,
         values: torch.Tensor,
-        at: Callable[[Entries, torch.Tensor], torch.Tensor],
+        encoder_at: Callable[[Entries, torch.Tensor], torch.Tensor],
+        gradients: SparseGradients | None,
     ):
-        self.products, self.bias, self.entries, self.rows = products, bias, entries, len(products)
-        self._at = at
-        self.values = at(entries, values)
+        self.products, self.bias, self.entries, self.gradients, self.rows = products, bias, entries, gradients, len(products)
+        self._encoder_at = encoder_at
+        self.values = encoder_at(entries, values)
 
     def spread(self, per_latent: torch.Tensor) -> torch.Tensor:
         return per_latent[self.entries.latents]
 
     def codes(self, values: torch.Tensor) -> SparseCodes:
-        return SparseCodes(values, self.entries.share(values.detach() > 0), self.entries)
+        return SparseCodes(values, self.entries.share(values.detach() > 0), self.entries, self.gradients)
 
-    def largest(self, among: torch.Tensor, k: int, part: Part) -> SparseCodes:
+    def largest(self, among: torch.Tensor, k: int, shard: LatentShard) -> SparseCodes:
         numbers = among.nonzero()[:, 0]
         values, place = (self.products[:, numbers] + self.bias[numbers]).topk(min(k, len(numbers)), dim=1, sorted=False)
-        values = part.among_largest(values, k)
+        values = shard.global_top_k(values, k)
         entries = Entries.of_equal_rows(numbers[place], values > 0, self.entries.width, self.entries.backend)
-        return SparseCodes(self._at(entries, values[values > 0]), entries.share(), entries)
+        return SparseCodes(self._encoder_at(entries, values[values > 0]), entries.share(), entries, self.gradients)
 
 
 def share(which: torch.Tensor) -> torch.Tensor:
-    """In which share [F] of the rows each column of ``which`` [B, F] is true, in float64.
-
-    As many rows at a time as bytes can count: torch would make a matrix of int64 of them all, which took 30 times longer.
-    """
+    """Return the share [F] of rows in which each column of ``which`` [B, F] is true, in float64."""
+    # As many rows at a time as bytes can count: torch would make a matrix of int64 of them all, which took 30 times longer.
     counts = sum(rows.view(torch.uint8).sum(0, dtype=torch.uint8).long() for rows in which.split(255))
     return counts.double() / len(which)
 
 
-def missed(rebuilt: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is rebuilt [B, d] less the target, as the sum of its squares, and itself without a gradient."""
-    error = rebuilt.to(target.dtype) - target
+def reconstruction_error(reconstruction: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sum of squared errors of a reconstruction [B, d], and the error [B, d] without a gradient."""
+    error = reconstruction.to(target.dtype) - target
     return error.square().sum(), error.detach()

@@ -1,0 +1,1 @@
+"""Train one SAE: the loop, its optimiser, schedules, history and checkpoints."""

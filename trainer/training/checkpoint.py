@@ -1,9 +1,8 @@
-"""Checkpoints: all that a trainer needs to go on as if it had never stopped.
+"""Write and read checkpoints: all that a trainer needs to resume as if it had never stopped.
 
-The weights are safetensors, the optimiser's state and the dead counters too; ``checkpoint.json`` is written
-last and makes the checkpoint. Its ``step`` is the number of the next batch of the stream: the whole of the data's state.
-Each carries its checksum. Where several processes hold the SAE's latents, the leader writes what all have and deals out what it
-reads, so a checkpoint does not tell how many they were.
+Weights, optimiser state and dead counters are safetensors. ``checkpoint.json`` is written last and commits the checkpoint; its ``step``
+is the next batch of the stream, which is all the state of the data. Every file carries a checksum. Where the SAE is sharded, rank 0
+gathers what it writes and scatters what it reads, so the files have the unsharded format.
 """
 
 import json
@@ -21,59 +20,62 @@ from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record, checksummed_tensors
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Shape, Wiring
-from scopemill.trainer.parallel.shards import Part
-from scopemill.trainer.sae.base import Sae, check_tensors
+from scopemill.trainer.parallel.shards import LatentShard
+from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.registry import initial_sae
+from scopemill.trainer.sae.weights import check_tensors
 from scopemill.trainer.training.history import History
 from scopemill.trainer.training.loop import Loop
 
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """``checkpoint.json``."""
+    """Describe ``checkpoint.json``."""
 
     step: int  # the next batch of the stream: the cursor, and the checkpoint's number
-    skipped: int  # of the batches before, how many never came: 0 unless the server was told to `skip`
+    skipped: int  # batches before this one that were lost: 0 unless the server was told to `skip`
     tokens: int
     wiring: dict[str, Any]  # see `Wiring`
     config: dict[str, Any]
 
     @property
     def sae_config(self) -> SaeConfig:
+        """Return the SAE's configuration."""
         return SaeConfig.model_validate_json(json.dumps(self.config))
 
 
 def steps_of(bucket: Bucket, layout: SaeLayout) -> list[int]:
-    """The steps with a committed checkpoint, ascending."""
+    """Return the steps with a committed checkpoint, ascending."""
     steps = sorted(int(name) for name in bucket.names(layout.checkpoints) if name.isdecimal())
     return [step for step in steps if bucket.exists(layout.checkpoint(step).record)]
 
 
 def newest(bucket: Bucket, layout: SaeLayout) -> int:
-    """The step of the last committed checkpoint, where training goes on; 0 if there is none."""
+    """Return the step of the last committed checkpoint, where training resumes; 0 if there is none."""
     return max(steps_of(bucket, layout), default=0)
 
 
 def save(bucket: Bucket, layout: SaeLayout, wiring: Wiring, loop: Loop) -> None:
-    """Commit a checkpoint, then drop the state of the one before: only the newest is ever resumed. The other parts `hand_over`."""
+    """Commit a checkpoint, then remove older optimiser states: only the newest is ever resumed. Other ranks call `send_state`."""
     record = CheckpointRecord(loop.step_number, loop.skipped, loop.tokens, wiring.to_json(), loop.config.model_dump(mode="json"))
     place = layout.checkpoint(record.step)
     older = [step for step in steps_of(bucket, layout) if step < record.step]
-    part = loop.sae.part
-    bucket.write(place.weights, *checksummed_tensors(safetensors.torch.save(part.gathered(loop.sae.state_dict()))))
-    bucket.write(place.optimizer, *checksummed_tensors(safetensors.torch.save(part.gathered(loop.state()))))
+    shard = loop.sae.shard
+    bucket.write(place.weights, *checksummed_tensors(safetensors.torch.save(shard.gather(loop.sae.state_dict()))))
+    bucket.write(place.optimizer, *checksummed_tensors(safetensors.torch.save(shard.gather(loop.state()))))
     bucket.create(place.record, checksummed_record(vars(record)))
     for step in older:
         bucket.remove(layout.checkpoint(step).optimizer)
 
 
-def hand_over(loop: Loop) -> None:
-    """What `save` takes from another part than the leader's."""
+def send_state(loop: Loop) -> None:
+    """Send rank 0 what `save` gathers from this rank."""
     for tensors in (loop.sae.state_dict(), loop.state()):
-        loop.sae.part.gathered(tensors)
+        loop.sae.shard.gather(tensors)
 
 
 def read_record(bucket: Bucket, layout: SaeLayout, step: int) -> CheckpointRecord:
+    """Return the record of a checkpoint; SaeFormatError if the file is not one."""
     path = layout.checkpoint(step).record
     try:
         return CheckpointRecord(**seal.read_record(bucket, path))
@@ -82,10 +84,10 @@ def read_record(bucket: Bucket, layout: SaeLayout, step: int) -> CheckpointRecor
 
 
 def load_sae(bucket: Bucket, layout: SaeLayout, step: int) -> tuple[Sae, CheckpointRecord]:
-    """The SAE of a checkpoint, as trained (for scaled activations). SaeFormatError if its files do not fit each other."""
+    """Return the SAE of a checkpoint, for scaled activations; SaeFormatError if its files do not fit each other."""
     record, place = read_record(bucket, layout, step), layout.checkpoint(step)
     sae = _described(bucket, place.record, record)
-    _fill(sae.part, sae.state_dict(), bucket, place.weights)
+    _fill(sae.shard, sae.state_dict(), bucket, place.weights)
     return sae, record
 
 
@@ -96,9 +98,9 @@ def load_loop(
     config: SaeConfig,
     device: torch.device | str = "cpu",
     waited: Callable[[], float] = lambda: 0.0,
-    part: Part | None = None,
+    shard: LatentShard | None = None,
 ) -> Loop:
-    """A loop that goes on after a checkpoint; Conflict if that was trained with another configuration. The other parts `take_over`."""
+    """Return a loop that resumes after a checkpoint; Conflict if its configuration differs. Other ranks call `receive_loop`."""
     record, wanted = read_record(bucket, layout, step), config.model_dump(mode="json")
     if record.config != wanted:
         key = next(k for k in wanted | record.config if record.config.get(k) != wanted.get(k))
@@ -106,46 +108,46 @@ def load_loop(
             f"{bucket.place(layout.root)} was trained with {key} = {record.config.get(key)!r}, and this run asks for {wanted.get(key)!r}"
         )
     place = layout.checkpoint(step)
-    sae = _described(bucket, place.record, record, part).to(device)
-    _fill(sae.part, sae.state_dict(), bucket, place.weights)
+    sae = _described(bucket, place.record, record, shard).to(device)
+    _fill(sae.shard, sae.state_dict(), bucket, place.weights)
     loop = Loop(sae, config, History.load(bucket, layout.history, step), waited)
     state = loop.state()
-    _fill(sae.part, state, bucket, place.optimizer)
+    _fill(sae.shard, state, bucket, place.optimizer)
     loop.restore(step, state)
     return loop
 
 
-def take_over(config: SaeConfig, shape: Shape, step: int, device: torch.device, part: Part) -> Loop:
-    """What `load_loop` deals out to another part than the leader's."""
-    loop = Loop(_blank(config, shape, part).to(device), config, History())
+def receive_loop(config: SaeConfig, shape: Shape, step: int, device: torch.device, shard: LatentShard) -> Loop:
+    """Return the loop of another rank than 0, with what `load_loop` scatters to it."""
+    loop = Loop(_blank(config, shape, shard).to(device), config, History())
     state = loop.state()
     for tensors in (loop.sae.state_dict(), state):
-        part.deal(tensors, dict)
+        shard.scatter(tensors, dict)
     loop.restore(step, state)
     return loop
 
 
-def _described(bucket: Bucket, path: str, record: CheckpointRecord, part: Part | None = None) -> Sae:
-    """The SAE of a record, or a part of it, its weights still to be filled in."""
+def _described(bucket: Bucket, path: str, record: CheckpointRecord, shard: LatentShard | None = None) -> Sae:
+    """Return the SAE of a record, or one rank's shard, weights still to be filled in."""
     try:
-        return _blank(record.sae_config, Wiring.from_json(record.wiring).shape, part)
+        return _blank(record.sae_config, Wiring.from_json(record.wiring).shape, shard)
     except (LookupError, TypeError, ValueError) as error:
         raise SaeFormatError(f"{bucket.place(path)} does not describe an SAE: {' '.join(repr(error).split())}") from error
 
 
-def _blank(config: SaeConfig, shape: Shape, part: Part | None = None) -> Sae:
-    return initial_sae(config, shape, torch.zeros(shape.d_out), part)
+def _blank(config: SaeConfig, shape: Shape, shard: LatentShard | None = None) -> Sae:
+    return initial_sae(config, shape, torch.zeros(shape.d_out), shard)
 
 
-def _fill(part: Part, into: dict[str, torch.Tensor], bucket: Bucket, path: str) -> None:
-    """Tensors, or what is here of them, from a file that holds exactly these; SaeFormatError if it does not."""
+def _fill(shard: LatentShard, into: dict[str, torch.Tensor], bucket: Bucket, path: str) -> None:
+    """Fill this rank's tensors from a file; SaeFormatError unless the file holds exactly these tensors."""
 
     def whole() -> dict[str, torch.Tensor]:
         tensors = _read(bucket, path)
-        check_tensors(bucket.place(path), tensors, {name: part.shape(name, tensor) for name, tensor in into.items()})
+        check_tensors(bucket.place(path), tensors, {name: shard.full_shape(name, tensor) for name, tensor in into.items()})
         return tensors
 
-    part.deal(into, whole)
+    shard.scatter(into, whole)
 
 
 def _read(bucket: Bucket, path: str) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What happened during training: one row per logged interval, kept as Parquet beside the SAE."""
+"""Record what happened during training: one row per logged interval, kept as Parquet beside the SAE."""
 
 import io
 from dataclasses import asdict, dataclass, fields
@@ -8,7 +8,7 @@ from scopemill.proto.storage.bucket import Bucket
 
 @dataclass(frozen=True)
 class Row:
-    """Means over the steps since the row before; FVU from sums over them."""
+    """Hold means over the steps since the row before; FVU comes from sums over these steps."""
 
     step: int
     tokens: int
@@ -22,16 +22,18 @@ class Row:
     sparsity_coefficient: float
     sparsity_factor: float
     steps_per_second: float
-    waiting_share: float  # of the time, for data
+    waiting_share: float  # share of the time spent waiting for data
 
 
 class History:
+    """Hold the rows of one SAE's training."""
+
     def __init__(self, rows: list[Row] | None = None):
         self.rows = rows or []
 
     @staticmethod
     def load(bucket: Bucket, path: str, up_to_step: int) -> "History":
-        """The rows up to a step: later ones belong to work that a restart does again."""
+        """Return the history up to a step: later rows belong to work that a restart repeats."""
         if not bucket.exists(path):
             return History()
         import pyarrow.parquet as parquet  # here, since training in memory does without pyarrow
@@ -40,6 +42,7 @@ class History:
         return History([Row(**row) for row in table.to_pylist() if row["step"] <= up_to_step])
 
     def save(self, bucket: Bucket, path: str) -> None:
+        """Write all rows."""
         import pyarrow as pa
         import pyarrow.parquet as parquet
 

@@ -1,4 +1,4 @@
-"""The training loop of one SAE, or of a part of its latents: batches in, weights, history and counters out. It knows no Ray."""
+"""Train one SAE, or one rank's shard of its latents, batch by batch. Needs no Ray."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,10 @@ import numpy as np
 import torch
 
 from scopemill.trainer.config.recipe import SaeConfig
-from scopemill.trainer.sae.base import Losses, Sae
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.objective import Losses
+from scopemill.trainer.sae.registry import objective_for
+from scopemill.trainer.sparse.gradients import SparseGradients
 from scopemill.trainer.sparse.kernels.base import moments
 from scopemill.trainer.sparse.kernels.select import backend_for
 from scopemill.trainer.training.history import History, Row
@@ -16,28 +19,28 @@ from scopemill.trainer.training.optimizer import Optimizer
 from scopemill.trainer.training.resampling import due, resample
 from scopemill.trainer.training.schedules import learning_rate, sparsity_factor
 
-# Of the places [row, latent] of a batch: with fewer entries than the first share the sparse way is the faster one, with more than
-# the second the dense one; between the two what was stays.
+# Steps are sparse below the first density (the share of places [row, latent] with an active latent) and dense above the second;
+# between the two a step is what the step before was (hysteresis).
 SPARSE_BELOW, DENSE_ABOVE = 0.03, 0.05
 
 
 class Loop:
-    """``step`` consumes one batch of scaled activations. State: the SAE, the optimiser, the dead counters."""
+    """Train an SAE on one batch per `step`. State: the SAE, the optimiser, and for each latent the tokens since it fired."""
 
     def __init__(self, sae: Sae, config: SaeConfig, history: History, waited: Callable[[], float] = lambda: 0.0):
         self.sae, self.config, self.history = sae, config, history
         self.monitors = Monitors()  # receive each row of the history as it is made
-        self.optimizer = Optimizer(sae, config)
+        self.objective, self.optimizer = objective_for(sae, config), Optimizer(sae, config)
         self.tokens_since_fired = torch.zeros(sae.width, dtype=torch.int64, device=sae.b_dec.device)
-        self.step_number = 0  # of the stream's batches, how many lie behind; each was a step, but for those skipped
+        self.step_number = 0  # the next batch of the stream; each batch before was a step or was skipped
         self.skipped = 0
-        self.sparse = False  # whether the next step tries the sparse way first
+        self.sparse = False  # whether the next step tries sparse numerics first
         self._backend = backend_for(sae.b_dec)  # None where every step is dense
         self._waited = waited  # seconds spent waiting for data so far
         self._interval = _Interval(sae.shape.d_out, waited())
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint needs beside the SAE and the number of steps, so that a resumed run gives the same bits."""
+        """Return what a checkpoint needs beside the SAE and the number of steps, so that a resumed run gives the same bits."""
         return {
             **{f"second_moment.{name}": v for name, v in self.optimizer.second_moments.items()},
             **{f"updated.{name}": updates for name, updates in self.optimizer.updated.items()},
@@ -47,7 +50,7 @@ class Loop:
         }
 
     def restore(self, step: int, state: dict[str, torch.Tensor]) -> None:
-        """Go on after batch ``step``, with the ``state`` of then."""
+        """Resume after batch ``step``, with the ``state`` of that moment."""
         self.step_number, self.skipped = step, int(state["skipped"])
         self.optimizer.updates = step - self.skipped
         for name, tensor in self.state().items():
@@ -56,44 +59,46 @@ class Loop:
 
     @property
     def done(self) -> bool:
+        """Return whether all steps are done."""
         return self.step_number >= self.config.steps
 
     @property
     def tokens(self) -> int:
-        """Rows trained on."""
+        """Return the number of rows trained on."""
         return (self.step_number - self.skipped) * self.config.batch_size
 
     @property
     def dead(self) -> torch.Tensor:
-        """Which latents [F] have not fired for long."""
+        """Return a mask [F] of the latents that have not fired for long."""
         return self.tokens_since_fired >= self.config.dead_after_tokens
 
     def skip_to(self, step: int) -> None:
-        """The stream goes on at batch ``step``: those before are lost. Schedules go by the stream, so it ends when others do."""
+        """Count the batches before ``step`` as lost. Schedules go by the stream, so lost batches do not delay the end."""
         self.skipped += step - self.step_number
         self.step_number = step
 
     def step(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """One batch x [B, d_in], to become y [B, d_out]; an autoencoder's y is x."""
+        """Train on one batch x [B, d_in] with targets y [B, d_out]; None: the targets are x."""
         config, y = self.config, x if y is None else y
         if self._backend:
             self._backend.begin_step()
         if self.optimizer.updates == 0:
-            self.sae.begin(x, config)
+            self.objective.calibrate(x)
         coefficient = config.coefficient * sparsity_factor(config, self.step_number)
         fired = torch.zeros_like(self.tokens_since_fired, dtype=torch.bool)
+        gradients = SparseGradients()
         parts = list(zip(x.chunk(config.accumulate), y.chunk(config.accumulate), strict=True))
         for x_part, y_part in parts:
-            at_most = int(DENSE_ABOVE * len(x_part) * self.sae.part.width) if self.sparse else 0
+            max_entries = int(DENSE_ABOVE * len(x_part) * self.sae.shard.width) if self.sparse else 0
             with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                losses = self.sae.losses(x_part, y_part, config, self.dead, at_most)
-            density = losses.l0.item() / self.sae.part.width
-            self.sparse = self._backend is not None and density < (DENSE_ABOVE if at_most else SPARSE_BELOW)
+                losses = self.objective.losses(x_part, y_part, self.dead, max_entries, gradients)
+            density = losses.l0.item() / self.sae.shard.width
+            self.sparse = self._backend is not None and density < (DENSE_ABOVE if max_entries else SPARSE_BELOW)
             total = losses.total(coefficient)
             (total / len(parts)).backward()
             fired |= losses.codes.frequency.detach() > 0
             self._interval.add(losses, total)
-        self.optimizer.update(learning_rate(config, self.step_number))
+        self.optimizer.update(learning_rate(config, self.step_number), gradients)
         self.tokens_since_fired += len(x)
         self.tokens_since_fired[fired] = 0
         self.step_number += 1
@@ -106,7 +111,7 @@ class Loop:
             self.flush()
 
     def flush(self) -> None:
-        """Close the interval: its row goes into the history."""
+        """Add the row of the steps since the last row to the history."""
         if not self._interval.steps:
             return
         last = self.step_number - 1
@@ -114,7 +119,7 @@ class Loop:
         row = self._interval.row(
             step=self.step_number,
             tokens=self.tokens,
-            dead_latents=self.sae.part.total(int(self.dead.sum())),
+            dead_latents=self.sae.shard.total(int(self.dead.sum())),
             learning_rate=learning_rate(self.config, last),
             sparsity_coefficient=self.config.coefficient,
             sparsity_factor=factor,
@@ -126,7 +131,7 @@ class Loop:
 
 
 class _Interval:
-    """Sums over the rows of the steps of one history row, those of the variance in float64."""
+    """Sum up the steps of one row of the history; sums for the variance are in float64."""
 
     def __init__(self, d: int, waited: float):
         self.steps = self.rows = 0

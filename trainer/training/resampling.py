@@ -1,8 +1,8 @@
-"""Dead latents drawn anew from the rows that are rebuilt worst (Anthropic, Towards Monosemanticity, October 2023).
+"""Resample dead latents from the rows that are reconstructed worst (Anthropic, Towards Monosemanticity, October 2023).
 
-A dead latent gets a row of the batch, drawn with probability proportional to the square of its loss: the decoder its
-direction, the encoder the same at a fifth of the mean norm of living encoder rows, bias and threshold as at the start, and
-a clean optimiser.
+A dead latent gets a row of the batch, drawn with probability proportional to the square of the row's loss. The row gives the direction of
+the decoder row, and of the encoder row at a fifth of the mean norm of the other encoder rows; bias and threshold start anew, and the
+second moments are cleared.
 """
 
 import torch
@@ -15,14 +15,17 @@ ENCODER_SHARE = 0.2
 
 
 def due(config: SaeConfig, step: int) -> bool:
-    """Whether latents are drawn anew after step ``step`` (from 1)."""
+    """Return whether dead latents are resampled after step ``step`` (from 1)."""
     every = config.resample_every
     return every is not None and step % every == 0 and step <= config.resample_until * config.steps
 
 
 @torch.no_grad()
 def resample(sae: Sae, second_moments: dict[str, torch.Tensor], x: torch.Tensor, dead: torch.Tensor, config: SaeConfig, step: int) -> None:
-    """Draw the ``dead`` latents [F] anew from the batch x [B, d]. A pure function of its arguments, so a resumed run repeats it."""
+    """Resample the ``dead`` latents [F] from the batch x [B, d].
+
+    The draw depends on the arguments alone, so a resumed run repeats it.
+    """
     count = int(dead.sum())
     if not count:
         return
@@ -37,7 +40,8 @@ def resample(sae: Sae, second_moments: dict[str, torch.Tensor], x: torch.Tensor,
     norm = alive.norm(dim=1).mean() if len(alive) else 1.0
     sae.W_dec[dead] = directions
     sae.W_enc[dead] = ENCODER_SHARE * norm * directions
-    sae.b_enc[dead] = 0
+    if sae.b_enc is not None:
+        sae.b_enc[dead] = 0
     if isinstance(sae.activation, JumpReLU):
         sae.activation.threshold[dead] = config.initial_threshold
     for name in ("W_dec", "W_enc", "b_enc", "activation.threshold"):

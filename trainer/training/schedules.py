@@ -1,14 +1,17 @@
-"""Learning rate and sparsity over the steps: pure functions, so a resumed run needs no state for them."""
+"""Schedule learning rate and sparsity over the steps: pure functions, so a resumed run needs no state."""
 
 import math
 
 from scopemill.trainer.config.recipe import SaeConfig
 
-WARMUP_START = 0.1  # of the learning rate
+WARMUP_START = 0.1  # share of the learning rate
 
 
 def learning_rate(config: SaeConfig, step: int) -> float:
-    """The rate of step ``step`` (from 0): cosine from a tenth up to the full rate, constant, then linear to zero."""
+    """Return the learning rate of step ``step`` (from 0).
+
+    A cosine from a tenth up to the full rate, then constant, then linear to zero.
+    """
     if step < config.lr_warmup_steps:
         progress = step / config.lr_warmup_steps
         return config.learning_rate * (WARMUP_START + (1 - WARMUP_START) * (1 - math.cos(math.pi * progress)) / 2)
@@ -18,6 +21,6 @@ def learning_rate(config: SaeConfig, step: int) -> float:
 
 
 def sparsity_factor(config: SaeConfig, step: int) -> float:
-    """What the sparsity coefficient is multiplied by at step ``step`` (from 0): 0 to 1, linearly."""
+    """Return the factor of the sparsity coefficient at step ``step`` (from 0), which rises linearly from 0 to 1."""
     warmup = max(config.sparsity_warmup_steps, config.sparsity_warmup_fraction * config.steps)
     return min(1.0, step / warmup) if warmup else 1.0

@@ -11,8 +11,8 @@ from scopemill.proto.config import LOOPBACK
 from scopemill.proto.errors import RankLost
 from scopemill.proto.memory import keep_freed_memory
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.trainer.parallel.process_group import Meeting, join
-from scopemill.trainer.parallel.shards import Share
+from scopemill.trainer.parallel.process_group import Rendezvous, join
+from scopemill.trainer.parallel.shards import DistributedShard
 from scopemill.trainer.worker.assignment import Assignment
 from scopemill.trainer.worker.follower import follow
 from scopemill.trainer.worker.group_trainer import Run
@@ -30,7 +30,7 @@ class Trainer:
         torch.set_num_threads(threads)
         self._bucket, self._device = Bucket(bucket_url), torch.device("cuda" if gpu else "cpu")
         self._run: Run | None = None
-        self._meeting: Meeting | None = None
+        self._meeting: Rendezvous | None = None
         self._stopping = False
         self._lock = threading.Lock()  # between a run's beginning and the words that end it
 
@@ -49,7 +49,7 @@ class Trainer:
     @ray.method(max_task_retries=0)
     def meet(self, here: bool) -> str:
         """The address at which the others find this process; ``here``: all are on this node."""
-        self._meeting = Meeting(LOOPBACK if here else ray.util.get_node_ip_address())
+        self._meeting = Rendezvous(LOOPBACK if here else ray.util.get_node_ip_address())
         return self._meeting.address
 
     @ray.method(max_task_retries=0)
@@ -60,8 +60,8 @@ class Trainer:
         meeting, self._meeting = self._meeting, None
         if meeting is None or meeting.address != address:
             raise RankLost(f"the process that was to lead {assignment.name} at {address} died before it began")
-        with meeting.circle(parts, self._device) as circle:
-            run = Run(self._bucket, [assignment], self._device, Share(circle, assignment.config.width))
+        with meeting.process_group(parts, self._device) as group:
+            run = Run(self._bucket, [assignment], self._device, DistributedShard(group, assignment.config.width))
             self._take(run)
             return run.run(server, keys)
 
@@ -70,8 +70,8 @@ class Trainer:
         """Hold the latents of part ``rank``, until the leader says that it is over."""
         self._take(None)
         host = LOOPBACK if address.startswith(LOOPBACK) else ray.util.get_node_ip_address()
-        with join(address, host, rank, parts, self._device) as circle:
-            follow(assignment, Share(circle, assignment.config.width), self._device)
+        with join(address, host, rank, parts, self._device) as group:
+            follow(assignment, DistributedShard(group, assignment.config.width), self._device)
 
     def _take(self, run: Run | None) -> None:
         """What others ask and say is about this run from now on; a follower has none."""

@@ -9,7 +9,7 @@ import torch
 from scopemill.activation_server.client import StreamClient
 from scopemill.proto.errors import Stopped
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.trainer.parallel.shards import Part
+from scopemill.trainer.parallel.shards import LatentShard
 from scopemill.trainer.worker.assignment import Assignment, Batch, View
 from scopemill.trainer.worker.sae_trainer import Member, Outcome, Progress
 from scopemill.trainer.worker.transfer import Transfer
@@ -23,7 +23,9 @@ class Run:
     holds, where followers hold the others.
     """
 
-    def __init__(self, bucket: Bucket, assignments: Sequence[Assignment], device: torch.device | str = "cpu", part: Part | None = None):
+    def __init__(
+        self, bucket: Bucket, assignments: Sequence[Assignment], device: torch.device | str = "cpu", part: LatentShard | None = None
+    ):
         (self._stream,) = {assignment.stream for assignment in assignments}
         self._device = torch.device(device)
         self._client: StreamClient | None = None

@@ -6,14 +6,14 @@ from scopemill.proto.errors import InputError
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Wiring
 from scopemill.trainer.formats import load_sae
-from scopemill.trainer.parallel.shards import Part
+from scopemill.trainer.parallel.shards import LatentShard
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.folding import fold
 from scopemill.trainer.sae.registry import initial_sae
 from scopemill.trainer.worker.assignment import Assignment
 
 
-def new_sae(assignment: Assignment, part: Part | None = None) -> Sae:
+def new_sae(assignment: Assignment, part: LatentShard | None = None) -> Sae:
     """The SAE of an assignment before its first step, or a part of it; a finished SAE to start from is read by the leader alone."""
     config, wiring = assignment.config, assignment.wiring
     means = [
@@ -22,7 +22,7 @@ def new_sae(assignment: Assignment, part: Part | None = None) -> Sae:
     ]
     sae = initial_sae(config, wiring.shape, torch.cat(means), part)
     if config.initial_sae:
-        sae.part.deal(sae.state_dict(), lambda: started_from(config, wiring).state_dict())
+        sae.shard.scatter(sae.state_dict(), lambda: started_from(config, wiring).state_dict())
     return sae
 
 

@@ -18,7 +18,7 @@ from scopemill.proto.errors import ScopemillError
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.formats import FinishedSae, write_saelens
-from scopemill.trainer.parallel.shards import Part, Word
+from scopemill.trainer.parallel.shards import Command, LatentShard
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.folding import fold
 from scopemill.trainer.sae.registry import all_latents
@@ -47,13 +47,15 @@ class Progress:
 class Member:
     """``begin``, ``take`` batch after batch, ``end``; what goes wrong in any of them is its ``outcome``, and nobody else's."""
 
-    def __init__(self, bucket: Bucket, assignment: Assignment, device: torch.device, waited: Callable[[], float], part: Part | None = None):
+    def __init__(
+        self, bucket: Bucket, assignment: Assignment, device: torch.device, waited: Callable[[], float], part: LatentShard | None = None
+    ):
         self.name, self.steps, self.view = assignment.name, assignment.config.steps, assignment.view
         self.outcome: Outcome | None = None
         self._bucket, self._assignment = bucket, assignment
         self._layout = SaeLayout(assignment.root)
         self._device, self._waited = device, waited
-        self._part = part or Part(all_latents(assignment.config, assignment.wiring.shape))
+        self._part = part or LatentShard(all_latents(assignment.config, assignment.wiring.shape))
         self._leaving = threading.Event()
         self._loop: Loop | None = None
         self._saved = 0  # the step of the newest checkpoint
@@ -92,8 +94,8 @@ class Member:
             if loop.done:  # its last batches were lost, where others have more to come
                 return
             with self._timed("step"):
-                self._part.announce(Word.STEP, index)
-                loop.step(*(rows if rows is None else self._part.same(rows) for rows in batch))
+                self._part.send_command(Command.STEP, index)
+                loop.step(*(rows if rows is None else self._part.broadcast(rows) for rows in batch))
             self._observe(loop)
             if loop.step_number // every > self._saved // every and not loop.done:
                 self._checkpoint(loop)
@@ -104,7 +106,7 @@ class Member:
             loop = self._begun()
             if loop.step_number > self._saved:
                 self._checkpoint(loop)
-            self._part.announce(Word.END)
+            self._part.send_command(Command.END)
             loop.monitors.on_end()
             if loop.done:
                 self._export(loop)
@@ -142,14 +144,14 @@ class Member:
     def _newest(self) -> Loop:
         config = self._assignment.config
         step = checkpoint.newest(self._bucket, self._layout)
-        self._part.announce(Word.BEGIN, step)
+        self._part.send_command(Command.START, step)
         if not step:
             return Loop(new_sae(self._assignment, self._part).to(self._device), config, History(), self._waited)
         return checkpoint.load_loop(self._bucket, self._layout, step, config, self._device, self._waited, self._part)
 
     def _checkpoint(self, loop: Loop) -> None:
         with self._timed("checkpoint"):
-            self._part.announce(Word.SAVE)
+            self._part.send_command(Command.SAVE)
             loop.flush()
             loop.history.save(self._bucket, self._layout.history)
             checkpoint.save(self._bucket, self._layout, self._assignment.wiring, loop)

@@ -18,7 +18,7 @@ def make(architecture: str):
         with torch.no_grad():
             for name, parameter in loop.sae.named_parameters():
                 parameter.copy_(weights[name.removeprefix("activation.")])
-            losses = loop.sae.losses(x, x, loop.config, loop.dead)
+            losses = loop.objective.losses(x, x, loop.dead)
         return {"reconstruction": losses.reconstruction.item(), "l0": losses.codes.l0.item()}, lambda: loop.step(x)
 
     return made

@@ -19,7 +19,7 @@ from scopemill.harvester.config import ModelConfig
 from scopemill.proto.errors import InputError
 from scopemill.trainer.config.grid import TrainConfig
 from scopemill.trainer.config.wiring import Shape
-from scopemill.trainer.sae.registry import initial_sae
+from scopemill.trainer.sae.registry import initial_sae, objective_for
 
 TIB, PIB = 2**40, 2**50
 GEMMA_2 = {
@@ -102,7 +102,7 @@ def test_a_training_step_has_the_operations_that_torch_counts(architecture, shap
     sae = initial_sae(config, shape, torch.zeros(shape.d_out))
     rows = [torch.randn(256, d) for d in (shape.d_in, shape.d_out)]
     with FlopCounterMode(display=False) as counter:
-        losses = sae.losses(rows[0], rows[0] if shape.autoencoder else rows[1], config, torch.zeros(512, dtype=torch.bool))
+        losses = objective_for(sae, config).losses(rows[0], rows[0] if shape.autoencoder else rows[1], torch.zeros(512, dtype=torch.bool))
         losses.total(config.sparsity).backward()
     weights = sae_weights(config, shape)
     assert weights == 512 * (shape.d_in + shape.d_out)

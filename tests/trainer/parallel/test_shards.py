@@ -6,15 +6,16 @@ import pytest
 import torch
 from support.sae_reference import quick
 from support.sparse_kinds import KINDS, B, F, make
-from support.wide import in_parts
+from support.wide import on_ranks
 
 from scopemill.proto.errors import RankLost
 from scopemill.trainer.config.recipe import UNDIVIDED, SaeConfig
 from scopemill.trainer.config.wiring import Shape
-from scopemill.trainer.parallel.shards import Part, Share, is_cut
-from scopemill.trainer.sae import base as sae
-from scopemill.trainer.sae.base import Sae, unit_rows
+from scopemill.trainer.parallel.shards import DistributedShard, LatentShard, is_sharded
+from scopemill.trainer.sae import objective, weights
+from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.registry import initial_sae
+from scopemill.trainer.sae.weights import unit_rows
 from scopemill.trainer.sparse.codes import SparsePre
 from scopemill.trainer.training import loop
 from scopemill.trainer.training.history import History, Row
@@ -33,22 +34,22 @@ class Trained:
     replicas: list[Tensors]  # of each part: what all have
 
 
-def train(config: SaeConfig, whole: Sae, part: Part, dead: int = 0) -> Trained:
+def train(config: SaeConfig, whole: Sae, shard: LatentShard, dead: int = 0) -> Trained:
     """From the weights of ``whole``, which stays as it is; the first ``dead`` latents count as dead."""
-    mine = initial_sae(config, whole.shape, torch.zeros(whole.shape.d_out), part)
-    part.deal(mine.state_dict(), whole.state_dict)
+    mine = initial_sae(config, whole.shape, torch.zeros(whole.shape.d_out), shard)
+    shard.scatter(mine.state_dict(), whole.state_dict)
     training = Loop(mine, config, History())
-    training.tokens_since_fired[: max(0, dead - part.first)] = config.dead_after_tokens
+    training.tokens_since_fired[: max(0, dead - shard.start)] = config.dead_after_tokens
     for i in range(STEPS):
         generator = torch.Generator().manual_seed(i)
         x = torch.randn(B, whole.shape.d_in, generator=generator)
         training.step(x, None if whole.shape.autoencoder else torch.randn(B, whole.shape.d_out, generator=generator))
-    replicated = {name: tensor for name, tensor in mine.state_dict().items() if not is_cut(name, tensor)}
-    return Trained(part.gathered(mine.state_dict()), part.gathered(training.state()), training.history.rows, [replicated])
+    replicated = {name: tensor for name, tensor in mine.state_dict().items() if not is_sharded(name, tensor)}
+    return Trained(shard.gather(mine.state_dict()), shard.gather(training.state()), training.history.rows, [replicated])
 
 
 def divided(parts: int, config: SaeConfig, whole: Sae, dead: int = 0) -> Trained:
-    each = in_parts(parts, config.width, lambda part: train(config, whole, part, dead))
+    each = on_ranks(parts, config.width, lambda shard: train(config, whole, shard, dead))
     for other in each[1:]:
         each[0].replicas += other.replicas
     return each[0]
@@ -80,9 +81,9 @@ def test_parts_take_the_steps_of_the_whole(word, activation, way, monkeypatch):
     monkeypatch.setattr(loop, "SPARSE_BELOW", share + 0.1)
     monkeypatch.setattr(loop, "DENSE_ABOVE", share)
     sparse_steps = []
-    monkeypatch.setattr(sae, "SparsePre", lambda *arguments: sparse_steps.append(1) or SparsePre(*arguments))
+    monkeypatch.setattr(objective, "SparsePre", lambda *arguments: sparse_steps.append(1) or SparsePre(*arguments))
     config, whole = quickly(word, activation, dead_after_tokens=2 * B)
-    wanted = train(config, whole, Part(F))
+    wanted = train(config, whole, LatentShard(F))
     assert bool(sparse_steps) == (way == "sparse")
     assert any(row.dead_latents for row in wanted.rows) == (activation in ("topk", "batchtopk")), "AuxK has something to do"
     for parts in (2, 3):
@@ -110,7 +111,7 @@ OPTIONS = {
 @pytest.mark.parametrize(("word", "activation", "fields"), OPTIONS.values(), ids=OPTIONS)
 def test_what_depends_on_all_latents_is_found_out_over_all_parts(word, activation, fields):
     config, whole = quickly(word, activation, **fields)
-    agree(divided(3, config, whole), train(config, whole, Part(F)))
+    agree(divided(3, config, whole), train(config, whole, LatentShard(F)))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0], ids=["dense", "sparse"])
@@ -120,14 +121,14 @@ def test_dead_latents_may_all_be_in_one_part(share, monkeypatch):
     config, whole = quickly("topk", "topk", dead_after_tokens=10**6)
     with torch.no_grad():
         whole.b_enc[:30] -= 100
-    wanted = train(config, whole, Part(F), dead=30)
+    wanted = train(config, whole, LatentShard(F), dead=30)
     assert wanted.rows[-1].dead_latents == 30
     agree(divided(3, config, whole, dead=30), wanted)
 
 
 def test_products_in_bfloat16_are_added_up_in_float32():
     config, whole = quickly("jumprelu", "jumprelu", precision="bfloat16")
-    found, wanted = divided(2, config, whole), train(config, whole, Part(F))
+    found, wanted = divided(2, config, whole), train(config, whole, LatentShard(F))
     assert [row.loss for row in found.rows] == pytest.approx([row.loss for row in wanted.rows], rel=0.01)
     assert torch.equal(found.replicas[0]["b_dec"], found.replicas[1]["b_dec"]) and found.sae["b_dec"].dtype == torch.float32
 
@@ -137,22 +138,22 @@ def test_a_million_latents():
     whole = initial_sae(config, Shape.square(8), torch.zeros(8))
     x = torch.randn(3, 16, 8, generator=torch.Generator().manual_seed(0))
 
-    def steps(part: Part) -> tuple[bool, Tensors]:
-        training = Loop(initial_sae(config, Shape.square(8), torch.zeros(8), part), config, History())
+    def steps(shard: LatentShard) -> tuple[bool, Tensors]:
+        training = Loop(initial_sae(config, Shape.square(8), torch.zeros(8), shard), config, History())
         for batch in x:
             training.step(batch)
-        return training.sparse, part.gathered(training.sae.state_dict())
+        return training.sparse, shard.gather(training.sae.state_dict())
 
-    (sparse, found), _ = in_parts(2, config.width, steps)
+    (sparse, found), _ = on_ranks(2, config.width, steps)
     assert sparse and found["W_enc"].shape == (2**20, 8)
-    for name, tensor in steps(Part(config.width))[1].items():
+    for name, tensor in steps(LatentShard(config.width))[1].items():
         torch.testing.assert_close(found[name], tensor, rtol=2e-5, atol=2e-5)
         assert not torch.equal(tensor, whole.state_dict()[name]), "it was trained"
 
 
 def test_one_part_is_the_whole_bit_for_bit():
     config, whole = quickly("topk", "topk", dead_after_tokens=2 * B)
-    one, wanted = divided(1, config, whole), train(config, whole, Part(F))
+    one, wanted = divided(1, config, whole), train(config, whole, LatentShard(F))
     assert all(torch.equal(one.sae[name], tensor) for name, tensor in wanted.sae.items())
 
 
@@ -164,7 +165,7 @@ def test_the_same_parts_give_the_same_bits_again():
 
 @pytest.mark.parametrize("rows", [1, 7, 50, 64])
 def test_rows_drawn_by_parts_are_those_drawn_at_once(rows, monkeypatch):
-    monkeypatch.setattr(sae, "DRAWN_ROWS", 7)
+    monkeypatch.setattr(weights, "ROWS_AT_ONCE", 7)
     generators = [torch.Generator().manual_seed(3) for _ in range(4)]
     bound = (6 / 5) ** 0.5
     drawn = torch.empty(rows, 5).uniform_(-bound, bound, generator=generators[0])
@@ -179,14 +180,14 @@ def test_parts_start_as_the_whole():
     config, _ = make("transcoder", "jumprelu")
     shape = make("transcoder", "jumprelu")[1].shape
     wanted = initial_sae(config, shape, torch.arange(12.0)).state_dict()
-    (found, *others) = in_parts(3, F, lambda part: part.gathered(initial_sae(config, shape, torch.arange(12.0), part).state_dict()))
+    (found, *others) = on_ranks(3, F, lambda shard: shard.gather(initial_sae(config, shape, torch.arange(12.0), shard).state_dict()))
     assert others == [{}, {}]
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
 @pytest.mark.parametrize(("width", "parts"), [(3, 3), (7, 3), (8, 3), (1000, 7)])
 def test_parts_are_as_equal_as_can_be_and_leave_nothing_out(width, parts):
-    bounds = in_parts(parts, width, lambda part: (part.first, part.stop))
+    bounds = on_ranks(parts, width, lambda shard: (shard.start, shard.stop))
     assert bounds[0][0] == 0 and bounds[-1][1] == width
     assert all(one[1] == other[0] for one, other in zip(bounds, bounds[1:], strict=False))
     assert {stop - first for first, stop in bounds} <= {width // parts, -(-width // parts)}
@@ -197,43 +198,43 @@ def test_the_largest_of_each_row_are_chosen_once_even_where_values_are_equal(k):
     values = torch.randint(-3, 4, (40, 20), generator=torch.Generator().manual_seed(0)).float()
     values[:20] = torch.randn(20, 20, generator=torch.Generator().manual_seed(1))
 
-    def kept(part: Share) -> torch.Tensor:
-        mine = values[:, part.first : part.stop]
-        largest, index = mine.topk(min(k, part.here), dim=1)
-        return torch.full_like(mine, -torch.inf).scatter(1, index, part.among_largest(largest, k))
+    def kept(shard: DistributedShard) -> torch.Tensor:
+        mine = values[:, shard.start : shard.stop]
+        largest, index = mine.topk(min(k, shard.local_width), dim=1)
+        return torch.full_like(mine, -torch.inf).scatter(1, index, shard.global_top_k(largest, k))
 
-    found = torch.cat(in_parts(3, 20, kept), dim=1)
+    found = torch.cat(on_ranks(3, 20, kept), dim=1)
     assert ((found > -torch.inf).sum(1) == k).all()
     assert torch.equal(found.sort(dim=1, descending=True).values[:, :k], values.sort(dim=1, descending=True).values[:, :k])
 
 
 def test_what_all_parts_say_is_known_to_each():
-    def said(part: Share) -> tuple:
-        least = part.least(torch.arange(3.0)[part.first :]), part.least(torch.empty(0))
-        return part.everywhere(part.first >= 0), part.everywhere(part.first != 3), part.total(part.here), *least
+    def said(shard: DistributedShard) -> tuple:
+        least = shard.smallest(torch.arange(3.0)[shard.start :]), shard.smallest(torch.empty(0))
+        return shard.all_true(shard.start >= 0), shard.all_true(shard.start != 3), shard.total(shard.local_width), *least
 
-    assert in_parts(3, 9, said) == [(True, False, 9, 0.0, None)] * 3
+    assert on_ranks(3, 9, said) == [(True, False, 9, 0.0, None)] * 3
 
 
 def test_a_batch_that_is_dense_in_one_part_is_dense_in_all():
     """Where the k-th largest of the batch is looked for among the entries that a scan found, all parts have to look."""
     config, whole = quickly("batchtopk", "batchtopk")
 
-    def select(part: Share) -> bool:
-        mine = initial_sae(config, whole.shape, torch.zeros(16), part)
+    def select(shard: DistributedShard) -> bool:
+        mine = initial_sae(config, whole.shape, torch.zeros(16), shard)
         mine.activation.threshold.fill_(0.5)
-        products = torch.full((B, part.here), 1.0 if part.leads else 0.0)
-        return mine.activation.select(products, torch.zeros(part.here), config, at_most=B * config.k) is None
+        products = torch.full((B, shard.local_width), 1.0 if shard.leads else 0.0)
+        return mine.activation.select(products, torch.zeros(shard.local_width), config, at_most=B * config.k) is None
 
-    assert in_parts(2, F, select) == [True, True]
+    assert on_ranks(2, F, select) == [True, True]
 
 
 def test_who_is_gone_is_noticed_by_all_others():
-    def one_dies(part: Share) -> str:
-        if part.first:
+    def one_dies(shard: DistributedShard) -> str:
+        if shard.start:
             raise ValueError("an error of its own")
-        part.total(1)
+        shard.total(1)
         return "went on"
 
     with pytest.raises(RankLost, match="a process that holds other latents of this SAE is gone"):
-        in_parts(2, 8, one_dies)
+        on_ranks(2, 8, one_dies)

@@ -11,7 +11,7 @@ from scopemill.trainer.config.wiring import Port, Shape, Wiring
 from scopemill.trainer.formats import FinishedSae, write_finished
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.folding import fold
-from scopemill.trainer.sae.registry import initial_sae
+from scopemill.trainer.sae.registry import initial_sae, objective_for
 from scopemill.trainer.worker.initialization import started_from
 
 NORMALIZATIONS = ("scale", "sqrt_d", "none", "layer_norm")
@@ -115,14 +115,14 @@ def test_batchtopks_threshold_is_the_mean_of_the_smallest_values_kept_and_forget
     smallest = []
     for k in range(1, 6):
         rows = x * k
-        codes = sae.losses(rows, rows, case.config, case.dead(sae.width)).codes
+        codes = objective_for(sae, case.config).losses(rows, rows, case.dead(sae.width)).codes
         assert int((codes.values > 0).sum()) == case.k * B
         smallest.append(codes.values[codes.values > 0].min().item())
         sae.activation.after_update()
         assert sae.activation.threshold.item() == pytest.approx(np.mean(smallest), rel=1e-6)
     sae.activation.batches.fill_(10**6)
     before = sae.activation.threshold.item()
-    sae.losses(x, x, case.config, case.dead(sae.width))
+    objective_for(sae, case.config).losses(x, x, case.dead(sae.width))
     sae.activation.after_update()
     assert sae.activation.threshold.item() == pytest.approx(before + (smallest[0] - before) / 1000, rel=1e-5)
 
@@ -132,7 +132,7 @@ def test_a_finished_batchtopk_has_about_the_l0_that_was_trained():
     sae = case.sae()
     for seed in range(30):
         x = torch.randn(B, ONE.d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        sae.losses(x, x, case.config, case.dead(sae.width))
+        objective_for(sae, case.config).losses(x, x, case.dead(sae.width))
     sae.activation.after_update()
     done = fold(sae.requires_grad_(False), [3.0], [3.0])
     x = torch.randn(5000, ONE.d_in, generator=torch.Generator().manual_seed(99), dtype=torch.float64)

@@ -19,6 +19,7 @@ from scopemill.trainer.formats import FinishedSae, write_finished
 from scopemill.trainer.sae.activations.relu import ReLU
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.folding import fold
+from scopemill.trainer.sae.registry import objective_for
 from scopemill.trainer.training.history import History
 from scopemill.trainer.training.loop import Loop
 from scopemill.trainer.training.optimizer import Optimizer
@@ -29,7 +30,7 @@ NONE_DEAD = torch.zeros(20, dtype=torch.bool)
 
 def threshold_gradient() -> np.ndarray:
     sae, (x, y) = CASE.sae(), CASE.rows
-    sae.losses(x, y, CASE.config, NONE_DEAD).total(CASE.config.coefficient).backward()
+    objective_for(sae, CASE.config).losses(x, y, NONE_DEAD).total(CASE.config.coefficient).backward()
     return sae.activation.threshold.grad.numpy()
 
 
@@ -47,7 +48,7 @@ def test_an_l0_step_fed_with_latents_instead_of_pre_activations():
     threshold, bandwidth = reference.p["activation.threshold"], CASE.config.bandwidth
     wrong = -(np.abs((reference.f - threshold) / bandwidth) < 0.5).mean(axis=0) / bandwidth
     sae, (x, y) = CASE.sae(), CASE.rows
-    sae.losses(x, y, CASE.config, NONE_DEAD).sparsity.backward()
+    objective_for(sae, CASE.config).losses(x, y, NONE_DEAD).sparsity.backward()
     found = sae.activation.threshold.grad.numpy()
     np.testing.assert_allclose(found, -reference.kernel.mean(axis=0) / bandwidth, rtol=1e-9)
     assert found.sum() < 1.5 * wrong.sum(), "both are negative, and the true one counts the lower half too"
@@ -56,7 +57,7 @@ def test_an_l0_step_fed_with_latents_instead_of_pre_activations():
 def test_a_count_of_latents_as_a_loss():
     """(f != 0).float() has the right value and no gradient at all."""
     sae, (x, y) = CASE.sae(), CASE.rows
-    losses = sae.losses(x, y, CASE.config, NONE_DEAD)
+    losses = objective_for(sae, CASE.config).losses(x, y, NONE_DEAD)
     wrong = (losses.codes.values != 0).double().sum(1).mean()
     assert wrong.item() == pytest.approx(losses.sparsity.item()) and not wrong.requires_grad
     losses.sparsity.backward()
@@ -120,7 +121,7 @@ def test_a_projection_of_scaled_gradients(scale):
     rows, gradient = sae.W_dec.detach().numpy(), Reference(CASE, sae).gradients["W_dec"]
     projected = gradient - np.einsum("fd,fd->f", gradient, rows)[:, None] * rows
     optimizer = Optimizer(sae, CASE.config)
-    (scale * sae.losses(*CASE.rows, CASE.config, NONE_DEAD).total(CASE.config.coefficient)).backward()
+    (scale * objective_for(sae, CASE.config).losses(*CASE.rows, NONE_DEAD).total(CASE.config.coefficient)).backward()
     optimizer.update(0.01)
     seen = np.sqrt(optimizer.second_moments["W_dec"].numpy() / (1 - CASE.config.adam_beta2))
     assert np.allclose(seen, np.abs(projected), rtol=1e-5, atol=1e-7) == (scale == 1)
@@ -139,7 +140,7 @@ def test_a_batchtopk_that_loads_as_a_plain_relu(tmp_path):
     case = CASES["batchtopk"]
     sae, x = case.sae(torch.float32), case.rows[0].float()
     for _ in range(3):
-        sae.losses(x, x, case.config, case.dead(sae.width))
+        objective_for(sae, case.config).losses(x, x, case.dead(sae.width))
     sae.activation.after_update()
     hooks = ("blocks.0.hook_resid_post",)
     write_finished(str(tmp_path), "saelens", FinishedSae(fold(sae.requires_grad_(False), [2.0], [2.0]), hooks, hooks, "m"))

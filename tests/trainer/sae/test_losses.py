@@ -5,7 +5,9 @@ import pytest
 import torch
 from support.sae_reference import CASES, Reference
 
-from scopemill.trainer.sae.base import Losses, Sae
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.objective import Losses
+from scopemill.trainer.sae.registry import objective_for
 
 REFERENCES = {name: Reference(case, case.sae()) for name, case in CASES.items()}
 # Differences of the reference have errors of about 1e-9, float32 sums of about 1e-5.
@@ -17,7 +19,7 @@ def losses_of(name: str, dtype: torch.dtype = torch.float64) -> tuple[Sae, Losse
     case = CASES[name]
     sae = case.sae(dtype)
     x, y = (rows.to(dtype) for rows in case.rows)
-    return sae, sae.losses(x, y, case.config, case.dead(sae.width))
+    return sae, objective_for(sae, case.config).losses(x, y, case.dead(sae.width))
 
 
 @EVERY

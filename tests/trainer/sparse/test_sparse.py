@@ -10,9 +10,11 @@ import torch
 from support.sparse_kinds import KINDS, B, F, make
 
 from scopemill.trainer.config.recipe import SaeConfig
-from scopemill.trainer.kernels import backend, numba_loops
 from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.registry import objective_for
 from scopemill.trainer.sparse.entries import Entries, scan
+from scopemill.trainer.sparse.gradients import SparseGradients
+from scopemill.trainer.sparse.kernels import numba_loops, select
 from scopemill.trainer.sparse.kernels.select import backend_for
 from scopemill.trainer.training.history import History
 from scopemill.trainer.training.loop import DENSE_ABOVE, SPARSE_BELOW, Loop
@@ -25,15 +27,16 @@ def batch(sae: Sae, rows: int = B) -> tuple[torch.Tensor, torch.Tensor]:
     return x, x if sae.shape.autoencoder else torch.randn(rows, sae.shape.d_out, generator=generator)
 
 
-def gradients(sae: Sae) -> dict[str, torch.Tensor]:
-    """All gradients, terms added up by hand in float64; they are cleared."""
+def gradients(sae: Sae, collected: SparseGradients) -> dict[str, torch.Tensor]:
+    """All gradients, terms added up by hand in float64; dense ones are cleared."""
     found = {}
     for name, p in sae.named_parameters():
         total = torch.zeros(p.shape, dtype=torch.float64) if p.grad is None else p.grad.double()
-        for columns, factors, matrix in p.__dict__.pop("terms", []):
+        for term in collected.of(p):
+            columns = term.entries.columns
             for f in range(len(p)):
                 for e in range(columns.starts[f], columns.starts[f + 1]):
-                    total[f] += float(factors[columns.order[e]]) * matrix[columns.rows[e]].double()
+                    total[f] += float(term.factors[columns.order[e]]) * term.matrix[columns.rows[e]].double()
         found[name], p.grad = total, None
     return found
 
@@ -41,10 +44,11 @@ def gradients(sae: Sae) -> dict[str, torch.Tensor]:
 def both_ways(config: SaeConfig, sae: Sae, x, y, coefficient: float = 0.3):
     dead = torch.rand(sae.width, generator=torch.Generator().manual_seed(3)) < 0.3
     results = []
-    for at_most in (0, 10**6):
-        losses = sae.losses(x, y, config, dead, at_most)
+    for max_entries in (0, 10**6):
+        collected = SparseGradients()
+        losses = objective_for(sae, config).losses(x, y, dead, max_entries, collected)
         losses.total(coefficient).backward()
-        results.append((losses, gradients(sae)))
+        results.append((losses, gradients(sae, collected)))
     (dense, dense_gradients), (sparse, sparse_gradients) = results
     assert (type(dense.codes).__name__, type(sparse.codes).__name__) == ("DenseCodes", "SparseCodes")
     torch.testing.assert_close(sparse.total(coefficient), dense.total(coefficient), rtol=1e-6, atol=1e-6)
@@ -83,9 +87,9 @@ def test_extreme_densities_and_empty_rows(threshold):
 def test_too_many_entries_are_left_to_the_dense_way():
     config, sae = make("jumprelu", "jumprelu")
     x, y = batch(sae)
-    fired = int(sae.losses(x, y, config, torch.zeros(F, dtype=torch.bool)).codes.values.count_nonzero())
-    for at_most, kind in ((fired // 3, "DenseCodes"), (fired * 2, "SparseCodes")):
-        losses = sae.losses(x, y, config, torch.zeros(F, dtype=torch.bool), at_most)
+    fired = int(objective_for(sae, config).losses(x, y, torch.zeros(F, dtype=torch.bool)).codes.values.count_nonzero())
+    for max_entries, kind in ((fired // 3, "DenseCodes"), (fired * 2, "SparseCodes")):
+        losses = objective_for(sae, config).losses(x, y, torch.zeros(F, dtype=torch.bool), max_entries)
         assert type(losses.codes).__name__ == kind
 
 
@@ -141,7 +145,7 @@ def test_entries_by_latents_are_those_by_rows():
     by_row = {(i, int(f), e) for i in range(30) for e in range(entries.starts[i], entries.starts[i + 1]) for f in [entries.latents[e]]}
     assert by_row == {(int(rows[p]), f, int(order[p])) for f in range(F) for p in range(starts[f], starts[f + 1])}
     wanted = torch.zeros(F).index_put_((entries.latents.long(),), values, accumulate=True)
-    torch.testing.assert_close(entries.add_up(values), wanted)
+    torch.testing.assert_close(entries.sum_by_latent(values), wanted)
     assert isinstance(entries, Entries)
 
 
@@ -168,22 +172,20 @@ def test_updates_of_rows_that_come_and_go_are_adams():
     dead, idle = torch.zeros(F, dtype=torch.bool), 0
     for t in range(1, 13):
         x = torch.randn(12, 16, generator=torch.Generator().manual_seed(t))
-        losses = sae.losses(x, x, config, dead, at_most=0 if t in (5, 9) else 10**6)
+        collected = SparseGradients()
+        losses = objective_for(sae, config).losses(x, x, dead, 0 if t in (5, 9) else 10**6, collected)
         losses.total(0.1).backward()
         idle += int((losses.codes.frequency == 0).sum())
-        terms = {n: list(getattr(p, "terms", [])) for n, p in sae.named_parameters()}
         kept = {n: None if p.grad is None else p.grad.clone() for n, p in sae.named_parameters()}
-        g = gradients(sae)
+        g = gradients(sae, collected)
         for n, p in sae.named_parameters():
             p.grad = kept[n]
-            if terms[n]:
-                p.terms = terms[n]
         for n in names:
             w, v = wanted[n]
             wanted[n] = adam(w, v, g[n].numpy(), t, 1e-2, config, n == "W_dec")
-        optimizer.update(1e-2)
+        optimizer.update(1e-2, collected)
         for n, p in sae.named_parameters():
-            assert p.grad is None and not hasattr(p, "terms")
+            assert p.grad is None
             if n in names:
                 np.testing.assert_allclose(p.detach().numpy(), wanted[n][0], rtol=2e-4, atol=2e-5)
     assert idle > F, "latents without a gradient were part of it"
@@ -204,7 +206,7 @@ def test_the_way_is_chosen_by_density_and_is_not_given_up_at_once():
 
 
 def test_without_numba_training_stays_dense(monkeypatch):
-    monkeypatch.setattr(backend, "_backend_on", lambda device: None)
+    monkeypatch.setattr(select, "_backend_on", lambda device: None)
     config, sae = make("jumprelu", "jumprelu")
     torch.nn.init.constant_(sae.activation.threshold, 3.0)
     loop, (x, _) = Loop(sae, config, History()), batch(sae)
@@ -230,6 +232,7 @@ def test_a_step_leaves_torch_the_threads_that_it_was_given():
     code = """
 import torch
 torch.set_num_threads(1)
+from scopemill.trainer.sparse.gradients import SparseGradients
 from scopemill.trainer.sparse.kernels.select import backend_for
 backend_for(torch.zeros(1)).begin_step()
 backend_for(torch.zeros(1)).moments(torch.ones(8, 4))

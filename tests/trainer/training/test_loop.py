@@ -183,7 +183,7 @@ def test_a_row_of_the_history_says_the_means_and_the_schedule_of_its_steps():
     values = []
     for k in range(25):
         x = world.batch(k, 256)
-        losses = loop.sae.losses(x, x, config, loop.dead)
+        losses = loop.objective.losses(x, x, loop.dead)
         values.append((losses.total(0.5 * sparsity_factor(config, k)).item(), losses.reconstruction.item(), losses.sparsity.item()))
         loop.step(x)
     assert [(row.step, row.tokens) for row in loop.history.rows] == [(10, 2560), (20, 5120), (25, 6400)]

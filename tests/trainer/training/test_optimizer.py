@@ -8,7 +8,7 @@ from support.sae_reference import quick
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.sae.base import Sae
-from scopemill.trainer.sae.registry import initial_sae
+from scopemill.trainer.sae.registry import initial_sae, objective_for
 from scopemill.trainer.training.optimizer import Optimizer, remove_parallel
 
 D, F = 10, 16
@@ -24,7 +24,7 @@ def initial(config: SaeConfig, dtype: torch.dtype = torch.float32) -> Sae:
 
 
 def loss_of(sae: Sae, x: torch.Tensor, config: SaeConfig) -> torch.Tensor:
-    return sae.losses(x, x, config, torch.zeros(F, dtype=torch.bool)).total(0.05)
+    return objective_for(sae, config).losses(x, x, torch.zeros(F, dtype=torch.bool)).total(0.05)
 
 
 def batches(steps: int, dtype: torch.dtype) -> list[torch.Tensor]:

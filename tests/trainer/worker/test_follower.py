@@ -124,7 +124,7 @@ def test_what_goes_wrong_at_a_follower_is_said_by_it_and_frees_the_leader(bucket
     step = Loop.step
 
     def fails(self, *batch):
-        if not self.sae.part.leads and self.step_number == 5:
+        if not self.sae.shard.leads and self.step_number == 5:
             raise MemoryError("no room")
         step(self, *batch)
 

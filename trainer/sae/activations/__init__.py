@@ -1,0 +1,1 @@
+"""Define what stands between encoder and decoder."""

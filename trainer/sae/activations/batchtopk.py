@@ -1,82 +1,89 @@
-"""BatchTopK: arXiv 2412.06410. Of a batch of B rows the B k largest latents are kept, so rows may differ in L0.
+"""BatchTopK (arXiv 2412.06410): keep the B k largest latents of a batch of B rows, so rows may differ in L0.
 
-At inference there is no batch: a latent fires above the mean, over training batches, of the smallest value kept. The mean
-forgets: it is of about the last thousand batches. A finished SAE is a JumpReLU with this threshold.
+At inference there is no batch: a latent fires above a threshold, the running mean of the smallest value kept over about the last
+thousand training batches. A finished SAE is a JumpReLU with this threshold.
 """
 
 import torch
 
 from scopemill.trainer.config.recipe import SaeConfig
+from scopemill.trainer.parallel.shards import LatentShard
 from scopemill.trainer.sae.activations.base import Activation
 from scopemill.trainer.sae.activations.jumprelu import JumpReLU
 from scopemill.trainer.sae.activations.topk import TopK
 from scopemill.trainer.sparse.codes import Codes, Pre, SparsePre
 from scopemill.trainer.sparse.entries import Entries, scan
 
-REMEMBERED = 1000  # batches
-NEAR = (0.95, 0.8)  # the threshold times this is tried as a bound below the batch's own, the one that leaves fewer entries first
+AVERAGED = 1000  # batches of the running mean
+# Bounds that should lie below the batch's own threshold, as shares of the running mean. The bound with fewer entries comes first.
+NEAR = (0.95, 0.8)
 
 
 class BatchTopK(TopK):
-    name = "batchtopk"
+    """Keep the k largest pre-activations per row on average over the batch, and learn a threshold for inference."""
 
-    def __init__(self, width: int, k: int):
-        super().__init__(width, k)
+    name = "batchtopk"
+    threshold: torch.Tensor
+    batches: torch.Tensor
+
+    def __init__(self, width: int, k: int, shard: LatentShard | None = None):
+        super().__init__(width, k, shard)
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-        self._smallest: list[torch.Tensor] = []
+        self._smallest: list[torch.Tensor] = []  # value kept, of each part of the batch since the last update
 
     def forward(self, pre: torch.Tensor) -> torch.Tensor:
         return pre.relu() * (pre > self.threshold)
 
     def codes(self, pre: Pre, config: SaeConfig) -> Codes:
         if isinstance(pre, SparsePre):
-            self._kept(pre.values.detach())
+            self._record_smallest(pre.values.detach())
             return pre.codes(pre.values)
         wanted = pre.rows * self.k
-        smallest = self.part.smallest_of_largest(_largest(pre.values.detach().flatten(), wanted), wanted)
+        smallest = self.shard.kth_largest(_largest(pre.values.detach().flatten(), wanted), wanted)
         kept = (pre.values >= smallest) & (pre.values > 0)
-        self._kept(pre.values.detach()[kept])
+        self._record_smallest(pre.values.detach()[kept])
         return pre.codes(pre.values * kept)
 
-    def select(self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
-        """All that lies well above the usual threshold; if that is enough, the largest of it are those of the batch."""
+    def select(
+        self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, max_entries: int
+    ) -> tuple[Entries, torch.Tensor] | None:
+        """Scan for entries well above the running threshold; if there are enough, the batch's largest are among them."""
         wanted = len(products) * self.k
-        for near in NEAR if wanted <= at_most else ():
-            candidates = scan(products, bias, (near * self.threshold).expand(self.width), at_most)
-            if not self.part.everywhere(candidates is not None):
+        for near in NEAR if wanted <= max_entries else ():
+            candidates = scan(products, bias, (near * self.threshold).expand(self.width), max_entries)
+            if not self.shard.all_true(candidates is not None) or candidates is None:
                 return None
             entries, values = candidates
-            if self.part.total(len(values)) >= wanted:
+            if self.shard.total(len(values)) >= wanted:
                 largest = values.topk(min(wanted, len(values)), sorted=False).values
-                keep = values >= self.part.smallest_of_largest(largest, wanted)
+                keep = values >= self.shard.kth_largest(largest, wanted)
                 return entries.kept(keep), values[keep]
         return None
 
-    def _kept(self, values: torch.Tensor) -> None:
-        """Take note of the smallest of the values kept, all of which are positive."""
-        if (smallest := self.part.least(values)) is not None:
+    def _record_smallest(self, values: torch.Tensor) -> None:
+        """Record the smallest of the values kept, which are all positive."""
+        if (smallest := self.shard.smallest(values)) is not None:
             self._smallest.append(smallest)
 
     @torch.no_grad()
     def after_update(self) -> None:
+        """Update the running threshold."""
         for smallest in self._smallest:
             self.batches += 1
-            self.threshold += (smallest - self.threshold) / self.batches.clamp(max=REMEMBERED)
+            self.threshold += (smallest - self.threshold) / self.batches.clamp(max=AVERAGED)
         self._smallest.clear()
 
     @torch.no_grad()
-    def finished(self, scale: float, bias: torch.Tensor) -> tuple[torch.Tensor, Activation]:
+    def folded(self, scale: float, bias: torch.Tensor) -> tuple[torch.Tensor, Activation]:
         activation = JumpReLU(self.width)
         activation.threshold.fill_(scale * self.threshold)
         return scale * bias, activation
 
 
 def _largest(values: torch.Tensor, k: int) -> torch.Tensor:
-    """The k largest of the values [n], or all. A sample says about where they begin, and few are left to choose from.
-
-    Every 61st: a prime, so that it takes from all latents.
-    """
+    """Return the k largest of the values [n], or all if there are fewer."""
+    # A sample gives a bound that leaves few candidates. Every 61st value: a prime, so that all latents are sampled.
     k, some = min(k, len(values)), values[::61]
     guess = some.topk(min(len(some), k // 40 + 1), sorted=False).values.amin()  # half as many again as should be needed
     candidates = values[values >= guess]

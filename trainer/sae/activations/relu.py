@@ -1,17 +1,20 @@
-"""ReLU with an L1 penalty that counts each latent by its decoder row's norm: lambda E sum_i f_i ||W_dec,i||.
+"""ReLU with an L1 penalty weighted by decoder norms: lambda E sum_i f_i ||W_dec,i||.
 
-Norms are part of the penalty, so the decoder needs no constraint.
+The penalty counts the norms, so the decoder needs no constraint.
 """
 
 import torch
 
 from scopemill.trainer.config.recipe import SaeConfig
-from scopemill.trainer.sae.activations.base import Activation, Norms
+from scopemill.trainer.sae.activations.base import Activation
+from scopemill.trainer.sae.decoder import Decoder
 from scopemill.trainer.sparse.codes import Codes, Pre
 from scopemill.trainer.sparse.entries import Entries, scan
 
 
 class ReLU(Activation):
+    """Keep the positive pre-activations."""
+
     name = "relu"
 
     @staticmethod
@@ -24,8 +27,10 @@ class ReLU(Activation):
     def codes(self, pre: Pre, config: SaeConfig) -> Codes:
         return pre.codes(pre.values.relu())
 
-    def select(self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, at_most: int) -> tuple[Entries, torch.Tensor] | None:
-        return scan(products, bias, bias.new_zeros(self.width), at_most)
+    def select(
+        self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, max_entries: int
+    ) -> tuple[Entries, torch.Tensor] | None:
+        return scan(products, bias, bias.new_zeros(self.width), max_entries)
 
-    def penalty(self, codes: Codes, pre: Pre, norms: Norms, config: SaeConfig) -> torch.Tensor:
-        return self.part.sum(codes.times(norms()).sum()) / pre.rows
+    def penalty(self, codes: Codes, pre: Pre, decoder: Decoder, config: SaeConfig) -> torch.Tensor:
+        return self.shard.all_reduce(codes.times(decoder.norms()).sum()) / pre.rows

@@ -9,13 +9,21 @@ from scopemill.trainer.sparse.kernels.base import Backend
 
 
 def backend_for(example: torch.Tensor) -> Backend | None:
-    """What takes the sparse way with tensors like this one; None where training has to stay dense."""
+    """Return the sparse kernels for tensors of this device and dtype; None where training has to stay dense."""
     return _backend_on(example.device.type) if example.dtype == torch.float32 else None
+
+
+def require_backend(example: torch.Tensor) -> Backend:
+    """Return the sparse kernels for tensors of this device and dtype; RuntimeError where there are none."""
+    backend = backend_for(example)
+    if backend is None:
+        raise RuntimeError(f"there are no sparse kernels for {example.dtype} on {example.device.type}: train with dense steps")
+    return backend
 
 
 @cache
 def _backend_on(device: str) -> Backend | None:
-    # Both libraries are optional, and one that is not used takes its second to import all the same.
+    # Both libraries are optional, and even one that is not used takes a second to import.
     if device == "cpu" and find_spec("numba"):
         from scopemill.trainer.sparse.kernels.numba_backend import NumbaBackend
 

@@ -9,8 +9,9 @@ from support.sae_reference import CASES, ONE, Reference, quick
 
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Shape
-from scopemill.trainer.sae.base import Losses, Sae
-from scopemill.trainer.sae.registry import initial_sae
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.objective import Losses
+from scopemill.trainer.sae.registry import initial_sae, objective_for
 from scopemill.trainer.training.optimizer import Optimizer
 
 CASE = CASES["jumprelu l0"]
@@ -18,7 +19,7 @@ BANDWIDTH, COEFFICIENT = CASE.config.bandwidth, CASE.config.coefficient
 
 
 def losses_of(sae: Sae, rows: torch.Tensor, config: SaeConfig = CASE.config) -> Losses:
-    return sae.losses(rows, rows, config, torch.zeros(sae.width, dtype=torch.bool))
+    return objective_for(sae, config).losses(rows, rows, torch.zeros(sae.width, dtype=torch.bool))
 
 
 def total_of(sae: Sae, rows: torch.Tensor, config: SaeConfig = CASE.config) -> torch.Tensor:
@@ -162,7 +163,7 @@ def test_the_start_depends_on_the_seed_alone_and_the_bias_may_start_at_the_mean(
 def l0_after_begin(wanted: float, width: int, rows: int) -> float:
     config = quick(width=width, initial_l0=wanted, initial_decoder_bias="zero")
     sae, x = initial_sae(config, Shape.square(32), torch.zeros(32)), torch.randn(rows, 32, generator=torch.Generator().manual_seed(8))
-    sae.begin(x, config)
+    objective_for(sae, config).calibrate(x)
     assert (sae.activation.threshold >= 0).all()
     return losses_of(sae, x, config).codes.l0.item()
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from support.sae_reference import CASES, Reference
 
-from scopemill.trainer.sae.registry import initial_sae
+from scopemill.trainer.sae.registry import initial_sae, objective_for
 
 CASE = CASES["standard"]
 
@@ -13,13 +13,13 @@ CASE = CASES["standard"]
 def test_moving_scale_from_the_encoder_to_the_decoder_changes_nothing():
     """No latent can shrink its way out of the penalty."""
     sae, (x, y) = CASE.sae(), CASE.rows
-    before = sae.losses(x, y, CASE.config, CASE.dead(sae.width)).total(0.37).item()
+    before = objective_for(sae, CASE.config).losses(x, y, CASE.dead(sae.width)).total(0.37).item()
     factor = torch.linspace(0.1, 10, sae.width, dtype=torch.float64)
     with torch.no_grad():
         sae.W_enc /= factor[:, None]
         sae.b_enc /= factor
         sae.W_dec *= factor[:, None]
-    assert sae.losses(x, y, CASE.config, CASE.dead(sae.width)).total(0.37).item() == pytest.approx(before, rel=1e-12)
+    assert objective_for(sae, CASE.config).losses(x, y, CASE.dead(sae.width)).total(0.37).item() == pytest.approx(before, rel=1e-12)
 
 
 def test_a_plain_l1_is_another_number():

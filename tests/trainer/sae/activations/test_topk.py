@@ -5,9 +5,9 @@ import pytest
 import torch
 from support.sae_reference import CASES, B
 
-from scopemill.trainer.parallel.shards import Part
+from scopemill.trainer.parallel.shards import LatentShard
 from scopemill.trainer.sae.activations.topk import TopK
-from scopemill.trainer.sae.registry import initial_sae
+from scopemill.trainer.sae.registry import initial_sae, objective_for
 from scopemill.trainer.sparse.codes import DensePre
 from scopemill.trainer.training.history import History
 from scopemill.trainer.training.loop import Loop
@@ -47,7 +47,7 @@ def test_a_batch_without_any_positive_value_is_no_trouble(name):
     sae = case.sae()
     with torch.no_grad():
         sae.b_enc.fill_(-1e3)
-    losses = sae.losses(*case.rows, case.config, case.dead(sae.width))
+    losses = objective_for(sae, case.config).losses(*case.rows, case.dead(sae.width))
     losses.total(0.0).backward()
     sae.activation.after_update()
     assert not losses.codes.values.any() and all(p.grad is None or p.grad.isfinite().all() for p in sae.parameters())
@@ -56,19 +56,19 @@ def test_a_batch_without_any_positive_value_is_no_trouble(name):
 
 def test_auxk_takes_the_largest_of_dead_latents_alone():
     dead = torch.tensor([True, False, True, True])
-    assert DensePre(PRE).largest(dead, 2, Part(4)).values.tolist() == [[3, 0, 2, 0], [0, 0, 0, 0], [0.5, 0, 0, 3]]
-    assert DensePre(PRE).largest(dead, 3, Part(4)).values.tolist() == [[3, 0, 2, 1], [0, 0, 0, 0], [0.5, 0, 0.25, 3]]
+    assert DensePre(PRE).largest(dead, 2, LatentShard(4)).values.tolist() == [[3, 0, 2, 0], [0, 0, 0, 0], [0.5, 0, 0, 3]]
+    assert DensePre(PRE).largest(dead, 3, LatentShard(4)).values.tolist() == [[3, 0, 2, 1], [0, 0, 0, 0], [0.5, 0, 0.25, 3]]
 
 
 def test_auxk_is_absent_while_nothing_is_dead_and_where_nothing_is_left_over():
     case = CASES["topk"]
     sae, (x, y) = case.sae(), case.rows
     nobody, everybody = torch.zeros(sae.width, dtype=torch.bool), torch.ones(sae.width, dtype=torch.bool)
-    assert float(sae.losses(x, y, case.config, nobody).auxiliary) == 0
+    assert float(objective_for(sae, case.config).losses(x, y, nobody).auxiliary) == 0
     constant = sae.b_dec.detach().expand(B, -1)  # the bias alone rebuilds it, if no latent fires
     with torch.no_grad():
         sae.b_enc.fill_(-1.0)
-    losses = sae.losses(constant, constant, case.config, everybody)
+    losses = objective_for(sae, case.config).losses(constant, constant, everybody)
     assert losses.auxiliary.item() == 0, "zero over zero"
     losses.auxiliary.backward()
     assert all(p.grad is None or not p.grad.isnan().any() for p in sae.parameters())
@@ -80,13 +80,15 @@ def test_half_of_d_dead_latents_rebuild_the_error_unless_told():
     dead = torch.ones(sae.width, dtype=torch.bool)
     told, untold = (case.config.model_copy(update={"auxk_latents": n}) for n in (6, None))
     assert case.shape.d_out == 12
-    assert sae.losses(x, y, told, dead).auxiliary.item() == sae.losses(x, y, untold, dead).auxiliary.item() > 0
+    assert (
+        objective_for(sae, told).losses(x, y, dead).auxiliary.item() == objective_for(sae, untold).losses(x, y, dead).auxiliary.item() > 0
+    )
 
 
 def test_auxk_moves_dead_latents_towards_the_error_and_no_living_one():
     case = CASES["topk"]
     sae, dead = case.sae(), case.dead(20)
-    sae.losses(*case.rows, case.config, dead).auxiliary.backward()
+    objective_for(sae, case.config).losses(*case.rows, dead).auxiliary.backward()
     assert not sae.W_dec.grad[~dead].any() and not sae.W_enc.grad[~dead].any()
     assert sae.W_dec.grad[dead].any(dim=1).float().mean() > 0.5
 
@@ -113,7 +115,7 @@ def test_a_latent_that_auxk_revives_fires_again():
 @pytest.mark.parametrize(("prefixes", "ends"), [((0.25, 0.5, 1.0), (5, 10, 20)), ((0.001, 0.01, 1.0), (1, 20)), ((1.0,), (20,))])
 def test_matryoshkas_parts_end_at_shares_of_the_width_and_hold_a_latent_at_least(prefixes, ends):
     config = CASES["matryoshka topk"].config.model_copy(update={"prefixes": prefixes})
-    assert initial_sae(config, CASES["topk"].shape, torch.zeros(12)).ends == ends
+    assert objective_for(initial_sae(config, CASES["topk"].shape, torch.zeros(12)), config).ends == ends
 
 
 def test_a_matryoshka_of_one_part_is_its_activation_alone():
@@ -123,7 +125,9 @@ def test_a_matryoshka_of_one_part_is_its_activation_alone():
         initial_sae(config, nested.shape, torch.zeros(12)).double(),
         initial_sae(plain.config, plain.shape, torch.zeros(12)).double(),
     )
-    first, second = (s.losses(*plain.rows, c, plain.dead(20)).total(0.0).item() for s, c in ((one, config), (other, plain.config)))
+    first, second = (
+        objective_for(s, c).losses(*plain.rows, plain.dead(20)).total(0.0).item() for s, c in ((one, config), (other, plain.config))
+    )
     assert first == pytest.approx(second, rel=1e-12)
 
 
@@ -134,7 +138,7 @@ def test_a_skip_transcoder_starts_at_the_mean_output_and_learns_from_there(name)
     assert not sae.W_dec.any() and not sae.skip.W_skip.any()
     np.testing.assert_allclose(sae(case.rows[0].float()).detach(), torch.arange(9.0).expand(B, -1))
     tanh = case.config.model_copy(update={"penalty": "tanh"})  # which counts norms that are zero here
-    sae.losses(*(rows.float() for rows in case.rows), tanh, case.dead(20)).total(1.0).backward()
+    objective_for(sae, tanh).losses(*(rows.float() for rows in case.rows), case.dead(20)).total(1.0).backward()
     assert sae.W_dec.grad.any() and sae.skip.W_skip.grad.any()
     assert all(p.grad is None or p.grad.isfinite().all() for p in sae.parameters())
 

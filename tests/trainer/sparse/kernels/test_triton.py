@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.sparse_kinds import make
 
-from scopemill.trainer.kernels import backend as seam
+from scopemill.trainer.sparse.kernels import select as seam
 from scopemill.trainer.sparse.kernels.base import Adam, Backend, Columns, Found, offsets
 from scopemill.trainer.sparse.kernels.numba_backend import NumbaBackend
 from scopemill.trainer.sparse.kernels.select import backend_for
@@ -16,7 +16,7 @@ from scopemill.trainer.training.loop import Loop
 
 pytest.importorskip("triton", reason="Triton is not installed: there are wheels for Linux only")
 
-from scopemill.trainer.kernels import triton_backend  # noqa: E402
+from scopemill.trainer.sparse.kernels import triton_backend  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 B, F, D = 7, 45, 37  # no multiples of what programs take at once
@@ -130,7 +130,7 @@ def test_entries_by_latents_are_those_of_the_cpu(triton, found):
 
 def test_sums_of_each_latent(triton, found):
     columns = triton.by_latents(found.starts, found.latents, F)
-    close(triton.add_up(columns, found.values), dense(found, found.values).sum(0))
+    close(triton.sum_by_latent(columns, found.values), dense(found, found.values).sum(0))
 
 
 def test_decode_and_products(triton, found, weights):
@@ -142,7 +142,7 @@ def test_decode_and_products(triton, found, weights):
 
 def test_rebuild_is_decode_error_and_products(triton, found, weights):
     target = random(B, D, seed=10)
-    error, squares, out = triton.rebuild(*found, weights, target)
+    error, squares, out = triton.reconstruction_error(*found, weights, target)
     wanted = dense(found, found.values) @ weights.double() - target
     close(error, wanted)
     close(squares, wanted.square().sum(1))
@@ -240,7 +240,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
-from scopemill.trainer.kernels import triton_kernels
+from scopemill.trainer.sparse.kernels import triton_kernels
 types = dict.fromkeys(["starts", "order"], "*i64") | dict.fromkeys(["latents", "marks", "counts", "updated"], "*i32")
 types |= dict.fromkeys(["rate", "beta2", "epsilon", "correction"], "fp32") | {"update": "i32", "d": "i32", "F": "i32"}
 sizes = {"BLOCK": 1024, "BLOCK_D": 4096, "AT_ONCE": 2, "UNIT": True}
