@@ -30,7 +30,10 @@ QUICK = dict(width=64, sparsity=3, batch_size=256, learning_rate=2e-2, lr_warmup
 
 
 def python(program: str, **environment: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program], env=os.environ | environment, capture_output=True, text=True, timeout=120)
+    alone = {"OMP_NUM_THREADS": "1"}  # threads that wait for each other are slow on a busy machine
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | alone | environment, capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
