@@ -17,7 +17,7 @@ def activations(rows: int, d: int = 64, directions: int = 128) -> torch.Tensor:
 
 def main(folder: str) -> None:
     x = activations(20_000)
-    sae = scopemill.train_sae(x, "topk", width=256, sparsity=8, epochs=4, batch_size=512)
+    sae = scopemill.train_sae(x, "topk", width=256, sparsity=8, epochs=10, batch_size=512, learning_rate=5e-3)
     print(sae.cfg.metadata["training"])
 
     scopemill.save_sae(sae, folder)
