@@ -8,13 +8,31 @@ READY := $(VENV)/.ready
 # sae-lens needs TransformerLens 3 and the mill needs 4, so this environment holds our core, sae-lens and its peers.
 INTEROP := .venv-interop
 
-.PHONY: demo test chaos test-interop bench bench-peers lint clean
+.PHONY: demo test test-fast test-pure test-maths check docs chaos test-interop bench bench-peers clean
 
 demo: $(READY)
 	@$(BIN)/scopemill demo
 
 test: $(READY)-test
 	@$(BIN)/python -m pytest
+
+# No Ray, no S3 server, no language model: the maths of SAEs in one process, other pure parts in another, one core each.
+FAST_PURE := tests/test_*.py tests/proto tests/activation_server/test_order.py tests/activation_server/test_window.py \
+	tests/activation_server/test_slot_pool.py tests/harvester/text/test_packing.py tests/trainer/config \
+	tests/trainer/training/test_checkpoint.py tests/trainer/training/test_optimizer.py \
+	tests/trainer/training/test_resampling.py tests/trainer/training/test_schedules.py \
+	tests/deploy/plan/test_passes.py tests/deploy/plan/test_sweep_file.py \
+	tests/deploy/orchestrator/test_halving.py tests/deploy/orchestrator/test_schedule.py
+FAST_MATHS := tests/trainer/sae tests/trainer/sparse/test_*.py
+
+test-fast: $(READY)-test
+	@$(MAKE) --no-print-directory -k -j2 -O test-pure test-maths
+
+test-pure: $(READY)-test
+	@$(BIN)/python -m pytest -m "not services" $(FAST_PURE)
+
+test-maths: $(READY)-test
+	@$(BIN)/python -m pytest -m "not services" $(FAST_MATHS)
 
 chaos: $(READY)-test
 	@$(BIN)/python tests/chaos/run.py
@@ -28,8 +46,16 @@ bench: $(READY)-test
 bench-peers: $(READY)-test $(INTEROP)/.ready
 	@$(BIN)/python tests/bench/peers/run.py $(INTEROP)/bin/python
 
-lint: $(READY)-test
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+# Style, import contracts and types: people and CI run the same command.
+check: $(READY)-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/mypy
+
+# API pages from docstrings; a warning fails.
+docs: $(READY)-docs
+	@$(BIN)/python docs/api/build.py build/docs
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,6 +68,10 @@ $(READY)-test: $(READY)
 	@$(PIP) -e '.[test]'
 	@touch $@
 
+$(READY)-docs: $(READY)-test
+	@$(PIP) -e '.[test,docs]'
+	@touch $@
+
 # torchvision, which one of them brings along, is of another build than the CPU's torch: whatever finds it fails to import.
 $(INTEROP)/.ready: tests/interop/requirements.txt pyproject.toml
 	@test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
@@ -52,4 +82,4 @@ $(INTEROP)/.ready: tests/interop/requirements.txt pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(INTEROP) demo-bucket
+	rm -rf $(VENV) $(INTEROP) demo-bucket build

@@ -1,29 +1,45 @@
-"""What tests share: the carried language model, a bucket, one Ray cluster, one S3 server."""
+"""What tests share: the carried language model, a bucket, one Ray cluster, one S3 server.
+
+Fixtures import what is theirs alone when they are asked for, so that tests of pure parts start without Ray, S3 and transformers.
+"""
+
+from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import ray
-import s3fs
 import torch
-from support import tiny_sweep
 
 # Read when Triton is first imported: without a GPU its kernels are interpreted.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from support.s3_server import running_s3_server
-
 from scopemill.harvester.config import ModelConfig
-from scopemill.harvester.language_model.card import ModelCard, describe
-from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.proto.storage.bucket import Bucket
+
+if TYPE_CHECKING:
+    from support.tiny_sweep import Harvests
+
+    from scopemill.harvester.language_model.card import ModelCard
+    from scopemill.harvester.language_model.model import LanguageModel
 
 # Small products gain nothing from threads, and where other work has the cores they lose much.
 torch.set_num_threads(1)
+
+
+# Fixtures that start a process or load a language model: `make test-fast` leaves their tests to `make test`.
+SERVICES = {"ray_cluster", "s3_url", "harvests", "model", "card", "lm"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if SERVICES & set(getattr(item, "fixturenames", ())) or "s3" in parameters:
+            item.add_marker(pytest.mark.services)
 
 
 @pytest.fixture
@@ -39,24 +55,32 @@ def model() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def card(model) -> ModelCard:
+    from scopemill.harvester.language_model.describe import describe
+
     return describe(model)
 
 
 @pytest.fixture(scope="session")
 def lm(model) -> LanguageModel:
+    from scopemill.harvester.language_model.model import LanguageModel
+
     return LanguageModel(model)
 
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory) -> Path:
     """The tiny sweep's corpus. Its path is a part of what a harvest is, so tests that share harvests share it."""
+    from support import tiny_sweep
+
     return tiny_sweep.write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="session")
-def harvests(tmp_path_factory, ray_cluster) -> tiny_sweep.Harvests:
+def harvests(tmp_path_factory, ray_cluster) -> Harvests:
     """For tests of what comes after the harvest: those that ask for the same share one."""
-    return tiny_sweep.Harvests(tmp_path_factory.mktemp("harvests"))
+    from support.tiny_sweep import Harvests
+
+    return Harvests(tmp_path_factory.mktemp("harvests"))
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +89,8 @@ def ray_cluster(s3_url) -> Iterator[None]:
 
     Its workers inherit the environment of the moment it starts, so the S3 server has to be in there by then.
     """
+    import ray
+
     from scopemill.deploy.cluster.ray_cluster import local_cluster
 
     with local_cluster(num_cpus=8):
@@ -75,6 +101,9 @@ def ray_cluster(s3_url) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def s3_url(tmp_path_factory) -> Iterator[str]:
     """``s3://<bucket>`` on a real S3 server that this process, and every one that it starts, finds through its environment."""
+    import s3fs
+    from support.s3_server import running_s3_server
+
     with running_s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as environment:
         for name, value in server.environment.items():
             environment.setenv(name, value)

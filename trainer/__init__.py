@@ -1,4 +1,4 @@
-"""SAE architectures, their training, and finished SAEs in and out."""
+"""Train SAEs, and read and write finished SAEs in every format."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ _PLACES = {"Sae": "scopemill.trainer.sae.base", "load_sae": "scopemill.trainer.f
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when they are asked for: who only reads a sweep file should not wait for torch."""
+    # Imported on demand, so that reading a sweep file does not wait for torch.
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)

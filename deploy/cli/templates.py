@@ -1,4 +1,4 @@
-"""``scopemill templates``: named training settings, to look at, to keep and to hand on."""
+"""``scopemill templates``: show, keep and share named training settings."""
 
 import json
 import sys
@@ -12,20 +12,20 @@ from rich.table import Table
 
 from scopemill.proto.errors import InputError, TemplateError
 
-if TYPE_CHECKING:  # torch comes with it, and --help should not wait for that
+if TYPE_CHECKING:  # --help must not wait for it
     from scopemill.trainer.config.templates import Template
 
-templates_app = typer.Typer(help="Named training settings: those of the package, and your own.", no_args_is_help=True)
+templates_app = typer.Typer(help="Show, keep and share named training settings: the package's and your own.", no_args_is_help=True)
 console = Console(width=None if sys.stdout.isatty() else 140)
 Name = Annotated[str, typer.Argument(help="A template's name.")]
 Replace = Annotated[bool, typer.Option(help="Replace your own template of that name.")]
-# Of a sweep's train section: what is about the machine, not the SAEs, is not kept.
+# Fields of a sweep's train section about the machine, not the SAEs: a template does not keep them.
 _OF_THE_MACHINE = {"template", "variants", "at_once", "cpus", "gpus"}
 
 
 @templates_app.command("list")
 def list_() -> None:
-    """Every template, and where its settings come from."""
+    """List every template and the source of its settings."""
     from scopemill.trainer.config.templates import templates
 
     table = Table(box=None, pad_edge=False)
@@ -52,19 +52,19 @@ def save(
 ) -> None:
     """Keep a sweep's train section as a template of your own."""
     from scopemill.deploy.plan.sweep_file import load_sweep
+    from scopemill.trainer.config.recipe import Recipe
     from scopemill.trainer.config.templates import Template
 
     train = load_sweep(sweep).train
     if train.variants:
         raise InputError(f"{sweep}: train.variants: a template is one recipe, and this section has {len(train.variants)}")
-    fields = {field: value for field, value in train.model_dump(mode="json").items() if value is not None and field not in _OF_THE_MACHINE}
+    all_fields = train.model_dump(mode="json") | Recipe.model_validate(train.filled).model_dump(mode="json")  # its SAEs keep their ids
+    fields = {field: value for field, value in all_fields.items() if value is not None and field not in _OF_THE_MACHINE}
     _keep(Template(name, f"The sweep file {sweep}, which started from the template {train.template}.", fields, own=True), replace)
 
 
 @templates_app.command()
-def copy(
-    name: Name, new: Annotated[str, typer.Argument(help="The name of the copy, which is yours to edit.")], replace: Replace = False
-) -> None:
+def copy(name: Name, new: Annotated[str, typer.Argument(help="The name of your copy.")], replace: Replace = False) -> None:
     """Copy a template under another name."""
     from scopemill.trainer.config.templates import Template, load_template
 
@@ -75,25 +75,23 @@ def copy(
 @templates_app.command("import")
 def import_(
     file: Annotated[str, typer.Argument(metavar="TEMPLATE.yaml", help="A template's file: a path or any fsspec URL.")],
-    name: Annotated[str | None, typer.Option(help="Its name; else the file's.")] = None,
+    name: Annotated[str | None, typer.Option(help="The template's name; by default the file's.")] = None,
     replace: Replace = False,
 ) -> None:
-    """Keep a template that somebody handed on."""
+    """Keep a template from a file."""
     from scopemill.trainer.config.templates import parse_template
 
     try:
         with fsspec.open(file, "r", encoding="utf-8") as opened:
             text = opened.read()
-    except Exception as error:  # whatever the file's store raises
+    except Exception as error:  # stores raise errors of many kinds
         raise TemplateError(f"template {file} cannot be read: {error}") from error
     _keep(parse_template(name or Path(file).stem, text, file), replace)
 
 
 @templates_app.command()
-def export(
-    name: Name, file: Annotated[str, typer.Argument(metavar="TEMPLATE.yaml", help="The file to write; it must not be there.")]
-) -> None:
-    """Write a template to a file, to hand it on."""
+def export(name: Name, file: Annotated[str, typer.Argument(metavar="TEMPLATE.yaml", help="The file to write; it must not exist.")]) -> None:
+    """Write a template to a file, to share it."""
     from scopemill.trainer.config.templates import load_template
 
     text = load_template(name).to_yaml()
@@ -113,26 +111,26 @@ def _keep(template: "Template", replace: bool) -> None:
 
 
 def check_template(template: "Template") -> None:
-    """TemplateError for a field that a ``train`` section would refuse, or one that it needs and the template lacks.
+    """Raise TemplateError for a field that a ``train`` section refuses, or a required field that the template lacks.
 
     A template may leave out widths and sparsities; stand-ins that fit every architecture take their place.
     """
     from pydantic import ValidationError
 
     from scopemill.trainer.config.grid import TrainConfig
-    from scopemill.trainer.config.recipe import Recipe
+    from scopemill.trainer.config.recipe import Recipe, only_read
 
     missing = [name for name, field in Recipe.model_fields.items() if field.is_required() and name not in template.fields]
     if missing:
         raise TemplateError(f"template {template.name!r} lacks {', '.join(missing)}")
     if "template" in template.fields:
-        raise TemplateError(f"template {template.name!r}: template: a template does not build on another one")
+        raise TemplateError(f"template {template.name!r}: remove the field template: a template cannot build on another one")
     try:
-        TrainConfig.model_validate_json(json.dumps({"widths": [1024], "sparsities": [0.5]} | template.fields))
+        TrainConfig.model_validate_json(json.dumps({"widths": [1024], "sparsities": [0.5]} | only_read(template.fields)))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         reason = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         raise TemplateError(f"template {template.name!r}: {f'{field}: ' if field else ''}{reason}") from error
     except (TypeError, ValueError) as error:
-        raise TemplateError(f"template {template.name!r} holds a value that no field takes: {error}") from error
+        raise TemplateError(f"template {template.name!r} holds a value that no field accepts: {error}") from error

@@ -1,4 +1,4 @@
-"""Sweeps as Ray jobs: submitted, followed and stopped from anywhere that reaches a cluster's dashboard."""
+"""Submit, follow and stop sweeps as Ray jobs, from anywhere that reaches a cluster's dashboard."""
 
 import asyncio
 import logging
@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,95 +17,111 @@ from typing import Any
 import aiohttp
 import yaml
 from ray.exceptions import RayError
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from scopemill.deploy.plan.sweep_file import SweepConfig
 from scopemill.proto.errors import InputError, ScopemillError
 
+PACKAGE = Path(__file__).parents[2]  # the folder `scopemill`: a checkout's root, or the folder of an installed wheel
 ROOMS = ("proto", "harvester", "activation_server", "trainer", "evaluator", "deploy")
-STOP_SECONDS = 90  # for trainers to checkpoint and the driver to end; Ray would kill it after 3 if not told
+ROOT_FILES = ("__init__.py", "py.typed")  # of the package itself, where they exist; a checkout's other files are not the package's
+STOP_SECONDS = 90  # for trainers to checkpoint and the driver to end; Ray's own default is 3
 POLL_SECONDS = 0.5
 _SWEEP = "scopemill_sweep"  # the key of a job's metadata that names its sweep
 _SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
-class Jobs:
-    """The sweeps of one cluster. InputError if the cluster cannot be used, or knows no such sweep.
+@dataclass(frozen=True)
+class _Submission:
+    id: str
+    status: JobStatus
 
-    Ray takes its token from ``RAY_AUTH_TOKEN`` or the usual file, where ``RAY_AUTH_MODE`` is token.
+
+class Jobs:
+    """Submit, follow and stop the sweeps of one cluster.
+
+    InputError if the cluster cannot be used, or does not know the sweep. Ray takes its token from ``RAY_AUTH_TOKEN`` or from the
+    usual file, where ``RAY_AUTH_MODE`` is token.
     """
 
     def __init__(self, address: str):
         self._address = address
         with self._errors():
             self._client = JobSubmissionClient(address)
-        logging.getLogger("ray").setLevel(logging.ERROR)  # it would tell of uploads and of sockets that it closes
+        logging.getLogger("ray").setLevel(logging.ERROR)  # Ray would log its uploads and the sockets that it closes
 
     def submit(self, config: SweepConfig, environment: dict[str, str], installed: bool) -> None:
-        """Start a sweep. ``installed``: the cluster's image has Scopemill; else this very code travels along.
+        """Start a sweep, which continues from what an earlier submission committed.
 
-        InputError if the sweep is running already. What an earlier submission committed is continued.
+        With ``installed``, the cluster's image has Scopemill; else this process' own code is sent along. InputError if the sweep is running
+        already.
         """
         earlier = self._submissions(config.name)
         if earlier and not earlier[-1].status.is_terminal():
-            raise InputError(f"sweep {config.name} is running on {self._address} already: stop it, or follow it with scopemill logs")
+            raise InputError(
+                f"sweep {config.name} is running on {self._address} already: stop it with scopemill stop, or follow it with scopemill logs"
+            )
         with self._errors(), tempfile.TemporaryDirectory() as folder:
             packed = pack(Path(folder), config, installed)
             self._client.submit_job(
                 entrypoint="python -m scopemill.deploy sweep sweep.yaml",
-                submission_id=f"{config.name}-{len(earlier) + 1}",  # of two who submit at once, Ray refuses one
+                submission_id=f"{config.name}-{len(earlier) + 1}",  # of two simultaneous submissions, Ray refuses one
                 metadata={_SWEEP: config.name},
                 runtime_env=packed | {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | environment},
             )
 
     def follow(self, sweep: str, write: Callable[[str], object]) -> None:
-        """Pass on what the sweep says until it ends. ScopemillError unless it ends well."""
+        """Pass on the sweep's log until the sweep ends; ScopemillError unless it succeeds."""
         job = self._newest(sweep)
 
         async def tail() -> None:
-            async for lines in self._client.tail_job_logs(job.submission_id):
+            async for lines in self._client.tail_job_logs(job.id):
                 write(lines)
 
         with self._errors():
             asyncio.run(tail())
-        status = self._ended(sweep)
+        status = self._wait_for_end(sweep)
         if status != JobStatus.SUCCEEDED:
-            raise ScopemillError(f"sweep {sweep} on {self._address} {status.lower()}; its log says why")
+            raise ScopemillError(f"sweep {sweep} on {self._address} {status.lower()}; its log gives the reason")
 
     def logs(self, sweep: str) -> str:
+        """Return the log of the sweep's newest submission."""
         job = self._newest(sweep)
         with self._errors():
-            return self._client.get_job_logs(job.submission_id)
+            return self._client.get_job_logs(job.id)
 
     def stop(self, sweep: str) -> bool:
-        """Let a sweep commit what it has and end; returns whether it was running."""
+        """Stop a sweep after it has committed its work; return False if the sweep was not running."""
         job = self._newest(sweep)
         if job.status.is_terminal():
             return False
         with self._errors():
-            self._client.stop_job(job.submission_id)
-        self._ended(sweep)
+            self._client.stop_job(job.id)
+        self._wait_for_end(sweep)
         return True
 
-    def _ended(self, sweep: str) -> JobStatus:
+    def _wait_for_end(self, sweep: str) -> JobStatus:
         deadline = time.monotonic() + 2 * STOP_SECONDS
         while not (job := self._newest(sweep)).status.is_terminal():
             if time.monotonic() > deadline:
-                raise ScopemillError(f"sweep {sweep} on {self._address} has not ended within {2 * STOP_SECONDS} s; look at its log")
+                raise ScopemillError(
+                    f"sweep {sweep} on {self._address} has not ended within {2 * STOP_SECONDS} s: read its log with scopemill logs"
+                )
             time.sleep(POLL_SECONDS)
         return job.status
 
-    def _newest(self, sweep: str) -> JobDetails:
+    def _newest(self, sweep: str) -> _Submission:
         submissions = self._submissions(sweep)
         if not submissions:
             raise InputError(f"sweep {sweep} was not submitted to {self._address}")
         return submissions[-1]
 
-    def _submissions(self, sweep: str) -> list[JobDetails]:
-        """All there were of a sweep, the newest last."""
+    def _submissions(self, sweep: str) -> list[_Submission]:
+        """Return all submissions of a sweep, the newest last."""
         with self._errors():
             jobs = [job for job in self._client.list_jobs() if (job.metadata or {}).get(_SWEEP) == sweep]
-        return sorted(jobs, key=lambda job: job.start_time or 0)
+        in_turn = sorted(jobs, key=lambda job: job.start_time or 0)
+        return [_Submission(job.submission_id, job.status) for job in in_turn if job.submission_id]
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -116,38 +133,45 @@ class Jobs:
 
 
 def pack(folder: Path, config: SweepConfig, installed: bool) -> dict[str, Any]:
-    """Put into a folder what travels, and return it as Ray's ``runtime_env`` takes it: the sweep file and, unless it is installed there,
-    the package as it is here.
+    """Write what a job takes along into ``folder``, and return Ray's ``runtime_env`` for it.
 
-    The package is apart from the sweep: nodes keep it, compiled, until its code changes. Its metadata goes along, so that it
-    knows its version.
+    The job takes the sweep file and, unless Scopemill is ``installed`` on the cluster, the package as it is here. The package lies apart
+    from the sweep file, so that nodes keep it until the code changes. The package's metadata tells the job its version.
     """
     job, package = folder / "job", folder / "scopemill"
     job.mkdir()
     (job / "sweep.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     if installed:
         return {"working_dir": str(job)}
-    root = Path(__file__).parents[2]
-    package.mkdir()
-    shutil.copy(root / "__init__.py", package)  # without it an installed scopemill would be imported instead
-    for room in ROOMS:
-        shutil.copytree(root / room, package / room, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    copy_package(PACKAGE, package)
     distribution = metadata.distribution("scopemill")
-    place = job / f"scopemill-{distribution.version}.dist-info"
-    place.mkdir()
-    (place / "METADATA").write_text(distribution.read_text("METADATA") or "")
+    info = job / f"scopemill-{distribution.version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(distribution.read_text("METADATA") or "")
     return {"working_dir": str(job), "py_modules": [str(package)]}
 
 
+def copy_package(root: Path, to: Path) -> None:
+    """Copy the rooms of the package and the package's own files, without caches and hidden files."""
+    for room in ROOMS:
+        shutil.copytree(root / room, to / room, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for name in ROOT_FILES:
+        if (root / name).is_file():
+            shutil.copy(root / name, to / name)
+
+
 def forwarded(names: Iterable[str]) -> dict[str, str]:
-    """Values of this environment for the job's. InputError for one that is not set, and for what may be a credential."""
+    """Return the values of these environment variables for the job.
+
+    InputError for a variable that is not set, or that may hold a credential.
+    """
     values = {}
     for name in names:
         if _SECRET.search(name):
             raise InputError(
-                f"--env {name}: Ray shows a job's environment to all who see the job; set credentials where the cluster is started"
+                f"--env {name}: Ray shows a job's environment to everyone who sees the job; set credentials where the cluster is started"
             )
         if name not in os.environ:
-            raise InputError(f"--env {name}: it is not set here")
+            raise InputError(f"--env {name}: the variable is not set in this environment; set it, or leave --env {name} out")
         values[name] = os.environ[name]
     return values

@@ -1,7 +1,8 @@
-"""Which processes of a sweep expose metrics now, told to Prometheus: in a file on this machine, and by HTTP beyond it."""
+"""List the processes of a sweep that expose metrics, in a file on this machine and over HTTP beyond it."""
 
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,69 +15,80 @@ from scopemill.proto.errors import InputError
 
 POLL_SECONDS = 0.1
 REQUEST_SECONDS = 10.0  # in which a request has to arrive
-LAST_WORD_SECONDS = 15.0  # in which Prometheus should ask again; ours does every ten
+LAST_WORD_SECONDS = 15.0  # in which Prometheus should ask again; ours asks every ten
 
 
 def expose(_: Any, beyond: bool) -> str:
-    """Expose this process' metrics, at its node's address if they are asked for from beyond it; returns ``host:port``."""
-    return metrics.expose(ray.util.get_node_ip_address() if beyond else LOOPBACK)
+    """Expose this process' metrics and return ``host:port``.
+
+    With ``beyond``, the host is the node's address and machines beyond this one reach it; else loopback.
+    """
+    return metrics.expose(_node_address() if beyond else LOOPBACK)
 
 
 class Targets:
-    """The list. For the length of a ``with``, inside a cluster, the driver's own process is on it, and ``port`` answers if there is one."""
+    """Keep the list of processes to scrape, in the file ``path`` and, with a ``port``, over HTTP.
+
+    Use as a ``with`` block inside a cluster: the driver's own process is listed for the length of the block.
+    """
 
     def __init__(self, path: Path, sweep: str, port: int | None = None):
         self.path, self.beyond = path, port is not None
         self._sweep, self._port = sweep, port
-        self._addresses: dict[str, list[str]] = {}
+        self._addresses: dict[str, list[str]] = {}  # by role
         self._discovery: Discovery | None = None
 
     @property
     def places(self) -> str:
-        """Where the list is, for people."""
+        """Return the file and the URL of the list, for people to read."""
         return f"{self.path} and at {self._discovery.url}" if self._discovery else str(self.path)
 
     def set(self, role: str, addresses: list[str]) -> None:
+        """Replace the addresses of one role, and publish the list."""
         self._addresses[role] = addresses
         text = metrics.listed(self._sweep, {role: a for role, a in self._addresses.items() if a})
         metrics.write_targets(self.path, text)
         if self._discovery:
-            self._discovery.tell(text)
+            self._discovery.publish(text)
 
     def __enter__(self) -> "Targets":
         if self._port:
-            self._discovery = Discovery(ray.util.get_node_ip_address(), self._port)
+            self._discovery = Discovery(_node_address(), self._port)
         self.set("driver", [expose(None, self.beyond)])
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.set("driver", [])  # nothing is amiss when it answers no more
+        self.set("driver", [])  # so that no alert fires when the driver answers no more
         if self._discovery:
             self._discovery.close()
 
 
 class Discovery:
-    """Answers ``GET /targets`` with what it was told last, as Prometheus' `http_sd` asks. InputError if the port cannot be had."""
+    """Serve the newest list at ``GET /targets``, as Prometheus' `http_sd` asks for it. InputError if the port is taken."""
 
     def __init__(self, host: str, port: int):
         try:
             self._server = _Server((host, port), _Handler)
         except OSError as error:
             raise InputError(
-                f"metrics_port: port {port} of {host} cannot be listened on, {error.strerror}: of sweeps that run at the same time each "
-                "takes its own"
+                f"metrics_port: port {port} of {host} cannot be listened on, {error.strerror}: give each sweep that runs at the same time "
+                "a port of its own"
             ) from error
         self.url = f"http://{host}:{self._server.server_port}/targets"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
-    def tell(self, text: str) -> None:
+    def publish(self, text: str) -> None:
+        """Answer requests with this list from now on."""
         self._server.body = text.encode()
 
-    def close(self) -> None:
-        """Prometheus holds on to the last answer that it got, so it is given time to hear the last word, if it ever asked."""
-        deadline = time.monotonic() + LAST_WORD_SECONDS
-        while self._server.heard not in (None, self._server.body) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
+    def close(self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Stop serving, after Prometheus has had time to fetch the last list.
+
+        Prometheus keeps the newest answer for good, so the last one has to be fetched. Without an earlier request there is no wait.
+        """
+        deadline = clock() + LAST_WORD_SECONDS
+        while self._server.sent not in (None, self._server.body) and clock() < deadline:
+            sleep(POLL_SECONDS)
         self._server.shutdown()
         self._server.server_close()
 
@@ -84,7 +96,7 @@ class Discovery:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     body = b"[]"
-    heard: bytes | None = None  # the answer that was given last
+    sent: bytes | None = None  # the newest answer
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -100,7 +112,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-        self.server.heard = body
+        self.server.sent = body
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """The driver's log is the sweep's."""
+        pass  # the driver's log is for the sweep, not for requests
+
+
+def _node_address() -> str:
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return address

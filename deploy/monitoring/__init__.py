@@ -1,0 +1,1 @@
+"""Generate Prometheus alerts and Grafana dashboards, and run Prometheus."""

@@ -9,11 +9,11 @@ from scopemill.deploy.monitoring.grafana import provisioned_dashboards, provisio
 from scopemill.deploy.monitoring.prometheus import as_yaml, config
 
 FOLDER = Path(__file__).parent / "generated"
-TARGETS = "/tmp/scopemill/targets/*.json"  # where drivers put their files on Linux, unless told otherwise
+TARGETS = "/tmp/scopemill/targets/*.json"  # the drivers' default on Linux
 
 
 def render() -> dict[str, str]:
-    """Every file of the folder, by its path in it."""
+    """Return the text of every generated file, by its path in the folder."""
     dashboards = {f"grafana/dashboards/{d.name}.json": json.dumps(d.render(), indent=1, ensure_ascii=False) + "\n" for d in DASHBOARDS}
     return dashboards | {
         "grafana/provisioning/dashboards/scopemill.yaml": as_yaml(provisioned_dashboards()),

@@ -1,4 +1,4 @@
-"""Dashboards as data, and as the JSON that Grafana loads."""
+"""Describe dashboards as data, and render them as the JSON that Grafana loads."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,26 +11,31 @@ SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 @dataclass(frozen=True)
 class Query:
+    """Describe one query of a panel, and the legend of its series."""
+
     expr: str
     legend: str = ""
 
 
 @dataclass(frozen=True)
 class Panel:
+    """Describe one panel of a dashboard."""
+
     title: str
     description: str
     queries: tuple[Query, ...]
-    unit: str  # one of Grafana's
+    unit: str  # as Grafana names units
     kind: Literal["timeseries", "stat", "bargauge"] = "timeseries"
     width: int = 8
     height: int = 8
-    thresholds: tuple[tuple[float, str], ...] = ()  # from this value on, this colour; green below
-    most: float | None = None  # the axis' end
+    thresholds: tuple[tuple[float, str], ...] = ()  # (value, colour): the colour from this value on; green below
+    most: float | None = None  # the end of the axis
     signed: bool = False  # the axis may go below 0
     logarithmic: bool = False
     stacked: bool = False
 
     def render(self) -> dict[str, Any]:
+        """Return the panel as Grafana's JSON, without its place."""
         steps = [{"color": "green", "value": None}] + [{"color": colour, "value": value} for value, colour in self.thresholds]
         field: dict[str, Any] = {"unit": self.unit, "thresholds": {"mode": "absolute", "steps": steps}}
         field |= {} if self.signed or self.logarithmic else {"min": 0}
@@ -73,19 +78,25 @@ class Panel:
 
 @dataclass(frozen=True)
 class Row:
+    """Describe a row of panels under one title."""
+
     title: str
     panels: tuple[Panel, ...]
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A choice at the dashboard's head: the values of label ``name`` among the series that ``query`` selects."""
+    """Describe a choice at the dashboard's head.
+
+    The values are those of the label ``name`` among the series that ``query`` selects.
+    """
 
     name: str
     query: str
-    many: bool = True  # several or all at once
+    many: bool = True  # several values may be chosen, or all
 
     def render(self) -> dict[str, Any]:
+        """Return the choice as Grafana's JSON."""
         query = f"label_values({self.query}, {self.name})"
         return {
             "type": "query",
@@ -104,7 +115,9 @@ class Variable:
 
 @dataclass(frozen=True)
 class Dashboard:
-    name: str  # of its file
+    """Describe a whole dashboard."""
+
+    name: str  # of the file
     title: str
     description: str
     variables: tuple[Variable, ...]
@@ -112,9 +125,11 @@ class Dashboard:
 
     @property
     def panels(self) -> tuple[Panel, ...]:
+        """Return the panels of all rows."""
         return tuple(panel for row in self.rows for panel in row.panels)
 
     def render(self) -> dict[str, Any]:
+        """Return the dashboard as Grafana's JSON."""
         source = {"type": "datasource", "name": "datasource", "label": "data source", "query": "prometheus", "refresh": 1}
         return {
             "uid": f"scopemill-{self.name}",
@@ -133,7 +148,7 @@ class Dashboard:
         }
 
     def _placed(self) -> Iterator[dict[str, Any]]:
-        """Rows one below the other, each row's panels from left to right and on the next line when they fill it."""
+        """Yield the rows one below the other, with the panels of a row from left to right and wrapped."""
         y = 0
         for row in self.rows:
             yield {"type": "row", "title": row.title, "collapsed": False, "panels": [], "gridPos": _place(0, y, GRID_WIDTH, 1)}
@@ -151,7 +166,7 @@ def _place(x: int, y: int, width: int, height: int) -> dict[str, int]:
 
 
 def _firing_alerts() -> dict[str, Any]:
-    """Marks the time in which an alert fires on every panel."""
+    """Return an annotation that marks the time in which an alert fires."""
     return {
         "name": "alerts",
         "enable": True,
@@ -164,12 +179,12 @@ def _firing_alerts() -> dict[str, Any]:
 
 
 def provisioned_dashboards() -> dict[str, Any]:
-    """Where Grafana finds the dashboards: the folder that its environment names."""
+    """Return Grafana's provider of the dashboards, in the folder that ``SCOPEMILL_GRAFANA`` names."""
     provider = {"name": "scopemill", "folder": "Scopemill", "type": "file", "options": {"path": "${SCOPEMILL_GRAFANA}/dashboards"}}
     return {"apiVersion": 1, "providers": [provider]}
 
 
 def provisioned_sources() -> dict[str, Any]:
-    """The Prometheus that ``scopemill monitor`` starts."""
+    """Return Grafana's data source: the Prometheus that ``scopemill monitor`` starts."""
     source = {"name": "Scopemill", "uid": "scopemill", "type": "prometheus", "access": "proxy", "url": "http://127.0.0.1:9090"}
     return {"apiVersion": 1, "datasources": [source | {"jsonData": {"timeInterval": "10s"}}]}

@@ -1,4 +1,4 @@
-"""Prometheus' configuration, and Prometheus itself for as long as a block runs."""
+"""Write Prometheus' configuration, and run Prometheus for the length of a block."""
 
 import shutil
 import subprocess
@@ -15,13 +15,15 @@ from scopemill.deploy.monitoring.alerts import rule_file
 from scopemill.proto.errors import InputError, ScopemillError
 
 SCRAPE_SECONDS = 10.0
-RAY_TARGETS = "/tmp/ray/prom_metrics_service_discovery.json"  # which a cluster's head node writes, where it has the dashboard
+RAY_TARGETS = "/tmp/ray/prom_metrics_service_discovery.json"  # written by a cluster's head node that has the dashboard
 START_SECONDS = 60.0
 
 
 def config(targets: str, ray_targets: str = RAY_TARGETS, scrape_seconds: float = SCRAPE_SECONDS) -> dict[str, Any]:
-    """Two jobs: our processes, as drivers list them, and Ray's own, as Ray does. Both are listed at a URL, or in files: ``*`` may be in
-    the path's last part."""
+    """Return a configuration with two jobs: Scopemill's processes, and Ray's own metrics.
+
+    ``targets`` and ``ray_targets`` are a URL or a file; the last part of a file's path may hold ``*``.
+    """
     interval = f"{scrape_seconds * 1000:.0f}ms"
 
     def job(name: str, place: str) -> dict[str, Any]:
@@ -36,16 +38,21 @@ def config(targets: str, ray_targets: str = RAY_TARGETS, scrape_seconds: float =
 
 
 def as_yaml(data: dict[str, Any]) -> str:
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=140)
+    """Return the data as YAML, keys in their order."""
+    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=140)
+    return text
 
 
 @contextmanager
-def prometheus(folder: Path, config: dict[str, Any], port: int) -> Iterator[tuple[str, subprocess.Popen]]:
-    """Prometheus with our alerts, on loopback: its URL and its process. ``folder`` keeps its files and what it has stored."""
+def prometheus(folder: Path, config: dict[str, Any], port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run Prometheus with Scopemill's alerts on loopback, and yield its URL and its process.
+
+    ``folder`` holds the configuration, the log and the scraped data.
+    """
     program = shutil.which("prometheus")
     if program is None:
         raise InputError(
-            "there is no program prometheus on this machine's PATH: install it (apt-get install prometheus, brew install prometheus, "
+            "the program prometheus is not on this machine's PATH: install it (apt-get install prometheus, brew install prometheus, "
             "or from https://prometheus.io/download)"
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +71,7 @@ def prometheus(folder: Path, config: dict[str, Any], port: int) -> Iterator[tupl
         process.wait()
 
 
-def _await_ready(url: str, process: subprocess.Popen, log: Path) -> None:
+def _await_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         try:
@@ -73,4 +80,7 @@ def _await_ready(url: str, process: subprocess.Popen, log: Path) -> None:
         except OSError:
             time.sleep(0.1)
     lines = log.read_text().strip().splitlines()
-    raise ScopemillError(f"prometheus did not get ready at {url}; the last line of {log} reads: {lines[-1] if lines else '(it is empty)'}")
+    last = lines[-1] if lines else "(the log is empty)"
+    raise ScopemillError(
+        f"prometheus did not get ready at {url}: it ended, or took longer than {START_SECONDS:.0f} s; the last line of {log}: {last}"
+    )

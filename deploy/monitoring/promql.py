@@ -1,24 +1,25 @@
-"""PromQL over our own metrics, written from the objects of `proto/metrics.py`: no query can name one that is not there."""
+"""Write PromQL over Scopemill's own metrics, from the metric objects, so that no query names a missing metric."""
 
 from prometheus_client.metrics import MetricWrapperBase
 
 
 def name_of(metric: MetricWrapperBase) -> str:
-    """As Prometheus stores it: a counter's name ends in ``_total``."""
-    family = metric.describe()[0]
+    """Return the name under which Prometheus stores a metric: a counter's ends in ``_total``."""
+    (family,) = metric.describe()
     return f"{family.name}_total" if family.type == "counter" else family.name
 
 
 def select(metric: MetricWrapperBase, *matchers: str) -> str:
-    """The metric's series whose labels match, such as ``phase="wait"``."""
+    """Return a selector of the metric's series whose labels match, such as ``phase="wait"``."""
     return name_of(metric) + (f"{{{','.join(matchers)}}}" if matchers else "")
 
 
 def rate(metric: MetricWrapperBase, window: str, *matchers: str) -> str:
+    """Return the increase per second of a counter over a window."""
     return f"rate({select(metric, *matchers)}[{window}])"
 
 
 def share(part: str, whole: str, by: str = "") -> str:
-    """A part of a whole, both summed by the named labels."""
+    """Return a part divided by the whole, both summed by the named labels."""
     by = f" by ({by})" if by else ""
     return f"sum{by} ({part}) / sum{by} ({whole})"

@@ -1,0 +1,1 @@
+"""Run a planned sweep on Ray: harvest, train and evaluate."""

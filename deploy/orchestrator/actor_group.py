@@ -1,6 +1,7 @@
-"""What every phase of the driver does with its actors: list their metrics, hand out work, and end them in peace."""
+"""Manage the actors of one phase: expose their metrics, hand out work, stop them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any
 
 import ray
@@ -14,14 +15,15 @@ DRAIN_SECONDS = 20.0  # for actors to commit what they have when a phase is brok
 
 
 class ActorGroup:
-    """Actors of one role for the length of a ``with``, each of which has ``stop``. Their metrics are exposed and listed.
+    """Hold the actors of one role for the length of a ``with``, with their metrics exposed and listed.
 
-    If the block is broken off, by Ctrl-C or by an error, the actors are asked to stop and the calls noted in ``open``
-    are given time to return, so that trainers can checkpoint. Then, as at any end, the actors are killed.
+    Every actor has a method ``stop``. If an error or Ctrl-C ends the block, the group calls ``stop`` and gives ``pending`` calls time to
+    return, so that trainers can checkpoint. At every end, the group kills its actors.
     """
 
-    def __init__(self, role: str, actors: list, targets: Targets):
-        self.actors, self.open = actors, list[Any]()
+    def __init__(self, role: str, actors: list[Any], targets: Targets):
+        self.actors = actors
+        self.pending: list[Any] = []  # calls to wait for when the phase is broken off
         self._role, self._targets = role, targets
         self._addresses: list[str] = []
 
@@ -30,57 +32,59 @@ class ActorGroup:
             self._addresses = get([self._expose(actor) for actor in self.actors])
             self._targets.set(self._role, self._addresses)
         except BaseException:
-            self._end()
+            self._kill()
             raise
         return self
 
-    def replace(self, old: Any, new: Any) -> None:
-        """Take in an actor that came up in place of one that died for good; ``old`` None: one more."""
+    def replace(self, old: Any | None, new: Any) -> None:
+        """Put a new actor in the place of a dead one; with ``old`` None, add the actor."""
         address = get(self._expose(new))
         if old is None:
             self.actors.append(new)
             self._addresses.append(address)
         else:
-            place = self.actors.index(old)
-            self.actors[place], self._addresses[place] = new, address
+            index = self.actors.index(old)
+            self.actors[index], self._addresses[index] = new, address
         self._targets.set(self._role, self._addresses)
 
     def _expose(self, actor: Any) -> Any:
-        """The call that has an actor's process expose its metrics, and returns where."""
         return actor.__ray_call__.remote(expose, self._targets.beyond)
 
-    def __exit__(self, kind: type | None, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         try:
-            if kind is not None:  # one that does not answer in time loses what it had not committed, nothing else
-                calls = [actor.stop.remote() for actor in self.actors] + self.open
+            if kind is not None:  # an actor that does not answer in time loses only what it had not committed
+                calls = [actor.stop.remote() for actor in self.actors] + self.pending
                 ray.wait(calls, num_returns=len(calls), timeout=DRAIN_SECONDS)
         finally:
-            self._end()
+            self._kill()
 
-    def _end(self) -> None:
+    def _kill(self) -> None:
         for actor in self.actors:
             ray.kill(actor)
         self._targets.set(self._role, [])
 
     def work_off(
-        self, queues: list[list], calls: list[Callable], done: Callable[[Any], None], look: Callable[[], None] = lambda: None
+        self,
+        queues: Sequence[list[Any]],
+        calls: Sequence[Callable[[Any], Any]],
+        done: Callable[[Any], None],
+        look: Callable[[], None] = lambda: None,
     ) -> None:
-        """Give each call the next item of its queue whenever it is free, until the queues are empty.
+        """Give each call the next item of its queue whenever the call is free, until all queues are empty.
 
-        Queues may be one and the same list: then whoever is free takes the next. ``done`` gets each result, and
-        ``look`` is called now and then. The first error ends it.
+        Several calls may share one queue. ``done`` gets each result; ``look`` is called after every wait. The first error ends the work.
         """
-        running: dict[Any, tuple[list, Callable]] = {}
+        running: dict[Any, tuple[list[Any], Callable[[Any], Any]]] = {}
 
-        def start(queue: list, call: Callable) -> None:
+        def start(queue: list[Any], call: Callable[[Any], Any]) -> None:
             if queue:
                 running[call(queue.pop(0))] = (queue, call)
 
         for queue, call in zip(queues, calls, strict=True):
             start(queue, call)
         while running:
-            self.open = list(running)
-            ready, _ = ray.wait(self.open, timeout=POLL_SECONDS)
+            self.pending = list(running)
+            ready, _ = ray.wait(self.pending, timeout=POLL_SECONDS)
             for ref in ready:
                 queue, call = running.pop(ref)
                 done(get(ref))
@@ -89,35 +93,31 @@ class ActorGroup:
 
 
 def get(refs: Any) -> Any:
-    """``ray.get``, with our own errors as they were raised."""
+    """Return what ``ray.get`` returns, and raise Scopemill's own errors as the actor raised them."""
     try:
         return ray.get(refs)
     except RayError as error:
-        raise ours(error) from error
+        raise as_scopemill_error(error) from error
 
 
-def ours(error: RayError) -> ScopemillError:
-    """Our own error as it was raised, or one of ours that says why."""
+def as_scopemill_error(error: RayError) -> ScopemillError:
+    """Return the ScopemillError that an actor raised, or a new one that gives the reason of Ray's error."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    return cause if isinstance(cause, ScopemillError) else ScopemillError(reason(error))
+    return cause if isinstance(cause, ScopemillError) else ScopemillError(_reason(cause))
 
 
-def ask(refs: list) -> list:
-    """Answers of actors that may be busy starting, or dead: None for those that do not answer at once."""
-    ready = ray.wait(refs, num_returns=len(refs), timeout=POLL_SECONDS)[0] if refs else []
+def ask(refs: Sequence[Any]) -> list[Any]:
+    """Return the answers of calls that return at once, and None for busy or dead actors."""
+    ready = ray.wait(list(refs), num_returns=len(refs), timeout=POLL_SECONDS)[0] if refs else []
     answers = []
     for ref in refs:
         try:
             answers.append(ray.get(ref) if ref in ready else None)
         except RayError:
-            answers.append(None)  # the call that did the work tells why
+            answers.append(None)  # the call that did the work raises the reason
     return answers
 
 
-def reason(error: RayError) -> str:
-    """Why a call failed, in one sentence."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, ScopemillError):
-        return str(cause)
+def _reason(cause: BaseException) -> str:
     lines = str(cause).strip().splitlines()
     return f"{type(cause).__name__}: {lines[-1] if lines else 'no reason given'}"

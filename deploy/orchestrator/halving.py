@@ -1,7 +1,7 @@
-"""Successive halving: which SAEs are outdone by their rivals, as a pure function of the histories at a rung.
+"""Decide which SAEs successive halving stops, as a pure function of histories at a rung.
 
-Rivals have the same hooks, width and recipe, and differ in how sparse they are: together they are a frontier of L0 against FVU. One
-that lies behind it, because a rival has no more latents active and no more error, teaches nothing that the others do not.
+Rivals have the same hooks, width and recipe, and differ in sparsity: together they are a frontier of L0 against FVU. A rival
+dominates an SAE if its L0 and FVU are no higher and one of the two is lower. A dominated SAE adds nothing to the frontier.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Point(NamedTuple):
-    """What counts of a history's row."""
+    """Hold the two numbers of a history's row by which rivals are compared."""
 
     l0: float
     fvu: float
@@ -19,35 +19,37 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """A rung is decided: who of the rivals stops, and by whom each of them is outdone."""
+    """Record one decided rung: the SAEs that stop, and the rivals that dominate each of them."""
 
-    rivals: str
+    rivals: str  # the name of the group
     step: int
-    stopped: dict[str, tuple[str, ...]]
-    points: dict[str, Point]  # of all who were compared
+    stopped: dict[str, tuple[str, ...]]  # by SAE: the rivals that dominate it
+    points: dict[str, Point]  # of all SAEs that were compared
 
 
 class Halving:
-    """``know`` and ``gone`` tell what has become of SAEs; ``verdicts`` decides each rung once, as soon as all its rivals are known.
+    """Decide each rung once, as soon as the points of all its rivals are known.
 
-    ``rivals`` names the groups; ``steps`` are the rungs; ``decided`` are the rungs of groups that an earlier run decided.
+    ``rivals`` maps a group's name to its SAEs; ``steps`` are the rungs; ``decided`` are (group, step) pairs of an earlier run.
     """
 
     def __init__(self, rivals: dict[str, list[str]], steps: tuple[int, ...], keep: float, decided: Iterable[tuple[str, int]] = ()):
         self.steps, self._rivals, self._keep = steps, rivals, keep
         self._decided = set(decided)
         self._points: dict[str, dict[int, Point]] = {name: {} for names in rivals.values() for name in names}
-        self._last_step: dict[str, int] = {}  # of those that are gone
+        self._last_step: dict[str, int] = {}  # of SAEs that train no further
 
     def know(self, name: str, step: int, point: Point) -> None:
+        """Note an SAE's point at a rung."""
         self._points[name][step] = point
 
     def gone(self, name: str, step: int) -> None:
-        """It takes part in no rung after ``step``: it was stopped there, or failed."""
+        """Leave an SAE out of all rungs after ``step``, because the SAE was stopped or failed."""
         self._last_step[name] = min(step, self._last_step.get(name, step))
 
     def verdicts(self) -> list[Verdict]:
-        decided = []
+        """Return a verdict for each rung that can be decided now."""
+        verdicts = []
         for rivals, names in self._rivals.items():
             for step in self.steps:
                 if (rivals, step) in self._decided:
@@ -60,12 +62,15 @@ class Halving:
                 for name in stopped:
                     self.gone(name, step)
                 self._decided.add((rivals, step))
-                decided.append(Verdict(rivals, step, stopped, points))
-        return decided
+                verdicts.append(Verdict(rivals, step, stopped, points))
+        return verdicts
 
 
 def outdone(points: dict[str, Point], keep: float) -> dict[str, tuple[str, ...]]:
-    """Whom to stop, and by whom each is dominated: those first whom most rivals dominate; at least ``ceil(keep * n)`` go on."""
+    """Return the SAEs to stop, and for each the rivals that dominate it.
+
+    SAEs with the most dominating rivals stop first. At least ``ceil(keep * n)`` of n SAEs remain.
+    """
     by = {name: tuple(sorted(rival for rival, other in points.items() if dominates(other, point))) for name, point in points.items()}
     worst = sorted((name for name in by if by[name]), key=lambda name: (-len(by[name]), -points[name].fvu, name))
     at_most = len(points) - math.ceil(keep * len(points) - 1e-9)
@@ -73,5 +78,8 @@ def outdone(points: dict[str, Point], keep: float) -> dict[str, tuple[str, ...]]
 
 
 def dominates(one: Point, other: Point) -> bool:
-    """Both numbers are lower or equal, and one of them is lower. What is not a number neither dominates nor is dominated."""
+    """Return whether one point is no higher in L0 and FVU, and lower in at least one.
+
+    A point with NaN neither dominates nor is dominated.
+    """
     return one.l0 <= other.l0 and one.fvu <= other.fvu and one != other

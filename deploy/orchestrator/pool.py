@@ -1,4 +1,4 @@
-"""The trainer processes of a sweep: each takes one SAE after another."""
+"""Hold the trainer processes of a sweep, each of which trains one group of SAEs after another."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,32 +10,36 @@ from scopemill.deploy.orchestrator.actor_group import ActorGroup, get
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """Room for an SAE, for a group of them, or for a part of a wide one: a process, and the node that it is on."""
+    """Describe one trainer process: room for an SAE, for a group of SAEs, or for one rank of a wide SAE."""
 
     actor: Any
     node: str
 
 
 class Pool:
-    """Of as many processes as ``group`` has; ``make`` starts another when one has died more often than Ray starts it again."""
+    """Lend the trainers of an actor group, and replace trainers that Ray no longer restarts.
+
+    ``make`` starts a new trainer.
+    """
 
     def __init__(self, group: ActorGroup, make: Callable[[], Any]):
         self._group, self._make = group, make
         nodes = get([actor.node.remote() for actor in group.actors])
         self._free = [Slot(actor, node) for actor, node in zip(group.actors, nodes, strict=True)]
-        self._coming: dict[Any, tuple[Any, Any]] = {}  # by the call that will name its node: the new actor and the old
+        self._starting: dict[Any, tuple[Any, Any]] = {}  # by the call that returns its node: the new actor and the dead one
 
     @property
     def free(self) -> int:
+        """Return the number of free slots."""
         return len(self._free)
 
     @property
-    def coming(self) -> list[Any]:
-        """Calls that return when a process in place of a dead one is up."""
-        return list(self._coming)
+    def starting(self) -> list[Any]:
+        """Return the calls that return once a replacement is up."""
+        return list(self._starting)
 
     def take(self, wanted: int) -> list[Slot]:
-        """Slots on as few nodes as may be: each node that has some of a stream's trainers reads the stream once."""
+        """Take free slots on as few nodes as possible: every node with trainers of a stream reads the stream once."""
         nodes = packed(Counter(slot.node for slot in self._free), wanted)
         taken = []
         for slot in list(self._free):
@@ -46,24 +50,28 @@ class Pool:
         return sorted(taken, key=lambda slot: slot.node)
 
     def give_back(self, slot: Slot) -> None:
+        """Make a slot free again."""
         self._free.append(slot)
 
     def replace(self, slot: Slot) -> None:
-        """The slot's process is gone for good."""
+        """Start a trainer in place of a slot's dead process."""
         actor = self._make()
-        self._coming[actor.node.remote()] = (actor, slot.actor)
+        self._starting[actor.node.remote()] = (actor, slot.actor)
 
-    def welcome(self, ready: Sequence[Any]) -> None:
-        """Of those calls that have returned, take the processes in."""
-        for ref in [ref for ref in ready if ref in self._coming]:
-            actor, old = self._coming.pop(ref)
+    def add_started(self, ready: Sequence[Any]) -> None:
+        """Make a free slot of each replacement whose call is among the ``ready`` ones."""
+        for ref in [ref for ref in ready if ref in self._starting]:
+            actor, old = self._starting.pop(ref)
             self._group.replace(old, actor)
             self._free.append(Slot(actor, get(ref)))
 
 
 def packed(free: Counter[str], wanted: int) -> Counter[str]:
-    """How many slots to take of which node, given how many are free on each: the tightest node that has room for all, else
-    the roomiest one and what is left from the others."""
+    """Return how many slots to take from each node, so that the fewest nodes are used.
+
+    ``free`` counts the free slots of each node. The tightest node with room for all is taken; where there is none, the roomiest node
+    is used up and the rest comes from the others.
+    """
     taken: Counter[str] = Counter()
     while wanted:
         rest = {node: n - taken[node] for node, n in free.items() if n > taken[node]}

@@ -1,7 +1,8 @@
-"""Rolling mode on Ray: harvesters work beside the trainers, a bounded number of shards ahead; what all have passed is deleted."""
+"""Run rolling mode on Ray: harvest a bounded number of shards ahead of the trainers, and delete passed shards."""
 
 import time
 from collections.abc import Collection
+from types import TracebackType
 from typing import Any
 
 import ray
@@ -12,8 +13,9 @@ from scopemill.deploy.cluster.scrape_targets import Targets
 from scopemill.deploy.orchestrator.actor_group import ActorGroup, get
 from scopemill.deploy.plan.sweep_plan import Pass
 from scopemill.deploy.progress import Reporter
-from scopemill.harvester.actor import IN_FLIGHT, HarvesterActor
+from scopemill.harvester.actor import HarvesterActor
 from scopemill.harvester.rolling import Rolling
+from scopemill.harvester.task import IN_FLIGHT
 from scopemill.proto.dataset import DatasetManifest, RollingRecord, committed_shards
 from scopemill.proto.errors import InputError
 from scopemill.proto.layout import DatasetLayout
@@ -25,13 +27,17 @@ LOOK_SECONDS = 1.0  # between looks for new checkpoints
 
 
 class RollingHarvest:
-    """For the length of a ``with``, makes the shards that trainers need; call ``look`` every now and then.
+    """Harvest the shards that trainers need, for the length of a ``with``; call ``look`` every now and then.
 
-    What a trainer may still need begins at its newest checkpoint: whatever dies, it goes on there.
+    A trainer may still need every shard from its newest checkpoint on, because a restarted trainer resumes there.
     """
 
     def __init__(self, plan: Pass, manifest: DatasetManifest, targets: Targets, reporter: Reporter):
         config = plan.config.harvest
+        if config.rolling is None:
+            raise InputError(
+                "harvest.rolling is not set, so there is no bound on the shards that may lie on disk: set it to a number of shards"
+            )
         self._plan, self._manifest, self._reporter = plan, manifest, reporter
         self._order = Order(manifest, plan.stream(plan.saes[0].hooks))  # the shards' order is the same for every stream
         end = max(self._order.positions(sae.config.steps - 1).stop for sae in plan.saes)
@@ -40,50 +46,52 @@ class RollingHarvest:
         options = HarvesterActor.options(**needs(config))
         self._group = ActorGroup("harvester", [options.remote(plan.harvest) for _ in range(config.actors)], targets)
         self._free = self._group.actors * IN_FLIGHT
-        self._calls: dict[Any, tuple[Any, int]] = {}
+        self._calls: dict[Any, tuple[Any, int]] = {}  # by Ray's reference: the harvester, and the shard in work
         self._training: set[str] = set()
-        self._look_again = 0.0
+        self._next_look = 0.0
 
     def __enter__(self) -> "RollingHarvest":
         self._group.__enter__()
         announce(self._plan.bucket, self._manifest.dataset, self._rolling.low)
         self._reporter.say(
-            f"rolling: {self._rolling.end} shards in turn, {self._rolling.ahead} on disk at most, {len(self._rolling.made)} are there"
+            f"rolling: {self._rolling.end} shards in turn, at most {self._rolling.ahead} on disk, {len(self._rolling.made)} committed now"
         )
         return self
 
-    def __exit__(self, kind: type | None, *rest) -> None:
-        self._group.__exit__(kind, *rest)
-        if kind is None:  # trained to the end: nobody needs any of them
-            self._pass(self._rolling.end)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._group.__exit__(kind, error, traceback)
+        if kind is None:  # all SAEs are trained to the end, so every shard is spent
+            self._advance(self._rolling.end)
 
     def look(self, training: Collection[str]) -> None:
-        """Take note of what is made and passed; give free harvesters the next shards. ``training``: the SAEs in training now."""
+        """Note finished shards and new checkpoints, delete passed shards, and start free harvesters.
+
+        ``training`` names the SAEs in training now.
+        """
         ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0) if self._calls else ([], [])
         for ref in ready:
             actor, shard = self._calls.pop(ref)
             get(ref)
             self._free.append(actor)
             self._delete(self._rolling.commit(shard))
-        if time.monotonic() >= self._look_again or not self._training.issuperset(training):
-            self._training, self._look_again = set(training), time.monotonic() + LOOK_SECONDS
-            self._pass(self._low())
-        while self._free and (shard := self._rolling.claim()) is not None:
+        if time.monotonic() >= self._next_look or not self._training.issuperset(training):
+            self._training, self._next_look = set(training), time.monotonic() + LOOK_SECONDS
+            self._advance(self._low())
+        while self._free and (claimed := self._rolling.claim()) is not None:
             actor = self._free.pop(0)
-            self._calls[actor.harvest.remote(shard)] = (actor, shard)
-        self._group.open = list(self._calls)
+            self._calls[actor.harvest.remote(claimed)] = (actor, claimed)
+        self._group.pending = list(self._calls)
 
     def _low(self) -> int:
-        """The first position that an SAE in training may still need."""
+        """Return the first position that an SAE in training may still need."""
         saes = [sae for sae in self._plan.saes if sae.name in self._training]
         steps = [checkpoint.newest(self._plan.bucket, sae.layout) for sae in saes]
         return min((self._order.positions(step).start for step in steps), default=self._rolling.low)
 
-    def _pass(self, low: int) -> None:
-        """Before any shard goes, readers are told from where on there is something."""
+    def _advance(self, low: int) -> None:
         before = self._rolling.low
         passed = self._rolling.passed(low)
-        if self._rolling.low != before:
+        if self._rolling.low != before:  # readers have to know the new bound before a shard behind it goes
             announce(self._plan.bucket, self._manifest.dataset, self._rolling.low)
         self._delete(passed)
 
@@ -93,26 +101,26 @@ class RollingHarvest:
 
 
 def check_all_fit(plan: Pass, trainers: int) -> None:
-    """InputError unless the cluster can run all trainers and the harvesters at the same time: each waits for the others."""
-    harvest, train, have = plan.config.harvest, plan.config.train, ray.cluster_resources()
+    """Raise InputError unless all trainers and harvesters fit into the cluster at the same time."""
+    harvest, train, have = plan.config.harvest, plan.config.train, ray.cluster_resources()  # type: ignore[no-untyped-call]
     for kind, need in (
         ("CPU", harvest.actors * harvest.cpus + trainers * train.cpus),
         ("GPU", harvest.actors * harvest.gpus + trainers * train.gpus),
     ):
         if need > have.get(kind, 0):
             raise InputError(
-                f"harvest.rolling: {harvest.actors} harvesters and {trainers} trainers run at the same time and take {need:g} {kind}s, and "
+                f"harvest.rolling: {harvest.actors} harvesters and {trainers} trainers run at the same time and need {need:g} {kind}s, but "
                 f"the cluster has {have.get(kind, 0):g}: lower train.{kind.lower()}s or harvest.actors, or leave harvest.rolling out"
             )
 
 
 def announce(bucket: Bucket, dataset: str, low: int) -> None:
-    """Tell readers that the dataset is in rolling mode, and that positions before ``low`` are gone."""
+    """Record that a dataset is in rolling mode and that positions before ``low`` are gone."""
     bucket.write(DatasetLayout(dataset).rolling, checksummed_record(RollingRecord(low=low).model_dump()))
 
 
 def remove_shard(bucket: Bucket, dataset: str, shard: int) -> None:
-    """Its commit record first: a shard without one does not exist."""
+    """Delete a shard, its commit record first, because a shard without a record does not exist."""
     layout = DatasetLayout(dataset)
     bucket.remove(layout.commit(shard))
     bucket.remove_tree(layout.shard(shard))

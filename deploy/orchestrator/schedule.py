@@ -1,10 +1,10 @@
-"""Which SAEs are trained next, as a state machine: events in, decisions out, no Ray, no clock.
+"""Decide which SAEs train next, as a state machine: events in, decisions out, no Ray, no clock.
 
-SAEs of one stream that train together share one read of it, so they form a *cohort* that starts together. Another cohort of
-that stream waits until the first has ended: it would hold the first up, or read alone until it has caught up. A cohort is
-divided into *groups*, each of which takes one slot; a wide SAE, whose latents are divided over several slots, is a group of its own.
-Cohorts are started in order of priority, then of the plan: one that does not fit into the free slots is passed by others of its
-priority, never by those of a lower one. What failed is tried again after all others.
+SAEs of one stream that train together share one read of the stream. So these SAEs form a *cohort*, which starts together. The next
+cohort of the stream waits until the first one has ended; started earlier, it would hold up the first or read alone to catch up.
+A cohort is divided into *groups*, and each group takes one slot. A wide SAE, sharded over several slots, is a group of its own.
+Cohorts start in order of priority, then of the plan. If a cohort does not fit into the free slots, others of the same priority may
+go ahead; cohorts of a lower priority may not. Failed SAEs are retried after all others.
 """
 
 from collections import Counter
@@ -15,22 +15,23 @@ from typing import Literal
 from scopemill.deploy.plan.cohorts import Entry, cohorts_of, divided, slots_of
 
 State = Literal["waiting", "training", "finished", "stopped", "failed"]
+ENDED: tuple[State, ...] = ("finished", "stopped", "failed")
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How it went with an SAE, in the end."""
+class SaeOutcome:
+    """Record how the training of an SAE ended."""
 
     state: State
     tries: int
-    why: str = ""
+    reason: str = ""
 
 
 class Schedule:
-    """``start`` says which to start, given free slots; ``finished``, ``stopped`` and ``failed`` tell how each that was started ended.
+    """Track every SAE from waiting to its outcome, and choose the cohorts to start.
 
-    ``at_once`` is the number of slots, ``group`` the most SAEs that share one, ``streams`` the most streams that are ever read at
-    once, ``retries`` how often one that failed is tried again.
+    ``at_once`` is the number of slots, ``group`` the most SAEs that share a slot, ``streams`` the most streams that are read at the same
+    time, and ``retries`` the number of further tries after a failure.
     """
 
     def __init__(self, entries: Sequence[Entry], at_once: int, streams: int, retries: int, group: int = 1):
@@ -38,14 +39,15 @@ class Schedule:
         self._waiting = sorted(entries, key=lambda entry: -entry.priority)  # stable: then in the plan's order
         self.training: dict[str, Entry] = {}
         self.tries: Counter[str] = Counter()
-        self.endings: dict[str, Ending] = {}
+        self.outcomes: dict[str, SaeOutcome] = {}
 
     @property
     def done(self) -> bool:
+        """Return whether every SAE has an outcome."""
         return not self._waiting and not self.training
 
     def start(self, free: int) -> list[list[list[str]]]:
-        """The cohorts to start now that so many slots are free, each in its groups. None of them was in training, and all now are."""
+        """Start the cohorts that fit into ``free`` slots, and return each as its groups of names."""
         started: list[list[list[str]]] = []
         while cohort := self._next(free):
             groups = divided(cohort, self._group)
@@ -58,38 +60,41 @@ class Schedule:
         return started
 
     def finished(self, name: str) -> None:
+        """Note that an SAE in training has done all its steps."""
         self._end(name, "finished")
 
-    def stopped(self, name: str, why: str) -> None:
-        """It was ended early, and is not to go on."""
-        self._end(name, "stopped", why)
+    def stopped(self, name: str, reason: str) -> None:
+        """Note that an SAE in training was stopped early for good."""
+        self._end(name, "stopped", reason)
 
-    def withdraw(self, name: str, why: str) -> bool:
-        """The same of one that waits, to be tried again; False if it does not wait."""
+    def withdraw(self, name: str, reason: str) -> bool:
+        """Stop an SAE that waits for a retry; return False if the SAE does not wait."""
         entry = next((entry for entry in self._waiting if entry.name == name), None)
         if entry:
             self._waiting.remove(entry)
-            self.endings[name] = Ending("stopped", self.tries[name], why)
+            self.outcomes[name] = SaeOutcome("stopped", self.tries[name], reason)
         return entry is not None
 
-    def failed(self, name: str, why: str, is_transient: bool) -> bool:
-        """A try failed; ``is_transient``: another may go better. Returns whether it will be tried again."""
+    def failed(self, name: str, reason: str, is_transient: bool) -> bool:
+        """Note a failed try, and return whether the SAE will be retried."""
         if not is_transient or self.tries[name] > self._retries:
-            self._end(name, "failed", why)
+            self._end(name, "failed", reason)
             return False
         self._waiting.append(self.training.pop(name))
         return True
 
     def counts(self) -> dict[State, int]:
-        ended = Counter(ending.state for ending in self.endings.values())
-        return {"waiting": len(self._waiting), "training": len(self.training)} | {s: ended[s] for s in ("finished", "stopped", "failed")}
+        """Return the number of SAEs in each state."""
+        ended = Counter(outcome.state for outcome in self.outcomes.values())
+        counts: dict[State, int] = {"waiting": len(self._waiting), "training": len(self.training)}
+        return counts | {state: ended[state] for state in ENDED}
 
-    def _end(self, name: str, state: State, why: str = "") -> None:
+    def _end(self, name: str, state: State, reason: str = "") -> None:
         del self.training[name]
-        self.endings[name] = Ending(state, self.tries[name], why)
+        self.outcomes[name] = SaeOutcome(state, self.tries[name], reason)
 
     def _next(self, free: int) -> list[Entry]:
-        """The first cohort of those that are up next which fits; empty if none does."""
+        """Return the first cohort that is up next and fits, or an empty list."""
         reading = {entry.stream for entry in self.training.values()}
         if len(reading) >= self._streams:
             return []
@@ -97,7 +102,7 @@ class Schedule:
         return next(fitting, [])
 
     def _up_next(self) -> list[list[Entry]]:
-        """The cohorts that nothing waiting goes before: of the fewest tries, and among those of the highest priority."""
+        """Return the waiting cohorts with the fewest tries and, among these, the highest priority."""
         if not self._waiting:
             return []
         rank = min(map(self._rank, self._waiting))

@@ -17,7 +17,7 @@ from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer.config.grid import TrainConfig
 from scopemill.trainer.worker.assignment import Assignment
-from scopemill.trainer.worker.group_trainer import Run
+from scopemill.trainer.worker.group_trainer import GroupTrainer
 
 
 def group_over_alone(folder: Path, dataset: str, hook: str, saes: int = 8, steps: int = 32, bytes_per_second: float = 4e6) -> Figure:
@@ -43,7 +43,7 @@ def group_over_alone(folder: Path, dataset: str, hook: str, saes: int = 8, steps
 
     def train(n: int) -> float:
         server = ActivationServer(bucket, ServerConfig(window_mib=64), 1)
-        run, began = Run(results, [assignment(1e-3 * (i + 1)) for i in range(n)]), time.perf_counter()
+        run, began = GroupTrainer(results, [assignment(1e-3 * (i + 1)) for i in range(n)]), time.perf_counter()
         run.run(server.address)
         server.stop()
         return time.perf_counter() - began

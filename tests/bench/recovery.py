@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from support.sparse_world import SparseWorld
 
-from scopemill.trainer.config.recipe import SaeConfig
+from scopemill.trainer.config.recipe import sae_config
 from scopemill.trainer.config.templates import load_template
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.sae.base import Sae
@@ -53,7 +53,7 @@ def train(architecture: str, shape: Shape, options: dict, world: SparseWorld) ->
         architecture=architecture, width=WIDTH, tokens=ROWS * STEPS, batch_size=ROWS, learning_rate=1e-2, lr_warmup_steps=20,
         sparsity_warmup_steps=STEPS // 4, initial_decoder_bias="zero", dead_after_tokens=20 * ROWS, log_every=100,
     )  # fmt: skip
-    config = SaeConfig(**load_template("quick").fields | same | options)
+    config = sae_config(load_template("quick").fields | same | options)
     loop = Loop(initial_sae(config, shape, torch.zeros(shape.d_out)), config, History())
     while not loop.done:
         x = world.batch(loop.step_number, ROWS)

@@ -1,4 +1,4 @@
-"""SAEs to train on a small synthetic dataset, and what became of them."""
+"""Assign SAEs of a small synthetic dataset, and read what their training wrote."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from scopemill.proto.wire import StreamSpec
 from scopemill.trainer.training.history import History
 from scopemill.trainer.worker.actor import Trainer
 from scopemill.trainer.worker.assignment import Assignment
-from scopemill.trainer.worker.group_trainer import Run
+from scopemill.trainer.worker.group_trainer import GroupTrainer
 from scopemill.trainer.worker.sae_trainer import Progress
 from support.sae_reference import quick
 
@@ -38,15 +38,15 @@ def assign(folder: str = "a", **changes) -> Assignment:
     )
 
 
-def train(trainer: Run | Trainer, *arguments) -> int:
-    """The steps that its only SAE has done; what went wrong is raised."""
+def train(trainer: GroupTrainer | Trainer, *arguments) -> int:
+    """Return the steps done by the only SAE; raise its error."""
     (outcome,) = trainer.run(*arguments).values()
     if isinstance(outcome, ScopemillError):
         raise outcome
     return outcome
 
 
-def progress(trainer: Run | Trainer, steps: tuple[int, ...] = ()) -> Progress:
+def progress(trainer: GroupTrainer | Trainer, steps: tuple[int, ...] = ()) -> Progress:
     (told,) = trainer.progress(steps)
     return told
 

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback: answers ``hf://`` from a folder of ``<owner>/<name>/``, and takes commits into it."""
+"""Serve a folder of ``<owner>/<name>/`` on loopback, like Hugging Face's hub, and take commits into it."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ COMMIT = "0" * 40
 
 @contextmanager
 def running_hub(root: Path) -> Iterator[str]:
-    """The address of a hub for as long as the block runs; it is to be the environment's HF_ENDPOINT."""
+    """Run a hub while the block runs; yield its address, for the environment's HF_ENDPOINT."""
 
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

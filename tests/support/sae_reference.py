@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from scopemill.trainer.config.recipe import SaeConfig
+from scopemill.trainer.config.recipe import SaeConfig, sae_config
 from scopemill.trainer.config.templates import load_template
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.sae.base import Sae
@@ -26,7 +26,7 @@ CROSS = Shape((6, 5, 4), (4, 5, 6), autoencoder=False)  # three layers, F latent
 
 def quick(**changes) -> SaeConfig:
     """A small configuration that any test can start from."""
-    return SaeConfig(**load_template("quick").fields | dict(width=F, sparsity=0.37) | changes)
+    return sae_config(load_template("quick").fields | dict(width=F, sparsity=0.37) | changes)
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,8 @@ class Reference:
         return value + sum(share * share / config.frequency_limit for share in firing) if config.frequency_limit else value
 
     def _largest_dead(self, z: np.ndarray) -> np.ndarray:
+        if not self.config.counts_latents:
+            return np.zeros_like(z, dtype=bool)
         on = self.dead & (z > 0)
         ranks = np.argsort(np.argsort(np.where(self.dead, -z, np.inf), axis=1), axis=1)
         return on & (ranks < (self.config.auxk_latents or self.shape.d_out // 2))

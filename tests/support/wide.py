@@ -13,7 +13,7 @@ from scopemill.trainer.parallel.process_group import Rendezvous, join
 from scopemill.trainer.parallel.shards import DistributedShard
 from scopemill.trainer.worker.actor import Trainer
 from scopemill.trainer.worker.assignment import Assignment
-from scopemill.trainer.worker.group_trainer import Run
+from scopemill.trainer.worker.group_trainer import GroupTrainer
 from scopemill.trainer.worker.sae_trainer import Outcome
 from support.assignments import train
 
@@ -47,7 +47,7 @@ def in_processes(bucket: Bucket, assignment: Assignment, address: str, parts: in
 def finish(bucket: Bucket, assignment: Assignment, address: str, parts: int) -> int:
     """The steps done, in so many processes or, of 1, without a process group."""
     if parts == 1:
-        return train(Run(bucket, [assignment]), address)
+        return train(GroupTrainer(bucket, [assignment]), address)
     outcomes, errors = in_processes(bucket, assignment, address, parts)
     assert errors == [None] * (parts - 1)
     (outcome,) = outcomes.values()

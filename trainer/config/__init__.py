@@ -1,0 +1,1 @@
+"""Describe what to train and how: recipes, grids, templates and wiring. Nothing here imports torch."""

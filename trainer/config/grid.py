@@ -1,49 +1,65 @@
-"""What to train: the fields of a sweep's ``train`` section, a grid of SAEs. Templates fill them, see ``templates.py``."""
+"""Describe what to train: a sweep's ``train`` section is a grid of SAEs, and a template fills its fields."""
 
 import math
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from scopemill.proto.config import Config, NodeLabels
 from scopemill.proto.errors import TemplateError
-from scopemill.trainer.config.recipe import UNDIVIDED, Recipe, SaeConfig
+from scopemill.trainer.config.recipe import UNDIVIDED, Recipe, SaeConfig, kind_of, only_read, readers, sae_config
 from scopemill.trainer.config.templates import load_template
 
 MonitorName = Literal["jsonl", "tensorboard", "wandb"]
-ONE_FOR_ALL = ("tokens", "batch_size", "log_every")  # of a sweep's recipes: SAEs of a stream share batches, rivals are compared by step
+ONE_FOR_ALL = ("tokens", "batch_size", "log_every")  # SAEs of a stream share batches, and rivals are compared at the same steps
 
 
 class HalvingConfig(Config):
-    """Successive halving: of rivals (SAEs that differ in sparsity alone) those that others outdo in both L0 and FVU are stopped early."""
+    """Describe successive halving, which stops some rivals early.
+
+    Rivals are SAEs that differ only in sparsity. A rival is stopped if others are better in both L0 and FVU.
+    """
 
     rungs: tuple[float, ...] = Field(
         (0.25, 0.5),
         strict=False,
         min_length=1,
-        description="Shares of the steps at which rivals are compared.",
+        description="Shares of the steps after which rivals are compared.",
     )
-    keep: float = Field(0.5, gt=0, lt=1, description="At least this share of the rivals goes on from each rung.")
+    keep: float = Field(0.5, gt=0, lt=1, description="Smallest share of the rivals that continues after each rung.")
 
     @model_validator(mode="after")
     def _rising(self):
         if list(self.rungs) != sorted(set(self.rungs)) or not 0 < self.rungs[0] <= self.rungs[-1] < 1:
-            raise ValueError("rungs: shares of the steps that rise between 0 and 1, such as [0.25, 0.5]")
+            raise ValueError("rungs: must be shares of the steps that rise between 0 and 1, such as [0.25, 0.5]")
         return self
 
     def steps(self, steps: int, log_every: int) -> tuple[int, ...]:
-        """The step of each rung: the first row of the history at or after its share of the steps."""
+        """Return the step of each rung: the first row of the history at or after the rung's share."""
         return tuple(math.ceil(rung * steps / log_every - 1e-9) * log_every for rung in self.rungs)
 
 
 class Grid(Recipe):
-    """One recipe with every one of some widths and every one of some sparsities."""
+    """Combine one recipe with every width and every sparsity.
 
-    template: str = Field("gemma-scope", description="Fills every field that is not given: see `scopemill templates`.")
-    # Not strict about the sequence's type: what _fill_from_template returns is Python's, where a YAML list is a list.
+    Every field of the recipe has a value here; ``saes`` drops the fields that the recipe's kind of SAE does not read.
+    """
+
+    template: str = Field("gemma-scope", description="Template that fills every field that is not given; see `scopemill templates`.")
+    # Not strict about the sequence's type: the filled fields are Python's, where a YAML list is a list.
     widths: tuple[int, ...] = Field(strict=False, description="Numbers of latents.")
     sparsities: tuple[float, ...] = Field(
-        strict=False, description="How sparse: lambdas; for topk kinds k, or below 1 shares of the width; for target_l0 the L0s."
+        strict=False,
+        description="How sparse the SAEs are: lambda; for topk and batchtopk k, or below 1 a share of the width; for target_l0 L0*.",
     )
 
     @model_validator(mode="after")
@@ -51,9 +67,9 @@ class Grid(Recipe):
         for field in ("widths", "sparsities"):
             values = getattr(self, field)
             if not values and self.makes_saes:
-                raise ValueError(f"{field} has to name at least one")
+                raise ValueError(f"{field} has to hold at least one value")
             if len(set(values)) != len(values):
-                raise ValueError(f"{field} names a value twice")
+                raise ValueError(f"{field} holds a value twice")
         if min(self.widths, default=1) < 1 or min(self.sparsities, default=0) < 0:
             raise ValueError("widths must be at least 1, and sparsities not negative")
         try:
@@ -62,50 +78,71 @@ class Grid(Recipe):
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_unread(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return what a sweep file has to say, and no field that would be refused there."""
+        dropped = Recipe.model_fields.keys() - self._told
+        return {name: value for name, value in serialize(self).items() if name not in dropped}
+
+    @property
+    def _told(self) -> set[str]:
+        """Return the recipe's fields that a dump names."""
+        return kind_of(self.filled).reads
+
     @property
     def makes_saes(self) -> bool:
+        """Return whether SAEs are trained by this recipe itself, and not only by its variants."""
         return True
 
+    @property
+    def filled(self) -> dict[str, Any]:
+        """Return every field of the recipe, also the fields that its kind of SAE does not read."""
+        return {name: getattr(self, name) for name in Recipe.model_fields}
+
     def saes(self) -> list[SaeConfig]:
-        """One configuration per SAE of a connection."""
+        """Return one configuration per width and sparsity."""
         if not self.makes_saes:
             return []
-        recipe = {name: getattr(self, name) for name in Recipe.model_fields}
-        return [SaeConfig(width=w, sparsity=s, **recipe) for w in self.widths for s in self.sparsities]
+        return [sae_config(self.filled | {"width": w, "sparsity": s}) for w in self.widths for s in self.sparsities]
 
 
 class Variant(Grid):
-    """One of several recipes of a sweep: the ``train`` section with some of its fields replaced."""
+    """Describe one of several recipes of a sweep: the ``train`` section with some fields replaced."""
 
     layers: tuple[int, ...] | None = Field(
-        None, strict=False, min_length=1, description="Of those that are harvested; absent: all of them."
+        None, strict=False, min_length=1, description="The harvested layers that this variant is for; absent: all of them."
     )
-    sites: tuple[str, ...] | None = Field(None, strict=False, min_length=1, description="Of those that are harvested; absent: all of them.")
+    sites: tuple[str, ...] | None = Field(
+        None, strict=False, min_length=1, description="The harvested sites that this variant is for; absent: all of them."
+    )
 
 
 class TrainConfig(Grid):
-    """A sweep's ``train`` section: every width with every sparsity, at every hook; or so for each of several variants."""
+    """Describe a sweep's ``train`` section: every width with every sparsity at every hook, or several variants."""
 
-    widths: tuple[int, ...] = Field((), strict=False, description="Numbers of latents; needed here or in each variant.")
+    widths: tuple[int, ...] = Field((), strict=False, description="Numbers of latents; required here or in each variant.")
     sparsities: tuple[float, ...] = Field(
         (),
         strict=False,
-        description="How sparse: lambdas; for topk kinds k, or below 1 shares of the width; for target_l0 the L0s. Needed like widths.",
+        description="How sparse the SAEs are: lambda; for topk and batchtopk k, or below 1 a share of the width; for target_l0 L0*. "
+        "Required here or in each variant.",
     )
     variants: tuple[Variant, ...] = Field(
         (),
         strict=False,
-        description="Several recipes: mappings, each with fields that replace the section's own; absent: the section is the only one.",
+        description="Several recipes: a list of mappings with fields that replace the section's own; absent: only the section.",
     )
-    at_once: int = Field(16, ge=1, description="Trainers that run at the same time.")
-    group: int = Field(1, ge=1, description="SAEs of one stream that a trainer trains together, at most, from one copy of each batch.")
+    at_once: int = Field(16, ge=1, description="Number of trainers that run at the same time.")
+    group: int = Field(
+        1, ge=1, description="Largest number of SAEs of one stream that a trainer trains together, from one copy of each batch."
+    )
     latents_per_trainer: int | None = Field(
         None,
         ge=1,
-        description="An SAE of more latents is divided over several trainers, in parts as equal as can be; absent: none is.",
+        description="An SAE with more latents is sharded over several trainers, in shards of nearly equal size; absent: no SAE is sharded.",
     )
-    cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per trainer; also its threads, at least one.")
-    gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per trainer; a fraction shares one.")
+    cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per trainer; also the number of its threads, at least one.")
+    gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per trainer; with a fraction, trainers share a GPU.")
     labels: NodeLabels = Field({}, description="Labels of the Ray nodes that trainers run on; absent: any node.")
     monitors: tuple[MonitorName, ...] = Field(
         ("jsonl",),
@@ -113,23 +150,38 @@ class TrainConfig(Grid):
         description="Where each SAE's history goes while it trains: jsonl (JSON lines in the SAE's folder), tensorboard, wandb.",
     )
     priority: dict[str, int] = Field(
-        {}, description="Which SAEs come first: patterns of their names, such as '*resid_post*', and a number each; others have 0."
+        {},
+        description="Which SAEs train first: a mapping from patterns of SAE names, such as '*resid_post*', to numbers; larger numbers "
+        "come first, and other SAEs have 0.",
     )
-    retries: int = Field(1, ge=0, description="How often an SAE whose trainer failed is tried again, after all others.")
-    halving: HalvingConfig | None = Field(None, description="Stop SAEs early that others outdo; absent: none is.")
+    retries: int = Field(1, ge=0, description="How often an SAE is retried, after all others, when its trainer failed.")
+    halving: HalvingConfig | None = Field(
+        None, description="Stop an SAE early if rivals are better in both L0 and FVU; absent: every SAE is trained to its last step."
+    )
+    _given: frozenset[str] = PrivateAttr(frozenset())  # the recipe's fields that the section of variants gives
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _fill_from_template(cls, value: Any) -> Any:
-        """Of a variant, what is given there comes first, then what is given in the section, then the template's."""
+    def _fill_from_template(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Fill each variant with its own fields first, then the section's, then the template's."""
         if not isinstance(value, dict):
-            return value
+            return validate(value)
         filled = _filled(value)
-        if isinstance(variants := value.get("variants"), list | tuple):
-            shared = {field: filled[field] for field in ONE_FOR_ALL if field in filled}
-            given = shared | {field: x for field, x in value.items() if field in Grid.model_fields}
-            filled["variants"] = [_variant(given, variant) if isinstance(variant, dict) else variant for variant in variants]
-        return filled
+        variants = value.get("variants")
+        if not variants or not isinstance(variants, list | tuple):
+            _check_read(value, [filled])
+            return validate(filled)
+        shared = {field: filled[field] for field in ONE_FOR_ALL if field in filled}
+        section = {field: x for field, x in value.items() if field in Grid.model_fields}
+        filled["variants"] = [_variant(shared | section, one) if isinstance(one, dict) else one for one in variants]
+        recipes = [one for one in filled["variants"] if isinstance(one, dict)]
+        for i, one in enumerate(variants):
+            if isinstance(one, dict):
+                _check_read(one, [filled["variants"][i]], f"variants[{i}].")
+        _check_read(section, recipes)
+        config = validate(filled)
+        config._given = frozenset(section.keys() & Recipe.model_fields.keys())
+        return config
 
     @model_validator(mode="after")
     def _one_for_all(self):
@@ -138,7 +190,7 @@ class TrainConfig(Grid):
                 if getattr(variant, field) != getattr(self, field):
                     raise ValueError(
                         f"variants[{i}].{field}: {getattr(variant, field)} is not the section's {getattr(self, field)}: the SAEs of a "
-                        "stream share its batches, so leave it out of the variant"
+                        f"stream share its batches, so leave {field} out of the variant"
                     )
         for grid in self.grids.values():
             for width in grid.widths:
@@ -148,31 +200,40 @@ class TrainConfig(Grid):
         return self
 
     def parts(self, width: int) -> int:
-        """How many trainers an SAE of so many latents is divided over."""
+        """Return the number of trainers that an SAE of this width is sharded over."""
         return -(-width // self.latents_per_trainer) if self.latents_per_trainer else 1
 
     @property
+    def _told(self) -> set[str]:
+        return set(self._given) if self.variants else super()._told
+
+    @property
     def makes_saes(self) -> bool:
+        """Return whether the section itself is the sweep's only recipe."""
         return not self.variants
 
     @property
     def grids(self) -> dict[str, Grid]:
-        """Those that make the sweep's SAEs, by their place in the sweep file."""
+        """Return the recipes that make the sweep's SAEs, by their place in the sweep file."""
         return {f"train.variants[{i}]": variant for i, variant in enumerate(self.variants)} or {"train": self}
 
     def _check_parts(self, grid: Grid, width: int) -> None:
         parts = self.parts(width)
         if parts == 1:
             return
-        divided = f"latents_per_trainer: an SAE of {width} latents is divided over {parts} trainers"
+        sharded = f"latents_per_trainer: an SAE of {width} latents is sharded over {parts} trainers"
         if parts > self.at_once:
-            raise ValueError(f"{divided}, and at_once is {self.at_once}: raise it, or latents_per_trainer")
+            raise ValueError(f"{sharded}, and at_once is {self.at_once}: raise at_once or latents_per_trainer")
         if grid.architecture in UNDIVIDED:
-            raise ValueError(f"{divided}, which a {grid.architecture} cannot be: raise latents_per_trainer to {width}, or leave it out")
-        if grid.resample_every:
-            raise ValueError(f"{divided}, which draw no latents anew: leave resample_every out, or raise latents_per_trainer to {width}")
+            raise ValueError(
+                f"{sharded}, and a {grid.architecture} cannot be sharded: raise latents_per_trainer to {width}, or leave it out"
+            )
+        if only_read(grid.filled).get("resample_every"):
+            raise ValueError(
+                f"{sharded}, and a sharded SAE is not resampled: leave resample_every out, or raise latents_per_trainer to {width}"
+            )
         if self.gpus % 1:
-            raise ValueError(f"{divided}, which cannot share a GPU: gpus ({self.gpus:g}) has to be a whole number")
+            raise ValueError(f"{sharded}, and its trainers cannot share a GPU: gpus ({self.gpus:g}) has to be a whole number")
 
     def _check_halving(self, halving: HalvingConfig) -> None:
         rungs = halving.steps(self.steps, self.log_every)
@@ -186,15 +247,15 @@ class TrainConfig(Grid):
         if self.at_once < needed:
             raise ValueError(
                 f"halving: the {most} SAEs of a hook and width are compared while they train, and at_once is "
-                f"{self.at_once}: raise it to {needed}"
+                f"{self.at_once}: raise at_once to {needed}"
             )
 
 
 def _filled(fields: dict[str, Any]) -> dict[str, Any]:
-    """What is given, and the template's fields in place of what is not."""
+    """Add the template's fields to the given ones."""
     name = fields.get("template", "gemma-scope")
     if not isinstance(name, str):
-        raise ValueError(f"template {name!r} is not a name")
+        raise ValueError(f"template: {name!r} is not the name of a template")
     try:
         return load_template(name).fields | fields
     except TemplateError as error:
@@ -202,6 +263,21 @@ def _filled(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _variant(section: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """All fields of a variant. What a user's own template says of the machine is the section's business."""
+    """All fields of a variant, without what a user's own template says of the machine: that is for the section."""
     about_machine = TrainConfig.model_fields.keys() - Variant.model_fields.keys() - given.keys()
     return {field: value for field, value in _filled(section | given).items() if field not in about_machine}
+
+
+def _check_read(given: Mapping[str, Any], recipes: Iterable[Mapping[str, Any]], place: str = "") -> None:
+    """ValueError if a given field of the recipe is read by none of the filled recipes."""
+    kinds = list(dict.fromkeys(kind_of(recipe) for recipe in recipes))
+    read = set().union(*(kind.reads for kind in kinds))
+    unread = [field for field in given if field in Recipe.model_fields and given[field] is not None and field not in read]
+    if kinds and unread:
+        raise ValueError(
+            "; ".join(
+                f"{place}{field} ({given[field]!r}) has no effect: it is read by {readers(field)}, and not by a "
+                f"{' or a '.join(map(str, kinds))}; leave {field} out, or change architecture, activation or penalty"
+                for field in unread
+            )
+        )

@@ -1,132 +1,129 @@
-"""How one SAE is trained: the fields that decide its weights, and which of them fit together."""
+"""Describe how one SAE is trained: a configuration holds only the fields that its kind of SAE reads."""
 
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from scopemill.proto.config import Config
+from scopemill.trainer.config import fields
+from scopemill.trainer.config.fields import (
+    LAYERED,
+    OWN_ACTIVATION,
+    PAIRED,
+    UNDIVIDED,
+    ActivationName,
+    ArchitectureName,
+    PenaltyName,
+    latents_of,
+)
 
-ActivationName = Literal["relu", "gated", "jumprelu", "topk", "batchtopk"]
-ArchitectureName = Literal[
-    "standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka", "skip",
-    "transcoder", "skip_transcoder", "crosscoder", "clt", "per_layer_transcoder",
-]  # fmt: skip
-# The words that name an activation, and what the others use unless told.
-OWN_ACTIVATION: dict[str, ActivationName] = {
-    "standard": "relu", "gated": "gated", "jumprelu": "jumprelu", "topk": "topk", "batchtopk": "batchtopk",
-}  # fmt: skip
-USUAL_ACTIVATION: dict[str, ActivationName] = {"matryoshka": "batchtopk"}
-PAIRED = ("transcoder", "skip_transcoder", "clt", "per_layer_transcoder")  # read one site, rebuild another
-LAYERED = ("crosscoder", "clt", "per_layer_transcoder")  # span every layer that is harvested
-UNDIVIDED = ("clt", "per_layer_transcoder")  # by latents, over several trainers: they have some in each layer
+__all__ = ["LAYERED", "OWN_ACTIVATION", "PAIRED", "UNDIVIDED", "Kind", "Recipe", "SaeConfig", "kind_of", "kinds", "only_read", "readers",
+           "sae_config"]  # fmt: skip
+
+BY_LATENTS: dict[str, tuple[type[Config], ...]] = {
+    "relu": (fields.SparsityWarmup,),
+    "gated": (fields.SparsityWarmup,),
+    "jumprelu": (fields.JumpReLU, fields.SparsityWarmup),
+    "topk": (fields.AuxK, fields.NoSparsityPenalty),
+    "batchtopk": (fields.AuxK, fields.NoSparsityPenalty),
+}
+BY_PENALTY: dict[str, tuple[type[Config], ...]] = {
+    "l0": (fields.FrequencyTerm,),
+    "target_l0": (fields.TargetL0, fields.FrequencyTerm),
+    "tanh": (fields.Tanh,),
+}
+BY_ARCHITECTURE: dict[str, tuple[type[Config], ...]] = {
+    "matryoshka": (fields.Matryoshka,),
+    "skip": (fields.Skip,),
+    **dict.fromkeys(PAIRED, (fields.Sites,)),
+}
 
 
-class Recipe(Config):
-    """How an SAE is trained, whatever its width and sparsity."""
+class Kind(NamedTuple):
+    """Name what decides which fields an SAE reads."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    architecture: str
+    latents: str
+    penalty: str | None  # of JumpReLU latents
 
-    architecture: ArchitectureName = Field("jumprelu", description="Which kind of SAE; docs/training-guide.md describes each.")
-    activation: ActivationName | None = Field(
-        None,
-        description="Between encoder and decoder, where the architecture leaves it open: jumprelu, for matryoshka batchtopk.",
+    def __str__(self) -> str:
+        details = [f"{self.latents} latents"] if self.architecture not in OWN_ACTIVATION else []
+        details += [f"penalty {self.penalty}"] if self.penalty else []
+        return f"{self.architecture} SAE" + (f" with {' and '.join(details)}" if details else "")
+
+    @property
+    def parts(self) -> tuple[type[Config], ...]:
+        """Return the classes whose fields, with those of every SAE, this kind reads."""
+        resampled = self.latents in ("relu", "jumprelu") and self.architecture not in PAIRED + LAYERED
+        return (
+            fields.Resampling if resampled else fields.NoResampling,
+            *BY_ARCHITECTURE.get(self.architecture, ()),
+            fields.MeanDecoderBias if self.architecture == "skip_transcoder" else fields.DecoderBias,
+            *(BY_PENALTY.get(self.penalty, ()) if self.penalty else ()),
+            *BY_LATENTS.get(self.latents, ()),
+            fields.Adam,
+        )
+
+    @property
+    def reads(self) -> set[str]:
+        """Return the names of the fields that this kind reads."""
+        every: tuple[type[Config], ...] = (*self.parts, fields.EverySae)
+        return {name for part in every for name in part.model_fields}
+
+
+class Recipe(
+    fields.Resampling, fields.Skip, fields.Matryoshka, fields.DecoderBias, fields.AuxK, fields.Tanh, fields.TargetL0, fields.FrequencyTerm,
+    fields.JumpReLU, fields.SparsityWarmup, fields.Adam, fields.Sites, fields.EverySae,
+):  # fmt: skip
+    """Hold every field of every kind of SAE: what a sweep file or a template may say about training."""
+
+
+if TYPE_CHECKING:
+    _Fields = Recipe  # which fields an SAE has is known only at run time, so a type checker sees all of them
+else:
+    _Fields = fields.EverySae
+
+
+class SaeConfig(_Fields):
+    """Hold everything that decides one SAE's weights, given its stream.
+
+    ``sae_config`` makes the configuration of the right kind, a subclass with the fields that this kind reads.
+    """
+
+    width: int = Field(ge=1, description="Number of latents; for clt and per_layer_transcoder the number in each layer.")
+    sparsity: float = Field(
+        ge=0, description="How sparse the SAE is: lambda; for topk and batchtopk k, or below 1 a share of the width; for target_l0 L0*."
     )
-    input_site: str = Field("mlp_in", description="Of transcoders: the site that is read.")
-    target_site: str = Field("mlp_out", description="Of transcoders: the site of the same layer that is rebuilt.")
-    tokens: int = Field(ge=1, description="Rows to train on; steps = tokens / batch_size, rounded up.")
-    batch_size: int = Field(ge=1, description="Rows per step.")
-    accumulate: int = Field(1, ge=1, description="Parts that a batch is cut into to save memory; their gradients are added up.")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the matrix products; weights and sums are float32 always.")
-    normalization: Literal["scale", "sqrt_d", "none", "layer_norm"] = Field(
-        "scale", description="What the SAE sees: E||x||^2 = 1, E||x||^2 = d, raw activations, or each row with mean 0 and variance 1."
-    )
-    learning_rate: float = Field(gt=0, description="Adam's, after the warm-up.")
-    lr_warmup_steps: int = Field(ge=0, description="Cosine warm-up from a tenth of the learning rate.")
-    lr_decay_fraction: float = Field(ge=0, le=1, description="Last part of the steps over which the rate falls linearly to zero.")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of Adam's second moment; there is no first (beta1 = 0).")
-    adam_epsilon: float = Field(1e-8, gt=0, description="Adam's.")
-    clip_gradient: float | None = Field(None, gt=0, description="The largest norm of the whole gradient; absent: not clipped.")
-    sparsity_warmup_steps: int = Field(ge=0, description="Steps over which the sparsity coefficient rises linearly from zero.")
-    sparsity_warmup_fraction: float = Field(0, ge=0, le=1, description="The same as a share of all steps; the longer of the two counts.")
-    penalty: Literal["l0", "tanh", "target_l0"] = Field(
-        "l0", description="JumpReLU's: lambda ||f||_0, lambda sum tanh(c f ||W_dec||), or 2 lambda / L0* (L0 - L0*)^2 with L0* = sparsity."
-    )
-    target_coefficient: float = Field(0.01, gt=0, description="lambda of the target_l0 penalty.")
-    frequency_limit: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="f0 of the frequency term sum p^2 / f0, which is added under l0 and target_l0; absent: no such term.",
-    )
-    tanh_scale: float = Field(4, gt=0, description="c of the tanh penalty.")
-    pre_activation_coefficient: float = Field(0, ge=0, description="lambda_P of sum ReLU(theta - z) ||W_dec||, which revives dead latents.")
-    initial_threshold: float = Field(0.001, ge=0, description="JumpReLU's threshold at the start.")
-    initial_l0: float | None = Field(None, gt=0, description="Take the first thresholds from the first batch instead, so that L0 is this.")
-    initial_sae: str | None = Field(None, description="Start from a finished SAE of the same kind and shape: its folder, any fsspec URL.")
-    bandwidth: float = Field(0.001, gt=0, description="Width of the kernel that gives JumpReLU's threshold its gradient.")
-    initial_decoder_bias: Literal["zero", "mean"] = Field("zero", description="Where the decoder's bias starts.")
-    prefixes: tuple[float, ...] = Field(
-        (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1), strict=False, min_length=1, description="Matryoshka's nested parts, as shares of the width."
-    )
-    skip_rank: int = Field(8, ge=1, description="Rank of the linear map beside a skip SAE; a skip_transcoder's is a full matrix.")
-    auxk_coefficient: float = Field(1 / 32, ge=0, description="Of the loss by which topk and batchtopk revive dead latents (AuxK).")
-    auxk_latents: int | None = Field(None, ge=1, description="Dead latents that AuxK lets rebuild the error; absent: d / 2.")
-    resample_every: int | None = Field(None, ge=1, description="Steps after which dead latents are drawn anew from badly rebuilt rows.")
-    resample_until: float = Field(0.5, gt=0, le=1, description="Share of the steps after which no latent is drawn anew.")
-    dead_after_tokens: int = Field(ge=1, description="A latent that has not fired for so many tokens counts as dead.")
-    checkpoint_every: int = Field(ge=1, description="Steps between checkpoints; the last step has one too.")
-    log_every: int = Field(ge=1, description="Steps per row of the history.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Of the initial weights.")
+
+    def __reduce__(self):
+        return sae_config, (self.model_dump(),)  # the class of a kind is made when needed, so it cannot be imported by name
 
     @model_validator(mode="after")
     def _fits_together(self):
+        kind = self.architecture
         if self.tokens < self.batch_size:
             raise ValueError(f"tokens ({self.tokens}) is less than one batch (batch_size = {self.batch_size})")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size ({self.batch_size}) cannot be cut into accumulate = {self.accumulate} equal parts")
         if self.counts_latents and self.batch_size == self.accumulate:
             raise ValueError(
-                f"batch_size ({self.batch_size}): {self.latents} divides errors by the variance over a part's rows, which takes two"
+                f"batch_size ({self.batch_size}): {self.latents} divides errors by the variance over the rows of a part, so each of the "
+                f"accumulate = {self.accumulate} parts needs at least 2 rows"
             )
-        own = OWN_ACTIVATION.get(self.architecture)
+        own = OWN_ACTIVATION.get(kind)
         if own and self.activation not in (None, own):
-            raise ValueError(f"activation: {self.architecture} has its own ({own}), not {self.activation}")
-        if self.activation == "gated" and self.architecture in PAIRED + LAYERED:
-            raise ValueError(f"activation: {self.architecture} is not trained with gated latents; take relu, jumprelu, topk or batchtopk")
-        if self.normalization == "layer_norm" and self.architecture in PAIRED + LAYERED:
-            raise ValueError(f"normalization: layer_norm is for SAEs of one hook, not for a {self.architecture}; take scale")
+            raise ValueError(f"activation: {kind} has its own ({own}), not {self.activation}: leave activation out")
+        if self.activation == "gated" and kind in PAIRED + LAYERED:
+            raise ValueError(f"activation: {kind} is not trained with gated latents; take relu, jumprelu, topk or batchtopk")
+        if self.normalization == "layer_norm" and kind in PAIRED + LAYERED:
+            raise ValueError(f"normalization: layer_norm is for SAEs of one hook, not for a {kind}; take scale")
         if self.initial_decoder_bias == "mean" and self.normalization == "layer_norm":
             raise ValueError("initial_decoder_bias: the mean of rows under layer_norm is not known before training; take zero")
-        if self.resample_every and (self.architecture in PAIRED + LAYERED or self.latents in ("gated", "topk", "batchtopk")):
-            raise ValueError(
-                f"resample_every: a {self.architecture} with {self.latents} latents is not resampled; it is for ReLU and JumpReLU SAEs"
-            )
-        if list(self.prefixes) != sorted(set(self.prefixes)) or self.prefixes[0] <= 0 or self.prefixes[-1] != 1:
-            raise ValueError("prefixes: shares of the width that rise to 1, such as [0.25, 0.5, 1]")
-        if self.architecture in PAIRED and self.input_site == self.target_site:
-            raise ValueError(f"target_site: a {self.architecture} rebuilds another site than it reads, not {self.target_site} again")
+        if kind in PAIRED and self.input_site == self.target_site:
+            raise ValueError(f"target_site: a {kind} reconstructs another site than the one it reads, and both are {self.target_site}")
         return self
-
-    @property
-    def steps(self) -> int:
-        return -(-self.tokens // self.batch_size)  # rounded up: Gemma Scope's 4B tokens are 976,563 steps
-
-    @property
-    def latents(self) -> ActivationName:
-        """The activation in use."""
-        return OWN_ACTIVATION.get(self.architecture) or self.activation or USUAL_ACTIVATION.get(self.architecture, "jumprelu")
-
-    @property
-    def counts_latents(self) -> bool:
-        """Whether ``sparsity`` is a number of latents (k), or below 1 a share of the width, instead of a coefficient."""
-        return self.latents in ("topk", "batchtopk")
-
-
-class SaeConfig(Recipe):
-    """Everything that decides one SAE's weights, given its stream."""
-
-    width: int = Field(ge=1, description="Number of latents; of clt and per_layer_transcoder in each layer.")
-    sparsity: float = Field(ge=0, description="How sparse: lambda; for topk kinds k, or below 1 a share of the width; for target_l0 L0*.")
 
     @model_validator(mode="after")
     def _sparse_enough(self):
@@ -134,20 +131,85 @@ class SaeConfig(Recipe):
             k = self.sparsity * self.width if self.sparsity < 1 else self.sparsity
             if k < 1 or k > self.width or (self.sparsity >= 1 and k != int(k)):
                 raise ValueError(
-                    f"sparsity ({self.sparsity:g}) is k here: a whole number from 1 to the width ({self.width}), or a share of it"
+                    f"sparsity ({self.sparsity:g}) is k here: a whole number from 1 to the width ({self.width}), or a share of the width"
                 )
-        elif self.latents == "jumprelu" and self.penalty == "target_l0" and not 0 < self.sparsity <= self.width:
+        elif self._targets_l0 and not 0 < self.sparsity <= self.width:
             raise ValueError(f"sparsity ({self.sparsity:g}) is the wanted L0 here: above 0, at most the width ({self.width})")
         return self
 
     @property
     def k(self) -> int:
-        """Latents per row that a topk kind keeps."""
+        """Return the number of latents per row that a topk kind keeps."""
         return max(1, round(self.sparsity * self.width)) if self.sparsity < 1 else int(self.sparsity)
 
     @property
     def coefficient(self) -> float:
-        """What the sparsity penalty counts with, once warmed up."""
+        """Return the coefficient of the sparsity penalty after the warm-up."""
         if self.counts_latents:
             return 0.0
-        return self.target_coefficient if self.latents == "jumprelu" and self.penalty == "target_l0" else self.sparsity
+        return self.target_coefficient if self._targets_l0 else self.sparsity
+
+    @property
+    def _targets_l0(self) -> bool:
+        return self.latents == "jumprelu" and self.penalty == "target_l0"
+
+
+def sae_config(given: Mapping[str, Any]) -> SaeConfig:
+    """Return the configuration of one SAE; recipe fields that its kind does not read are dropped."""
+    given = dict(given)
+    return _class_of(kind_of(given)).model_validate(only_read(given))
+
+
+def kind_of(given: Mapping[str, Any]) -> Kind:
+    """Return the kind that the given fields name, with the defaults where a field is absent."""
+    words = {name: value for name in ("architecture", "activation", "penalty") if isinstance(value := given.get(name), str)}
+    architecture = words.get("architecture", "jumprelu")
+    latents = latents_of(architecture, words.get("activation"))
+    return Kind(architecture, latents, words.get("penalty", "l0") if latents == "jumprelu" else None)
+
+
+def only_read(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given fields without the recipe fields that their kind does not read."""
+    unread = Recipe.model_fields.keys() - kind_of(given).reads
+    return {name: value for name, value in given.items() if name not in unread}
+
+
+def kinds() -> list[Kind]:
+    """Return every kind of SAE that can be trained."""
+    return [
+        Kind(architecture, latents, penalty)
+        for architecture in get_args(ArchitectureName)
+        for latents in get_args(ActivationName)
+        if OWN_ACTIVATION.get(architecture, latents) == latents and not (latents == "gated" and architecture in PAIRED + LAYERED)
+        for penalty in (get_args(PenaltyName) if latents == "jumprelu" else (None,))
+    ]
+
+
+def readers(field: str) -> str:
+    """Return which SAEs read a field, in words: "matryoshka", or "SAEs with jumprelu latents and penalty tanh"."""
+    reading = [kind for kind in kinds() if field in kind.reads]
+    architectures, latents, penalties = ({kind[i] for kind in reading} for i in range(3))
+    silent = set(get_args(ArchitectureName)) - architectures
+    possible = [kind for kind in kinds() if kind.architecture in architectures]
+    if len(silent) <= 1:
+        words = "every architecture" + (f" but {silent.pop()}" if silent else "")
+    elif architectures == {kind.architecture for kind in kinds() if kind.latents in latents}:
+        words, possible = "SAEs", kinds()
+    else:
+        words = _listed(architectures, ArchitectureName, "and")
+    if latents != {kind.latents for kind in possible}:
+        words += f" with {_listed(latents, ActivationName, 'or')} latents"
+    if penalties != {kind.penalty for kind in possible if kind.latents in latents}:
+        words += f" and penalty {_listed(penalties, PenaltyName, 'or')}"
+    return words
+
+
+def _listed(names: Iterable[Any], of: Any, last: str) -> str:
+    *some, one = (name for name in get_args(of) if name in names)
+    return f"{', '.join(some)} {last} {one}" if some else one
+
+
+@cache
+def _class_of(kind: Kind) -> type[SaeConfig]:
+    bases: tuple[Any, ...] = (*kind.parts, SaeConfig)
+    return create_model("SaeConfig", __base__=bases)

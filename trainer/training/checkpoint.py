@@ -5,7 +5,6 @@ is the next batch of the stream, which is all the state of the data. Every file 
 gathers what it writes and scatters what it reads, so the files have the unsharded format.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage import checksums as seal
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record, checksummed_tensors
-from scopemill.trainer.config.recipe import SaeConfig
+from scopemill.trainer.config.recipe import SaeConfig, only_read, sae_config
 from scopemill.trainer.config.wiring import Shape, Wiring
 from scopemill.trainer.parallel.shards import LatentShard
 from scopemill.trainer.sae.base import Sae
@@ -41,7 +40,7 @@ class CheckpointRecord:
     @property
     def sae_config(self) -> SaeConfig:
         """Return the SAE's configuration."""
-        return SaeConfig.model_validate_json(json.dumps(self.config))
+        return sae_config(self.config)
 
 
 def steps_of(bucket: Bucket, layout: SaeLayout) -> list[int]:
@@ -102,10 +101,12 @@ def load_loop(
 ) -> Loop:
     """Return a loop that resumes after a checkpoint; Conflict if its configuration differs. Other ranks call `receive_loop`."""
     record, wanted = read_record(bucket, layout, step), config.model_dump(mode="json")
-    if record.config != wanted:
-        key = next(k for k in wanted | record.config if record.config.get(k) != wanted.get(k))
+    defaults = {name: field.default for name, field in type(config).model_fields.items() if not field.is_required()}
+    trained = defaults | only_read(record.config)  # records of earlier versions hold fields that no SAE of this kind reads
+    if trained != wanted:
+        key = next(k for k in wanted | trained if trained.get(k) != wanted.get(k))
         raise Conflict(
-            f"{bucket.place(layout.root)} was trained with {key} = {record.config.get(key)!r}, and this run asks for {wanted.get(key)!r}"
+            f"{bucket.place(layout.root)} was trained with {key} = {trained.get(key)!r}, and this run asks for {wanted.get(key)!r}"
         )
     place = layout.checkpoint(step)
     sae = _described(bucket, place.record, record, shard).to(device)

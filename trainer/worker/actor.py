@@ -1,10 +1,11 @@
-"""The trainer as a Ray actor: a process that trains SAEs of one stream at a time, one group after another."""
+"""Run trainers as Ray actors: each process trains one group of SAEs after another."""
 
 import threading
 from collections.abc import Callable, Sequence
 
 import ray
 import torch
+from ray.actor import ActorClass
 
 from scopemill.proto import metrics
 from scopemill.proto.config import LOOPBACK
@@ -15,40 +16,40 @@ from scopemill.trainer.parallel.process_group import Rendezvous, join
 from scopemill.trainer.parallel.shards import DistributedShard
 from scopemill.trainer.worker.assignment import Assignment
 from scopemill.trainer.worker.follower import follow
-from scopemill.trainer.worker.group_trainer import Run
+from scopemill.trainer.worker.group_trainer import GroupTrainer
 from scopemill.trainer.worker.sae_trainer import Outcome, Progress
 
 
 class Trainer:
-    """``run`` one group of assignments after another, or ``lead`` others that ``follow`` in the training of a wide SAE.
+    """Train one group of assignments after another with ``run``, or one sharded SAE with ``lead`` and ``follow``.
 
-    ``leave`` ends one SAE early, ``stop`` all of them.
+    ``leave`` ends one SAE early, ``stop`` ends every SAE.
     """
 
     def __init__(self, bucket_url: str, threads: int, gpu: bool):
         keep_freed_memory()
         torch.set_num_threads(threads)
         self._bucket, self._device = Bucket(bucket_url), torch.device("cuda" if gpu else "cpu")
-        self._run: Run | None = None
+        self._group: GroupTrainer | None = None
         self._meeting: Rendezvous | None = None
         self._stopping = False
-        self._lock = threading.Lock()  # between a run's beginning and the words that end it
+        self._lock = threading.Lock()  # so that leave and stop never miss a group that is just starting
 
     def node(self) -> str:
-        """The id of the Ray node that this process is on."""
+        """Return the id of this process's Ray node."""
         return ray.get_runtime_context().get_node_id()
 
     def run(self, assignments: list[Assignment], server: str | Callable[[], str], keys: str | None = None) -> dict[str, Outcome]:
-        """Train SAEs of one stream together; how it went with each, by its name."""
-        run = Run(self._bucket, assignments, self._device)
-        self._take(run)
-        return run.run(server, keys)
+        """Train SAEs of one stream together; return every SAE's outcome, by its name."""
+        group = GroupTrainer(self._bucket, assignments, self._device)
+        self._switch_to(group)
+        return group.run(server, keys)
 
-    # Of a wide SAE. Whoever comes too late finds nobody: Ray must not by itself call any of these again.
+    # For a sharded SAE. A retry of only one of these calls would wait in vain for the other ranks, so Ray must not retry any.
 
     @ray.method(max_task_retries=0)
     def meet(self, here: bool) -> str:
-        """The address at which the others find this process; ``here``: all are on this node."""
+        """Open a rendezvous and return its address; ``here``: all ranks are on this node."""
         self._meeting = Rendezvous(LOOPBACK if here else ray.util.get_node_ip_address())
         return self._meeting.address
 
@@ -56,50 +57,50 @@ class Trainer:
     def lead(
         self, assignment: Assignment, server: str | Callable[[], str], keys: str | None, address: str, parts: int
     ) -> dict[str, Outcome]:
-        """``run`` an SAE whose latents are divided over so many processes, which meet at this one's ``address``."""
+        """Train, as rank 0, an SAE that is sharded over ``parts`` processes, which meet at ``address``."""
         meeting, self._meeting = self._meeting, None
         if meeting is None or meeting.address != address:
-            raise RankLost(f"the process that was to lead {assignment.name} at {address} died before it began")
-        with meeting.process_group(parts, self._device) as group:
-            run = Run(self._bucket, [assignment], self._device, DistributedShard(group, assignment.config.width))
-            self._take(run)
-            return run.run(server, keys)
+            raise RankLost(f"the process that was to lead {assignment.name} at {address} died before training started")
+        with meeting.process_group(parts, self._device) as ranks:
+            group = GroupTrainer(self._bucket, [assignment], self._device, DistributedShard(ranks, assignment.config.width))
+            self._switch_to(group)
+            return group.run(server, keys)
 
     @ray.method(max_task_retries=0)
     def follow(self, assignment: Assignment, address: str, rank: int, parts: int) -> None:
-        """Hold the latents of part ``rank``, until the leader says that it is over."""
-        self._take(None)
+        """Train the shard of ``rank`` until the leader ends."""
+        self._switch_to(None)
         host = LOOPBACK if address.startswith(LOOPBACK) else ray.util.get_node_ip_address()
-        with join(address, host, rank, parts, self._device) as group:
-            follow(assignment, DistributedShard(group, assignment.config.width), self._device)
+        with join(address, host, rank, parts, self._device) as ranks:
+            follow(assignment, DistributedShard(ranks, assignment.config.width), self._device)
 
-    def _take(self, run: Run | None) -> None:
-        """What others ask and say is about this run from now on; a follower has none."""
+    def _switch_to(self, group: GroupTrainer | None) -> None:
+        """Let ``progress``, ``leave`` and ``stop`` act on this group from now on; a follower has none."""
         with self._lock:
             for metric in metrics.OF_TRAINER:
-                metric.clear()  # only now: until here they told how the SAEs before ended
-            self._run = run
-            if run and self._stopping:
-                run.stop()
+                metric.clear()  # only now: until here the metrics showed how the previous SAEs ended
+            self._group = group
+            if group and self._stopping:
+                group.stop()
 
     def progress(self, steps: Sequence[int] = ()) -> list[Progress]:
-        """Of the assignments that were begun last."""
-        return self._run.progress(steps) if self._run else []
+        """Return the progress of the SAEs that were started last."""
+        return self._group.progress(steps) if self._group else []
 
     def leave(self, name: str) -> None:
-        """Checkpoint this SAE and train it no further; nothing is done if it is not in work by now."""
+        """Checkpoint one SAE and train it no further; do nothing if the SAE is not in training."""
         with self._lock:
-            if self._run:
-                self._run.leave(name)
+            if self._group:
+                self._group.leave(name)
 
     def stop(self) -> None:
-        """Checkpoint and return, now and from every run that is still to begin: this process is about to end."""
+        """Checkpoint and return, also from groups that start later: this process is about to end."""
         with self._lock:
             self._stopping = True
-            if self._run:
-                self._run.stop()
+            if self._group:
+                self._group.stop()
 
 
-# One thread trains; the others answer questions and take the word to stop. If the process dies, Ray starts another and
-# calls ``run`` again, which goes on at the newest checkpoints.
-TrainerActor = ray.remote(max_concurrency=3, max_restarts=3, max_task_retries=3)(Trainer)
+# One thread trains; the others answer `progress`, `leave` and `stop`. If the process dies, Ray starts another and retries ``run``,
+# which resumes from the newest checkpoints.
+TrainerActor: ActorClass[Trainer] = ray.remote(max_concurrency=3, max_restarts=3, max_task_retries=3)(Trainer)  # type: ignore[call-overload]

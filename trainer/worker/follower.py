@@ -1,7 +1,7 @@
-"""A process that holds some of an SAE's latents while another leads.
+"""Train one shard of an SAE as a follower: another process, rank 0, leads.
 
-The leader alone reads the stream, the bucket and the clock. It sends each batch, every part takes the same step on it, and at a
-checkpoint it collects what the others hold.
+Only the leader reads the stream, the bucket and the clock. The leader broadcasts each batch, every rank takes the same step on the
+batch, and at a checkpoint the leader gathers the shards.
 """
 
 import torch
@@ -14,31 +14,31 @@ from scopemill.trainer.worker.assignment import Assignment
 from scopemill.trainer.worker.initialization import new_sae
 
 
-def follow(assignment: Assignment, part: DistributedShard, device: torch.device) -> Loop:
-    """Do what the leader says until it says that it is over; the loop as it then is. RankLost if it says nothing any more."""
-    word, step = part.receive_command()
-    assert word is Command.START
-    loop = _begun(assignment, step, part, device)
+def follow(assignment: Assignment, shard: DistributedShard, device: torch.device) -> Loop:
+    """Execute the leader's commands until END, and return the loop. RankLost if the leader is gone."""
+    command, step = shard.receive_command()
+    assert command is Command.START
+    loop = _started(assignment, step, shard, device)
     while True:
-        word, index = part.receive_command()
-        if word is Command.STEP:
+        command, index = shard.receive_command()
+        if command is Command.STEP:
             loop.skip_to(index)
-            loop.step(*_batch(assignment, part, device))
-        elif word is Command.SAVE:
+            loop.step(*_batch(assignment, shard, device))
+        elif command is Command.SAVE:
             loop.flush()
             checkpoint.send_state(loop)
         else:
             return loop
 
 
-def _begun(assignment: Assignment, step: int, part: DistributedShard, device: torch.device) -> Loop:
+def _started(assignment: Assignment, step: int, shard: DistributedShard, device: torch.device) -> Loop:
     if step:
-        return checkpoint.receive_loop(assignment.config, assignment.wiring.shape, step, device, part)
-    return Loop(new_sae(assignment, part).to(device), assignment.config, History())
+        return checkpoint.receive_loop(assignment.config, assignment.wiring.shape, step, device, shard)
+    return Loop(new_sae(assignment, shard).to(device), assignment.config, History())
 
 
-def _batch(assignment: Assignment, part: DistributedShard, device: torch.device) -> list[torch.Tensor]:
-    """As the leader's view made it: x [B, d_in], and y [B, d_out] where there are targets."""
+def _batch(assignment: Assignment, shard: DistributedShard, device: torch.device) -> list[torch.Tensor]:
+    """Receive the leader's batch: x [B, d_in], and with targets y [B, d_out]."""
     shape, rows = assignment.wiring.shape, assignment.config.batch_size
     widths = [shape.d_in] if shape.autoencoder else [shape.d_in, shape.d_out]
-    return [part.broadcast(torch.empty(rows, d, device=device)) for d in widths]
+    return [shard.broadcast(torch.empty(rows, d, device=device)) for d in widths]

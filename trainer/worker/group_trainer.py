@@ -1,4 +1,4 @@
-"""Training of SAEs that share a stream: each takes its step on one copy of the batch. It knows no Ray."""
+"""Train SAEs that share a stream: each takes its step on one copy of the batch. Nothing here knows Ray."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,62 +11,65 @@ from scopemill.proto.errors import Stopped
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.parallel.shards import LatentShard
 from scopemill.trainer.worker.assignment import Assignment, Batch, View
-from scopemill.trainer.worker.sae_trainer import Member, Outcome, Progress
+from scopemill.trainer.worker.sae_trainer import Outcome, Progress, SaeTrainer
 from scopemill.trainer.worker.transfer import Transfer
 
 
-class Run:
-    """``run`` trains assignments of one stream, a group, each until its last step or until it leaves.
+class GroupTrainer:
+    """Train a group of SAEs of one stream, each until its last step or until it leaves.
 
-    Each begins at its own newest checkpoint: the group goes on at the earliest, and who is further lets those batches pass.
-    To the stream a group is one consumer, with the name of its first SAE. ``part``: what of its only SAE's latents this process
-    holds, where followers hold the others.
+    Every SAE resumes from its own newest checkpoint. The group resumes at the earliest of these, and SAEs with later checkpoints
+    ignore earlier batches. To the stream the group is one consumer, with the name of its first SAE. ``shard``: this rank's latents of
+    the only SAE, if followers hold the others.
     """
 
     def __init__(
-        self, bucket: Bucket, assignments: Sequence[Assignment], device: torch.device | str = "cpu", part: LatentShard | None = None
+        self, bucket: Bucket, assignments: Sequence[Assignment], device: torch.device | str = "cpu", shard: LatentShard | None = None
     ):
         (self._stream,) = {assignment.stream for assignment in assignments}
         self._device = torch.device(device)
         self._client: StreamClient | None = None
-        self._counted = 0.0  # seconds of waiting that the metric has
-        self.members = [Member(bucket, assignment, self._device, self._waited, part) for assignment in assignments]
+        self._counted = 0.0  # seconds of waiting that the metric already includes
+        self.trainers = [SaeTrainer(bucket, assignment, self._device, self._waited, shard) for assignment in assignments]
 
     def run(self, server: str | Callable[[], str], keys: str | None = None) -> dict[str, Outcome]:
-        """Train from the server that is, or is found, there; how it went with each SAE, by its name."""
-        for member in self.members:
-            member.begin()
+        """Train on the server's batches; return every SAE's outcome, by its name.
+
+        ``server``: the server's address, or a function that finds the address.
+        """
+        for trainer in self.trainers:
+            trainer.begin()
         if training := self._training:
             try:
                 self._feed(server, keys)
-            except Exception as error:  # the stream's: it ends all of them
-                for member in training:
-                    if member.outcome is None:
-                        member.fail(error)
-        return {member.name: member.outcome for member in self.members if member.outcome is not None}
+            except Exception as error:  # of the stream: training ends for every SAE
+                for trainer in training:
+                    if trainer.outcome is None:
+                        trainer.fail(error)
+        return {trainer.name: trainer.outcome for trainer in self.trainers if trainer.outcome is not None}
 
     def progress(self, steps: Sequence[int] = ()) -> list[Progress]:
-        """Where each SAE is now; ``steps`` are those whose rows of the history are wanted, once they are there."""
-        return [member.progress(steps) for member in self.members]
+        """Return the progress of each SAE, with the history's rows at ``steps`` as far as they exist."""
+        return [trainer.progress(steps) for trainer in self.trainers]
 
     def leave(self, name: str) -> None:
-        """Checkpoint this SAE, if it is here, after the step in work, and go on without it."""
-        for member in self.members:
-            if member.name == name:
-                member.leave()
+        """Checkpoint one SAE after the current step, if it is in the group, and train the others on."""
+        for trainer in self.trainers:
+            if trainer.name == name:
+                trainer.leave()
 
     def stop(self) -> None:
-        """Checkpoint all of them after the step in work, and return."""
-        for member in self.members:
-            member.leave()
+        """Checkpoint every SAE after the current step, and return."""
+        for trainer in self.trainers:
+            trainer.leave()
 
     @property
-    def _training(self) -> list[Member]:
-        return [member for member in self.members if member.outcome is None]
+    def _training(self) -> list[SaeTrainer]:
+        return [trainer for trainer in self.trainers if trainer.outcome is None]
 
     def _feed(self, server: str | Callable[[], str], keys: str | None) -> None:
-        """Every batch of the stream to those that still want it."""
-        first, stop = min(member.step for member in self._training), max(member.steps for member in self._training)
+        """Pass each batch of the stream to the SAEs that still train."""
+        first, stop = min(trainer.step for trainer in self._training), max(trainer.steps for trainer in self._training)
         transfer = Transfer(self._device)
 
         def take(arrays: list[np.ndarray]):
@@ -75,40 +78,40 @@ class Run:
             self._share("copy", time.perf_counter() - start)
             return rows
 
-        self._client = client = StreamClient(server, self._stream, self.members[0].name, first, stop, self._all_leave, keys, take)
+        self._client = client = StreamClient(server, self._stream, self.trainers[0].name, first, stop, self._all_done, keys, take)
         try:
-            for index, rows in transfer.in_turn(client):
+            for index, rows in transfer.prefetched(client):
                 self._step(index, rows)
                 self._share("wait", client.waited - self._counted)
                 self._counted = client.waited
-                if self._all_leave():
+                if self._all_done():
                     break
-                for member in self._training:
-                    if member.leaves:
-                        member.end()
+                for trainer in self._training:
+                    if trainer.done:
+                        trainer.end()
         except Stopped:
             pass
         finally:
-            client.close()  # before the last ones end: nobody has to wait for their export
-        for member in self._training:
-            member.end()
+            client.close()  # before the last SAEs end, so that other consumers do not wait for an export
+        for trainer in self._training:
+            trainer.end()
 
     def _step(self, index: int, rows: list[torch.Tensor]) -> None:
-        seen: dict[View, Batch] = {}
-        for member in self._training:
-            if member.step <= index:
-                if member.view not in seen:
-                    seen[member.view] = member.view.of(rows)
-                member.take(index, seen[member.view])
+        views: dict[View, Batch] = {}
+        for trainer in self._training:
+            if trainer.step <= index:
+                if trainer.view not in views:
+                    views[trainer.view] = trainer.view.of(rows)
+                trainer.take(index, views[trainer.view])
 
-    def _all_leave(self) -> bool:
-        return all(member.leaves for member in self.members)
+    def _all_done(self) -> bool:
+        return all(trainer.done for trainer in self.trainers)
 
     def _waited(self) -> float:
         return self._client.waited if self._client else 0.0
 
     def _share(self, phase: str, seconds: float) -> None:
-        """What was spent for all that train falls to them in equal parts, so that a process' seconds are its SAEs' in sum."""
+        """Divide shared seconds equally among the SAEs in training, so that their sum is the process's time."""
         training = self._training
-        for member in training:
-            member.spent(phase, seconds / len(training))
+        for trainer in training:
+            trainer.count_seconds(phase, seconds / len(training))

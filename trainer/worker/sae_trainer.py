@@ -1,6 +1,6 @@
-"""One SAE of those that a run trains: its loop, its checkpoints, its export, and how it ended. It knows no stream.
+"""Train one SAE of a group: its loop, checkpoints, export and outcome. Nothing here knows the stream.
 
-Where other processes hold some of its latents, this one leads: see `follower`.
+If the SAE is sharded, this process is rank 0 and leads the other ranks: see `follower`.
 """
 
 import importlib.metadata
@@ -30,44 +30,47 @@ from scopemill.trainer.worker.assignment import Assignment, Batch
 from scopemill.trainer.worker.initialization import new_sae
 
 log = logging.getLogger(__name__)
-Outcome = int | ScopemillError  # the steps done, all of them or those before it left; or what went wrong
+Outcome = int | ScopemillError  # the number of steps done, up to the last step or until the SAE left; or the error
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an SAE is: steps done, the last row of its history, and those at the steps that were asked for."""
+    """Describe how far an SAE is: steps done, the last row of its history, and the rows at requested steps."""
 
-    name: str  # the assignment's
+    name: str  # of the assignment
     step: int
     last: Row | None
     at: dict[int, Row]
-    outcome: Outcome | None  # None as long as it trains
+    outcome: Outcome | None  # None while the SAE trains
 
 
-class Member:
-    """``begin``, ``take`` batch after batch, ``end``; what goes wrong in any of them is its ``outcome``, and nobody else's."""
+class SaeTrainer:
+    """Train one SAE: call ``begin``, ``take`` for each batch, then ``end``.
+
+    An exception in any of these becomes this SAE's ``outcome`` and leaves the other SAEs of the group alone.
+    """
 
     def __init__(
-        self, bucket: Bucket, assignment: Assignment, device: torch.device, waited: Callable[[], float], part: LatentShard | None = None
+        self, bucket: Bucket, assignment: Assignment, device: torch.device, waited: Callable[[], float], shard: LatentShard | None = None
     ):
         self.name, self.steps, self.view = assignment.name, assignment.config.steps, assignment.view
         self.outcome: Outcome | None = None
         self._bucket, self._assignment = bucket, assignment
         self._layout = SaeLayout(assignment.root)
         self._device, self._waited = device, waited
-        self._part = part or LatentShard(all_latents(assignment.config, assignment.wiring.shape))
+        self._shard = shard or LatentShard(all_latents(assignment.config, assignment.wiring.shape))
         self._leaving = threading.Event()
         self._loop: Loop | None = None
         self._saved = 0  # the step of the newest checkpoint
 
     @property
     def step(self) -> int:
-        """The next batch that it wants."""
+        """Return the number of the next batch to train on."""
         return self._loop.step_number if self._loop else 0
 
     @property
-    def leaves(self) -> bool:
-        """Whether there is nothing more that it would take."""
+    def done(self) -> bool:
+        """Return whether this SAE takes no further batch."""
         return self.outcome is not None or self._leaving.is_set() or self.step >= self.steps
 
     def leave(self) -> None:
@@ -75,11 +78,11 @@ class Member:
         self._leaving.set()
 
     def begin(self) -> None:
-        """At the newest checkpoint, or at the start. One that is at its last step already ends at once."""
-        with self._for_itself():
-            self._loop = loop = self._newest()
+        """Resume from the newest checkpoint, or start; a checkpoint of the last step ends training at once."""
+        with self._errors_as_outcome():
+            self._loop = loop = self._resume_or_start()
             self._saved = loop.step_number
-            self._announce(loop)
+            self._initialize_metrics(loop)
             if loop.done:
                 self.end()
                 return
@@ -87,71 +90,73 @@ class Member:
             loop.monitors.begin(loop.history.rows)
 
     def take(self, index: int, batch: Batch) -> None:
-        """Batch ``index`` of the stream; those between the last one and this were lost."""
-        with self._for_itself():
-            loop, every = self._begun(), self._assignment.config.checkpoint_every
+        """Train on batch ``index`` of the stream; batches between the previous one and this were lost."""
+        with self._errors_as_outcome():
+            loop, every = self._started_loop(), self._assignment.config.checkpoint_every
             loop.skip_to(min(index, self.steps))
-            if loop.done:  # its last batches were lost, where others have more to come
+            if loop.done:  # the last batches of this SAE were lost, and the stream continues for others
                 return
             with self._timed("step"):
-                self._part.send_command(Command.STEP, index)
-                loop.step(*(rows if rows is None else self._part.broadcast(rows) for rows in batch))
+                self._shard.send_command(Command.STEP, index)
+                x, y = batch
+                loop.step(self._shard.broadcast(x), None if y is None else self._shard.broadcast(y))
             self._observe(loop)
             if loop.step_number // every > self._saved // every and not loop.done:
                 self._checkpoint(loop)
 
     def end(self) -> None:
-        """Checkpoint, if that is not done, and export after the last step."""
-        with self._for_itself():
-            loop = self._begun()
+        """Checkpoint unless the last step has one, and export the SAE after its last step."""
+        with self._errors_as_outcome():
+            loop = self._started_loop()
             if loop.step_number > self._saved:
                 self._checkpoint(loop)
-            self._part.send_command(Command.END)
+            self._shard.send_command(Command.END)
             loop.monitors.on_end()
             if loop.done:
                 self._export(loop)
             self.outcome = loop.step_number
 
     def fail(self, error: Exception) -> None:
+        """End training with an error as the outcome."""
         if not isinstance(error, ScopemillError):
-            log.error("SAE %s has failed", self.name, exc_info=error)
+            log.error("Training of SAE %s failed", self.name, exc_info=error)
             error = ScopemillError(" ".join(f"{type(error).__name__}: {error}".split()))
         if self._loop:
             self._loop.monitors.on_end()
         self.outcome = error
 
-    def spent(self, phase: str, seconds: float) -> None:
-        """Add to the metric what of a phase falls to this SAE."""
+    def count_seconds(self, phase: str, seconds: float) -> None:
+        """Add seconds of a phase to this SAE's metric."""
         metrics.TRAINER_SECONDS.labels(self.name, phase).inc(seconds)
 
     def progress(self, steps: Sequence[int] = ()) -> Progress:
-        """Where it is now; ``steps`` are those whose rows of the history are wanted, once they are there."""
-        outcome = self.outcome  # first: what is told beside an outcome is not older
+        """Return the progress, with the history's rows at ``steps`` as far as they exist."""
+        outcome = self.outcome  # read first, so that a reported outcome never comes with an older step
         rows = list(self._loop.history.rows) if self._loop else []
         return Progress(self.name, self.step, rows[-1] if rows else None, {row.step: row for row in rows if row.step in steps}, outcome)
 
     @contextmanager
-    def _for_itself(self) -> Iterator[None]:
+    def _errors_as_outcome(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
             self.fail(error)
 
-    def _begun(self) -> Loop:
-        assert self._loop is not None, "begin comes first"
+    def _started_loop(self) -> Loop:
+        assert self._loop is not None, "call begin first"
         return self._loop
 
-    def _newest(self) -> Loop:
+    def _resume_or_start(self) -> Loop:
         config = self._assignment.config
         step = checkpoint.newest(self._bucket, self._layout)
-        self._part.send_command(Command.START, step)
+        self._shard.send_command(Command.START, step)
         if not step:
-            return Loop(new_sae(self._assignment, self._part).to(self._device), config, History(), self._waited)
-        return checkpoint.load_loop(self._bucket, self._layout, step, config, self._device, self._waited, self._part)
+            return Loop(new_sae(self._assignment, self._shard).to(self._device), config, History(), self._waited)
+        return checkpoint.load_loop(self._bucket, self._layout, step, config, self._device, self._waited, self._shard)
 
     def _checkpoint(self, loop: Loop) -> None:
         with self._timed("checkpoint"):
-            self._part.send_command(Command.SAVE)
+            self._shard.send_command(Command.SAVE)
             loop.flush()
             loop.history.save(self._bucket, self._layout.history)
             checkpoint.save(self._bucket, self._layout, self._assignment.wiring, loop)
@@ -170,17 +175,17 @@ class Member:
             write_saelens(self._bucket, self._layout.root, finished)
 
     def _whole(self, loop: Loop) -> Sae:
-        """On the CPU. Of one in several processes the last checkpoint holds all: the others are done by now."""
-        return loop.sae.cpu() if self._part.whole else checkpoint.load_sae(self._bucket, self._layout, loop.step_number)[0]
+        """Return the unsharded SAE on the CPU. The other ranks have ended, so a sharded SAE is read from its last checkpoint."""
+        return loop.sae.cpu() if self._shard.whole else checkpoint.load_sae(self._bucket, self._layout, loop.step_number)[0]
 
     def _timed(self, phase: str) -> AbstractContextManager[None]:
         return metrics.timed(metrics.TRAINER_SECONDS.labels(self.name, phase))
 
-    def _announce(self, loop: Loop) -> None:
-        """What the metrics can tell before the first step. Counters begin at 0, so that no rate misses the first increase."""
+    def _initialize_metrics(self, loop: Loop) -> None:
+        """Set the metrics that are known before the first step. Counters start at 0, so that a rate includes the first increase."""
         metrics.TRAINER_STEP.labels(self.name).set(loop.step_number)
         metrics.TRAINER_STEPS.labels(self.name).set(self.steps)
-        metrics.TRAINER_LATENTS.labels(self.name).set(self._part.width)
+        metrics.TRAINER_LATENTS.labels(self.name).set(self._shard.width)
         metrics.TRAINER_CHECKPOINT.labels(self.name).set_to_current_time()
         metrics.TRAINER_TOKENS.labels(self.name)
         for phase in ("wait", "copy", "step", "checkpoint"):

@@ -48,7 +48,7 @@ def test_each_variant_gives_its_widths_and_sparsities_at_each_of_its_hooks(tmp_p
     assert [sae.config.learning_rate for sae in plan.saes] == [1e-3, 1e-3, *[1e-4] * 4]
     assert [sae.recipe for sae in plan.saes] == [*["train.variants[0]"] * 2, *["train.variants[1]"] * 4]
     assert len({sae.rivals for sae in plan.saes}) == 5, "rivals differ in their sparsity alone"
-    assert facts(plan)["train"].startswith("6 SAEs (2-4 on each stream)")
+    assert facts(plan, plan.read_state())["train"].startswith("6 SAEs (2-4 on each stream)")
 
 
 def test_a_variants_template_fills_what_neither_it_nor_the_section_gives(tmp_path, text):
@@ -64,10 +64,21 @@ def test_the_section_alone_and_as_its_only_variant_train_the_same(tmp_path, text
     assert [sae.layout.root for sae in alone.saes] == [sae.layout.root for sae in varied.saes] and names(alone) == names(varied)
 
 
-def test_what_is_sent_to_a_cluster_means_the_same(tmp_path, text):
-    config = parsed(tmp_path, text, [{"template": "topk-openai", "sparsities": [4]}, {"sites": ["resid_post"]}])
+@pytest.mark.parametrize("variants", [None, [{"template": "topk-openai", "sparsities": [4]}, {"sites": ["resid_post"]}]])
+def test_what_is_sent_to_a_cluster_means_the_same(tmp_path, text, variants):
+    config = parsed(tmp_path, text, variants, bandwidth=0.1)
     (tmp_path / "sent.yaml").write_text(json.dumps(config.model_dump(mode="json")))
-    assert load_sweep(str(tmp_path / "sent.yaml")) == config
+    sent = load_sweep(str(tmp_path / "sent.yaml"))
+    assert sent == config
+    assert [sae.layout.root for sae in plan_sweep(sent).saes] == [sae.layout.root for sae in plan_sweep(config).saes]
+
+
+def test_a_field_of_the_section_has_to_be_read_by_one_variant(tmp_path, text):
+    topk = {"architecture": "topk", "sparsities": [4]}
+    topk_of, jumprelu = parsed(tmp_path, text, [topk, {}], bandwidth=0.1).train.variants
+    assert jumprelu.saes()[0].bandwidth == 0.1 and "bandwidth" not in topk_of.saes()[0].model_dump()
+    with pytest.raises(SweepFileError, match=r"train: bandwidth \(0.1\) has no effect: .*, and not by a topk SAE or a standard SAE;"):
+        parsed(tmp_path, text, [topk, {"architecture": "standard"}], bandwidth=0.1)
 
 
 def test_saes_and_transcoders_of_one_sweep_share_hooks(tmp_path, text):
@@ -92,7 +103,7 @@ def test_names_stay_apart_where_recipes_differ_in_something_else(tmp_path, text)
     [
         (
             [{}, {"sparsities": [0.5, 1e-3]}],
-            r"train.variants\[0\] and train.variants\[1\] are the same SAE 1.resid_post/256/jumprelu/0.001",
+            r"train.variants\[0\] and train.variants\[1\] both describe the SAE 1.resid_post/256/jumprelu/0.001",
         ),
         ([{}, {"layers": [1, 2]}], r"train.variants\[1\].layers: 2 is not harvested: harvest.layers gives 1, 3"),
         ([{"sites": ["mlp_out"]}], r"train.variants\[0\].sites: mlp_out is not harvested: harvest.sites gives resid_post"),
@@ -102,9 +113,10 @@ def test_names_stay_apart_where_recipes_differ_in_something_else(tmp_path, text)
         ([{"sparsity": 1}], r"train.variants\[0\].sparsity: there is no such field"),
         ([{"at_once": 1}], r"train.variants\[0\].at_once: there is no such field"),
         ([{}, {"architecture": "topk"}], r"train.variants\[1\]: sparsity \(0.001\) is k here"),
-        ([{"sparsities": []}], r"train.variants\[0\]: sparsities has to name at least one"),
+        ([{"sparsities": []}], r"train.variants\[0\]: sparsities has to hold at least one value"),
         ([{}, {"batch_size": 128}], r"train: variants\[1\].batch_size: 128 is not the section's 256"),
         ([{"template": "fast"}], "template 'fast' is not known"),
+        ([{}, {"architecture": "topk", "bandwidth": 0.1}], r"train: variants\[1\].bandwidth \(0.1\) has no effect: .* not by a topk SAE"),
         ([7], r"train.variants\[0\]: should be an object, not 7"),
     ],
 )
@@ -114,7 +126,7 @@ def test_what_cannot_be_is_refused_with_the_variant_and_the_field(tmp_path, text
 
 
 def test_rivals_of_every_variant_have_to_train_at_once(tmp_path, text):
-    with pytest.raises(SweepFileError, match="at_once is 2: raise it to 3"):
+    with pytest.raises(SweepFileError, match="at_once is 2: raise at_once to 3"):
         parsed(tmp_path, text, [{}, {"sparsities": [0.1, 0.2, 0.3]}], at_once=2, halving={"rungs": [0.5]})
 
 
@@ -127,7 +139,7 @@ def test_hooks_that_do_not_fit_are_harvested_in_passes_and_saes_keep_their_folde
         assert [sae.layout.root for sae in plan.saes] == [sae.layout.root for sae in whole.saes]
         assert plan.hooks == whole.hooks and {part.harvest.text for part in plan.passes} == {"tiny"}
         assert plan.sheds == ("disk_gib" in room)
-        assert facts(plan)["passes"].startswith("1: 1 hooks up to layer 1, 2 SAEs")
+        assert facts(plan, plan.read_state())["passes"].startswith("1: 1 hooks up to layer 1, 2 SAEs")
     assert [part.harvest.dataset for part in planned(tmp_path, text, None, {"disk_gib": 2 * HOOK * MIB}).passes] == ["tiny"]
 
 

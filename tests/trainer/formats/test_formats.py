@@ -8,7 +8,7 @@ from support.finished_saes import F, finished_sae, rows, same_bits
 
 from scopemill.proto.errors import InputError, SaeFormatError, StorageError
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.trainer.config.recipe import LAYERED, PAIRED, SaeConfig
+from scopemill.trainer.config.recipe import LAYERED, PAIRED, sae_config
 from scopemill.trainer.config.templates import load_template
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.formats import FORMATS, WRITTEN, FinishedSae, read_finished, write_finished
@@ -47,7 +47,7 @@ def test_k_above_the_width_and_a_transcoder_without_a_target_are_not_written(tmp
 
 def trained_sae(architecture: str) -> tuple[Sae, list[float], list[float]]:
     """In training's units, each parameter its own random numbers; and the scales of its inputs and outputs."""
-    config = SaeConfig(**load_template("quick").fields | {"architecture": architecture, "width": 16, "sparsity": 4})
+    config = sae_config(load_template("quick").fields | {"architecture": architecture, "width": 16, "sparsity": 4})
     widths = (8, 6) if architecture in LAYERED else (8,)
     shape = Shape(widths, widths, architecture not in PAIRED)
     sae = initial_sae(config, shape, torch.ones(shape.d_out)).requires_grad_(False)

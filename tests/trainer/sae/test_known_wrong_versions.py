@@ -13,7 +13,7 @@ from support.sae_reference import CASES, B, Reference
 from scopemill.proto.errors import InputError
 from scopemill.proto.hooks import Hook
 from scopemill.trainer import load_sae
-from scopemill.trainer.config.recipe import SaeConfig
+from scopemill.trainer.config.recipe import sae_config
 from scopemill.trainer.config.templates import load_template
 from scopemill.trainer.formats import FinishedSae, write_finished
 from scopemill.trainer.sae.activations.relu import ReLU
@@ -99,7 +99,7 @@ def test_explained_variance_that_hides_a_constant_bias():
 
 
 def test_steps_counted_in_sequences():
-    config = SaeConfig(**load_template("gemma-scope").fields | dict(width=16384, sparsity=6e-4))
+    config = sae_config(load_template("gemma-scope").fields | dict(width=16384, sparsity=6e-4))
     assert config.steps == 976_563 and config.steps != config.tokens // (config.batch_size * 1024)
 
 

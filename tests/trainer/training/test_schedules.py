@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from scopemill.trainer.config.recipe import SaeConfig
+from scopemill.trainer.config.recipe import SaeConfig, sae_config
 from scopemill.trainer.config.templates import load_template
 from scopemill.trainer.training.schedules import learning_rate, sparsity_factor
 
@@ -25,7 +25,7 @@ GEMMA_SCOPE = {
 
 
 def gemma_scope(**changes) -> SaeConfig:
-    return SaeConfig(**load_template("gemma-scope").fields | dict(width=16384, sparsity=6e-4) | changes)
+    return sae_config(load_template("gemma-scope").fields | dict(width=16384, sparsity=6e-4) | changes)
 
 
 @pytest.mark.parametrize("field", GEMMA_SCOPE)
@@ -99,7 +99,7 @@ def test_of_the_two_sparsity_warm_ups_the_longer_one_counts(steps, fraction, lon
 
 
 def test_the_quick_template_warms_up_holds_and_decays():
-    config = SaeConfig(**load_template("quick").fields | dict(width=8, sparsity=1.0))
+    config = sae_config(load_template("quick").fields | dict(width=8, sparsity=1.0))
     values = [learning_rate(config, step) for step in range(config.steps)]
     assert values[0] == pytest.approx(config.learning_rate / 10) and max(values) == config.learning_rate
     assert 0 < values[-1] < config.learning_rate / 200

@@ -29,8 +29,8 @@ from scopemill.trainer.training import checkpoint
 from scopemill.trainer.worker import group_trainer as run_module
 from scopemill.trainer.worker.actor import Trainer
 from scopemill.trainer.worker.assignment import Assignment
-from scopemill.trainer.worker.group_trainer import Run
-from scopemill.trainer.worker.sae_trainer import Member
+from scopemill.trainer.worker.group_trainer import GroupTrainer
+from scopemill.trainer.worker.sae_trainer import SaeTrainer
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def threads_of_torch():
     torch.set_num_threads(before)
 
 
-class StopsAt(Run):
+class StopsAt(GroupTrainer):
     """Is asked to stop while it works on a step."""
 
     stop_step = 0
@@ -55,25 +55,25 @@ class DiesAt(StopsAt):
     """Is gone in the middle of its work, without a word."""
 
     def _step(self, index, rows) -> None:
-        Run._step(self, index, rows)
+        GroupTrainer._step(self, index, rows)
         if index + 1 == self.stop_step:
             raise KeyboardInterrupt
 
 
-def make(kind: type[Run], bucket: Bucket, assignment: Assignment, stop_step: int = 0) -> Run:
+def make(kind: type[GroupTrainer], bucket: Bucket, assignment: Assignment, stop_step: int = 0) -> GroupTrainer:
     trainer = kind(bucket, [assignment])
     trainer.stop_step = stop_step
     return trainer
 
 
-def run(kind: type[Run], bucket: Bucket, assignment: Assignment, server: ActivationServer, stop_step: int = 0) -> int:
+def run(kind: type[GroupTrainer], bucket: Bucket, assignment: Assignment, server: ActivationServer, stop_step: int = 0) -> int:
     return train(make(kind, bucket, assignment, stop_step), server.address)
 
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "standard", "gated", "skip"])
 def test_a_run_trains_to_the_last_step_exports_and_keeps_its_history(bucket, server, architecture):
     assignment = assign(architecture=architecture)
-    trainer = make(Run, bucket, assignment)
+    trainer = make(GroupTrainer, bucket, assignment)
     assert progress(trainer).step == 0
     assert train(trainer, server.address) == STEPS
     layout = SaeLayout(assignment.root)
@@ -96,7 +96,7 @@ def test_a_run_trains_to_the_last_step_exports_and_keeps_its_history(bucket, ser
 
 def test_training_starts_at_the_mean_of_the_scaled_activations(bucket, server):
     assignment = assign(learning_rate=1e-30, initial_decoder_bias="mean")
-    run(Run, bucket, assignment, server)
+    run(GroupTrainer, bucket, assignment, server)
     sae, _ = checkpoint.load_sae(bucket, SaeLayout(assignment.root), STEPS)
     np.testing.assert_allclose(sae.b_dec.detach().numpy(), np.linspace(-1, 1, 8) / 2.5, rtol=1e-6)
 
@@ -104,11 +104,11 @@ def test_training_starts_at_the_mean_of_the_scaled_activations(bucket, server):
 @pytest.mark.parametrize("stop_step", [1, 15, 16, 17, 39])
 def test_a_run_that_was_stopped_checkpoints_and_the_next_one_ends_with_the_same_bits(bucket, server, stop_step):
     whole, stopped = assign("whole"), assign("stopped")
-    run(Run, bucket, whole, server)
+    run(GroupTrainer, bucket, whole, server)
     assert run(StopsAt, bucket, stopped, server, stop_step) == stop_step
     layout = SaeLayout(stopped.root)
     assert checkpoint.steps_of(bucket, layout)[-1] == stop_step and not bucket.exists(layout.config)
-    assert run(Run, bucket, stopped, server) == STEPS
+    assert run(GroupTrainer, bucket, stopped, server) == STEPS
     assert weights(bucket, stopped) == weights(bucket, whole)
     place = SaeLayout(whole.root), layout
     assert bucket.read(place[0].weights) == bucket.read(place[1].weights), "what is exported too"
@@ -121,18 +121,18 @@ def test_a_run_that_was_stopped_checkpoints_and_the_next_one_ends_with_the_same_
 @pytest.mark.parametrize("die_step", [3, 20, 33])
 def test_a_run_that_died_goes_on_at_its_newest_checkpoint_with_weights_and_history_unchanged(bucket, server, die_step):
     whole, died = assign("whole"), assign("died")
-    run(Run, bucket, whole, server)
+    run(GroupTrainer, bucket, whole, server)
     with pytest.raises(KeyboardInterrupt):
         run(DiesAt, bucket, died, server, die_step)
     assert max(checkpoint.steps_of(bucket, SaeLayout(died.root)), default=0) == die_step // 16 * 16
-    assert run(Run, bucket, died, server) == STEPS
+    assert run(GroupTrainer, bucket, died, server) == STEPS
     assert weights(bucket, died) == weights(bucket, whole)
     assert rows(bucket, died) == rows(bucket, whole)
 
 
 def test_a_run_that_died_between_its_history_and_its_checkpoint_does_those_steps_again(bucket, server, monkeypatch):
     whole, died, save = assign("whole"), assign("died"), checkpoint.save
-    run(Run, bucket, whole, server)
+    run(GroupTrainer, bucket, whole, server)
 
     def dies(bucket, layout, wiring, loop) -> None:
         if loop.step_number == 32:
@@ -142,15 +142,15 @@ def test_a_run_that_died_between_its_history_and_its_checkpoint_does_those_steps
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", dies)
         with pytest.raises(KeyboardInterrupt):
-            run(Run, bucket, died, server)
+            run(GroupTrainer, bucket, died, server)
     assert rows(bucket, died)[-1]["step"] == 32 and checkpoint.steps_of(bucket, SaeLayout(died.root)) == [16]
-    assert run(Run, bucket, died, server) == STEPS
+    assert run(GroupTrainer, bucket, died, server) == STEPS
     assert weights(bucket, died) == weights(bucket, whole) and rows(bucket, died) == rows(bucket, whole)
 
 
 def test_stopping_again_and_again_loses_nothing(bucket, server):
     whole, stopped = assign("whole"), assign("stopped")
-    run(Run, bucket, whole, server)
+    run(GroupTrainer, bucket, whole, server)
     for step in (1, 2, 17, 25, 39, 40):
         assert run(StopsAt, bucket, stopped, server, step) == step
     assert weights(bucket, stopped) == weights(bucket, whole)
@@ -158,7 +158,7 @@ def test_stopping_again_and_again_loses_nothing(bucket, server):
 
 
 def test_a_stop_before_the_first_step_leaves_nothing_behind(bucket, server):
-    trainer = make(Run, bucket, assign())
+    trainer = make(GroupTrainer, bucket, assign())
     trainer.stop()
     assert train(trainer, server.address) <= 1, "a batch that is already there may be used"
     assert not bucket.exists(SaeLayout(assign().root).config)
@@ -171,7 +171,7 @@ def test_a_run_that_waits_for_data_stops_and_checkpoints_too(bucket):
     server.expect(stream, "one that never comes", 0, 10)
     hook = HookStats(name=HOOK, d=256, scale=1.0, mean=pack_vector(np.zeros(256)), norm_limit=None)
     assignment = replace(assign(batch_size=512, tokens=512 * 10), stream=stream, inputs=(hook,))
-    trainer = make(Run, bucket, assignment)
+    trainer = make(GroupTrainer, bucket, assignment)
     try:
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(train, trainer, server.address)
@@ -189,42 +189,42 @@ def test_a_run_that_waits_for_data_stops_and_checkpoints_too(bucket):
 
 def test_running_a_finished_sae_again_returns_at_once_without_a_server(bucket, server):
     assignment = assign()
-    run(Run, bucket, assignment, server)
+    run(GroupTrainer, bucket, assignment, server)
     folder = Path(bucket.url) / assignment.root
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
-    assert train(make(Run, bucket, assignment), "tcp://127.0.0.1:9") == STEPS
+    assert train(make(GroupTrainer, bucket, assignment), "tcp://127.0.0.1:9") == STEPS
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
 
 
 def test_a_last_checkpoint_without_an_export_is_exported_without_a_server(bucket, server):
     """The process died between the two."""
     assignment = assign()
-    run(Run, bucket, assignment, server)
+    run(GroupTrainer, bucket, assignment, server)
     layout = SaeLayout(assignment.root)
     exported = bucket.read(layout.weights)
     for path in (layout.config, layout.weights, layout.provenance):
         bucket.remove(path)
-    assert train(make(Run, bucket, assignment), "tcp://127.0.0.1:9") == STEPS
+    assert train(make(GroupTrainer, bucket, assignment), "tcp://127.0.0.1:9") == STEPS
     assert bucket.read(layout.weights) == exported and bucket.exists(layout.config)
 
 
 def test_two_trainers_of_one_stream_do_not_disturb_each_other(bucket, server):
     alone, first = assign("alone"), assign("first")
-    run(Run, bucket, alone, server)
+    run(GroupTrainer, bucket, alone, server)
     server.expect(STREAM, "sae-late", 0, STEPS)  # the window is kept for another, which then comes too
     late = assign("late", sparsity=0.2)
-    trainers = [make(Run, bucket, a) for a in (first, late)]
+    trainers = [make(GroupTrainer, bucket, a) for a in (first, late)]
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(lambda t: train(t, server.address), trainers)) == [STEPS, STEPS]
     assert weights(bucket, first) == weights(bucket, alone) != weights(bucket, late)
 
 
-class Looks(Run):
+class Looks(GroupTrainer):
     """Keeps what its SAE sees."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        (member,), self.seen = self.members, []
+        (member,), self.seen = self.trainers, []
         take = member.take
         member.take = lambda k, batch: (self.seen.append([None if part is None else part.clone() for part in batch]), take(k, batch))
 
@@ -301,22 +301,22 @@ def test_another_configuration_at_the_same_place_is_a_conflict_and_harms_nothing
     assignment = assign()
     run(StopsAt, bucket, assignment, server, 20)
     with pytest.raises(Conflict, match="learning_rate = 0.001, and this run asks for 0.5"):
-        train(make(Run, bucket, assign(learning_rate=0.5)), server.address)
-    assert run(Run, bucket, assignment, server) == STEPS
+        train(make(GroupTrainer, bucket, assign(learning_rate=0.5)), server.address)
+    assert run(GroupTrainer, bucket, assignment, server) == STEPS
 
 
 def test_no_server_at_the_address_is_server_gone(bucket, monkeypatch):
     monkeypatch.setattr(run_module, "StreamClient", lambda *arguments: client.StreamClient(*arguments, connect_seconds=0.3))
     with pytest.raises(ServerGone, match="tcp://127.0.0.1:9"):
-        train(make(Run, bucket, assign()), "tcp://127.0.0.1:9")
+        train(make(GroupTrainer, bucket, assign()), "tcp://127.0.0.1:9")
 
 
 def test_a_server_that_goes_away_is_server_gone_and_another_serves_the_rest(bucket, server, monkeypatch):
     monkeypatch.setattr(client, "SILENCE_SECONDS", 1.0)
     whole, assignment = assign("whole"), assign("moved")
-    run(Run, bucket, whole, server)
+    run(GroupTrainer, bucket, whole, server)
 
-    class LosesServer(Run):
+    class LosesServer(GroupTrainer):
         def _step(self, index, rows) -> None:
             super()._step(index, rows)
             if index + 1 == 20:
@@ -326,7 +326,7 @@ def test_a_server_that_goes_away_is_server_gone_and_another_serves_the_rest(buck
         run(LosesServer, bucket, assignment, server)
     other = ActivationServer(bucket, ServerConfig(window_mib=1))
     try:
-        assert run(Run, bucket, assignment, other) == STEPS
+        assert run(GroupTrainer, bucket, assignment, other) == STEPS
     finally:
         other.stop()
     assert weights(bucket, assignment) == weights(bucket, whole)
@@ -337,7 +337,7 @@ def test_a_server_that_goes_away_is_server_gone_and_another_serves_the_rest(buck
 )
 def test_a_stream_that_cannot_be_is_the_servers_own_error(bucket, server, changes, kind):
     with pytest.raises(kind) as caught:
-        run(Run, bucket, replace(assign(), stream=replace(STREAM, **changes)), server)
+        run(GroupTrainer, bucket, replace(assign(), stream=replace(STREAM, **changes)), server)
     assert isinstance(caught.value, ScopemillError) and str(caught.value)
 
 
@@ -349,7 +349,7 @@ def test_a_damaged_shard_is_told_to_the_trainer_and_its_checkpoints_stay(bucket,
     other = ActivationServer(bucket, ServerConfig(window_mib=1))
     try:
         with pytest.raises(MissingObject, match="00002"):
-            run(Run, bucket, assignment, other)
+            run(GroupTrainer, bucket, assignment, other)
     finally:
         other.stop()
     assert checkpoint.steps_of(bucket, SaeLayout(assignment.root))[-1] >= 20
@@ -361,7 +361,7 @@ def actor(bucket: Bucket) -> Trainer:
 
 def test_one_process_trains_one_sae_after_another_to_the_bits_of_a_process_each(bucket, server):
     alone, first, second = assign("alone"), assign("first"), assign("second", sparsity=0.2)
-    run(Run, bucket, alone, server)
+    run(GroupTrainer, bucket, alone, server)
     trainer = actor(bucket)
     assert trainer.progress() == []
     for assignment in (first, second):
@@ -375,7 +375,7 @@ def test_one_process_trains_one_sae_after_another_to_the_bits_of_a_process_each(
 
 
 def test_who_leaves_is_one_sae_and_the_next_one_is_trained_whole(bucket, server):
-    trainer, begin = actor(bucket), Member.begin
+    trainer, begin = actor(bucket), SaeTrainer.begin
     trainer.leave("sae-a")  # not begun: nobody is meant
 
     def left_at_once(self):
@@ -384,7 +384,7 @@ def test_who_leaves_is_one_sae_and_the_next_one_is_trained_whole(bucket, server)
         begin(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Member, "begin", left_at_once)
+        patch.setattr(SaeTrainer, "begin", left_at_once)
         assert train(trainer, [assign("a")], server.address) <= 1
         trainer.leave("sae-a")  # has returned already
         assert train(trainer, [assign("c")], server.address) == STEPS

@@ -16,22 +16,22 @@ from scopemill.trainer import load_sae
 from scopemill.trainer.training import checkpoint
 from scopemill.trainer.training.loop import Loop
 from scopemill.trainer.worker.actor import Trainer
-from scopemill.trainer.worker.group_trainer import Run
-from scopemill.trainer.worker.sae_trainer import Member
+from scopemill.trainer.worker.group_trainer import GroupTrainer
+from scopemill.trainer.worker.sae_trainer import SaeTrainer
 
 KIND = {"initial_l0": 6, "initial_decoder_bias": "mean"}
 
 
 def stop_at(monkeypatch, step: int) -> None:
     """A run is asked to stop while it works on a step."""
-    take = Run._step
+    take = GroupTrainer._step
 
     def stopping(self, index, rows):
         take(self, index, rows)
         if index + 1 == step:
             self.stop()
 
-    monkeypatch.setattr(Run, "_step", stopping)
+    monkeypatch.setattr(GroupTrainer, "_step", stopping)
 
 
 def tensors(data: bytes) -> dict[str, torch.Tensor]:
@@ -90,8 +90,8 @@ def test_a_start_from_a_finished_sae_is_dealt_out(bucket, server):
 
 
 def test_batches_that_are_lost_are_lost_to_all_parts(bucket, server, monkeypatch):
-    take = Member.take
-    monkeypatch.setattr(Member, "take", lambda self, index, batch: None if 9 <= index < 13 else take(self, index, batch))
+    take = SaeTrainer.take
+    monkeypatch.setattr(SaeTrainer, "take", lambda self, index, batch: None if 9 <= index < 13 else take(self, index, batch))
     alone, wide = assign("alone"), assign("wide")
     finish(bucket, alone, server.address, 1)
     finish(bucket, wide, server.address, 2)
@@ -135,7 +135,7 @@ def test_what_goes_wrong_at_a_follower_is_said_by_it_and_frees_the_leader(bucket
 
 
 def test_a_leader_that_was_started_anew_has_no_meeting(bucket, server):
-    with pytest.raises(RankLost, match="sae-wide at 127.0.0.1:7 died before it began"):
+    with pytest.raises(RankLost, match="sae-wide at 127.0.0.1:7 died before training started"):
         Trainer(bucket.url, 1, False).lead(assign("wide"), server.address, None, "127.0.0.1:7", 2)
 
 

@@ -17,8 +17,8 @@ from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.training import checkpoint
 from scopemill.trainer.training.loop import Loop
 from scopemill.trainer.worker.assignment import Assignment
-from scopemill.trainer.worker.group_trainer import Run
-from scopemill.trainer.worker.sae_trainer import Member
+from scopemill.trainer.worker.group_trainer import GroupTrainer
+from scopemill.trainer.worker.sae_trainer import SaeTrainer
 
 # Whatever may differ between SAEs of one stream.
 KINDS = {
@@ -37,7 +37,7 @@ def world(tmp_path_factory):
     make_dataset(bucket, dtype="bfloat16")
     server = ActivationServer(bucket, ServerConfig(window_mib=1))
     for kind in KINDS:
-        assert train(Run(bucket, [of(kind, "alone")]), server.address) == STEPS
+        assert train(GroupTrainer(bucket, [of(kind, "alone")]), server.address) == STEPS
     yield bucket, server
     server.stop()
 
@@ -69,21 +69,21 @@ def served() -> float:
 def test_a_group_ends_with_the_bits_of_runs_alone_and_its_batches_come_once(world):
     bucket, server = world
     before = served()
-    outcomes = Run(bucket, group("together")).run(server.address)
+    outcomes = GroupTrainer(bucket, group("together")).run(server.address)
     assert outcomes == {assignment.name: STEPS for assignment in group("together")}
     assert served() - before == STEPS * 16 * 8 * 2
     same_as_alone(bucket, "together")
-    assert Run(bucket, group("together")).run("tcp://127.0.0.1:9") == outcomes, "what is finished needs no server"
+    assert GroupTrainer(bucket, group("together")).run("tcp://127.0.0.1:9") == outcomes, "what is finished needs no server"
 
 
-class Dies(Run):
+class Dies(GroupTrainer):
     """After a step of some of its SAEs, in the middle of a batch."""
 
     steps = 0
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        for member in self.members:
+        for member in self.trainers:
             member.take = self._mortal(member.take)
 
     def _mortal(self, take):
@@ -118,7 +118,7 @@ def test_killed_at_any_step_the_group_goes_on_at_the_earliest_checkpoint_and_eac
                 dies.run(server.address)
             except KeyboardInterrupt:
                 pass
-        Run(bucket, group(place)).run(server.address)
+        GroupTrainer(bucket, group(place)).run(server.address)
     assert [sorted(batches) for batches in seen.values()] == [list(range(STEPS))] * len(KINDS)
     same_as_alone(bucket, place)
 
@@ -126,7 +126,7 @@ def test_killed_at_any_step_the_group_goes_on_at_the_earliest_checkpoint_and_eac
 def test_who_leaves_is_checkpointed_and_goes_on_later_and_the_others_do_not_notice(world):
     bucket, server = world
 
-    class Loses(Run):
+    class Loses(GroupTrainer):
         def _step(self, index, rows) -> None:
             super()._step(index, rows)
             if index == 20:
@@ -137,19 +137,19 @@ def test_who_leaves_is_checkpointed_and_goes_on_later_and_the_others_do_not_noti
     assert outcomes.pop(of("wide", "left").name) == 21 and set(outcomes.values()) == {STEPS}
     layout = SaeLayout(of("wide", "left").root)
     assert checkpoint.steps_of(bucket, layout)[-1] == 21 and not bucket.exists(layout.config)
-    assert set(Run(bucket, group("left")).run(server.address).values()) == {STEPS}, "those that are finished let it go on alone"
+    assert set(GroupTrainer(bucket, group("left")).run(server.address).values()) == {STEPS}, "those that are finished let it go on alone"
     same_as_alone(bucket, "left", but_history="wide")
 
 
 def test_what_goes_wrong_with_one_is_its_own(world):
     bucket, server = world
-    train(Run(bucket, [of("jumprelu", "wrong", tokens=16)]), server.address)
+    train(GroupTrainer(bucket, [of("jumprelu", "wrong", tokens=16)]), server.address)
     assignments = [*group("wrong"), assign("wrong-nan", learning_rate=1e38)]
 
-    class Breaks(Run):
+    class Breaks(GroupTrainer):
         def _step(self, index, rows) -> None:
             if index == 12:
-                self.members[1]._loop.optimizer = None
+                self.trainers[1]._loop.optimizer = None
             super()._step(index, rows)
 
     outcomes = Breaks(bucket, assignments).run(server.address)
@@ -165,7 +165,7 @@ def test_an_error_of_the_stream_is_told_of_each_that_still_trained(world):
     bucket, _ = world
     short = of("wide", "gone", tokens=16 * 8)
 
-    class LosesServer(Run):
+    class LosesServer(GroupTrainer):
         def _step(self, index, rows) -> None:
             super()._step(index, rows)
             if index == 20:
@@ -182,9 +182,9 @@ def test_an_error_of_the_stream_is_told_of_each_that_still_trained(world):
 
 def test_one_that_is_shorter_ends_where_batches_over_its_end_are_lost(world):
     bucket, _ = world
-    member = Member(bucket, of("jumprelu", "skipped"), Run(bucket, group("x"))._device, lambda: 0.0)
+    member = SaeTrainer(bucket, of("jumprelu", "skipped"), GroupTrainer(bucket, group("x"))._device, lambda: 0.0)
     member.begin()
     member.take(STEPS + 3, (None, None))
-    assert member.leaves
+    assert member.done
     member.end()
     assert member.outcome == STEPS

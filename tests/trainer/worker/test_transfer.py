@@ -68,5 +68,5 @@ def test_a_gpu_gets_the_same_bits():
     stored = [chance.normal(size=(256, 64)).astype(np.float32) for _ in range(20)]
     transfer = Transfer(torch.device("cuda"))
     batches = ((k, transfer.take([array])) for k, array in enumerate(stored))
-    for array, (_, (x,)) in zip(stored, transfer.in_turn(batches), strict=True):
+    for array, (_, (x,)) in zip(stored, transfer.prefetched(batches), strict=True):
         assert np.array_equal((x * 2).cpu().numpy(), array * 2)

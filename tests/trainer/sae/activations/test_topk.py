@@ -5,6 +5,7 @@ import pytest
 import torch
 from support.sae_reference import CASES, B
 
+from scopemill.trainer.config.recipe import sae_config
 from scopemill.trainer.parallel.shards import LatentShard
 from scopemill.trainer.sae.activations.topk import TopK
 from scopemill.trainer.sae.registry import initial_sae, objective_for
@@ -137,7 +138,7 @@ def test_a_skip_transcoder_starts_at_the_mean_output_and_learns_from_there(name)
     sae = initial_sae(case.config, case.shape, torch.arange(9.0))
     assert not sae.W_dec.any() and not sae.skip.W_skip.any()
     np.testing.assert_allclose(sae(case.rows[0].float()).detach(), torch.arange(9.0).expand(B, -1))
-    tanh = case.config.model_copy(update={"penalty": "tanh"})  # which counts norms that are zero here
+    tanh = sae_config(case.config.model_dump() | {"penalty": "tanh"})  # which counts norms that are zero here
     objective_for(sae, tanh).losses(*(rows.float() for rows in case.rows), case.dead(20)).total(1.0).backward()
     assert sae.W_dec.grad.any() and sae.skip.W_skip.grad.any()
     assert all(p.grad is None or p.grad.isfinite().all() for p in sae.parameters())

@@ -1,0 +1,63 @@
+"""Name what decides an SAE's weights, for the id in its folder's name. An id never changes once an SAE may have it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from scopemill.trainer.config.recipe import SaeConfig
+
+# Version 1, frozen: ids hash all of these fields, whether the SAE reads them or not. A field that an SAE does not read has the value
+# that the template or the section of variants gives, or else this default; None in place of a default that was never used.
+VERSION_1: dict[str, Any] = {
+    "architecture": "jumprelu",
+    "activation": None,
+    "input_site": "mlp_in",
+    "target_site": "mlp_out",
+    "tokens": None,
+    "batch_size": None,
+    "accumulate": 1,
+    "precision": "float32",
+    "normalization": "scale",
+    "learning_rate": None,
+    "lr_warmup_steps": None,
+    "lr_decay_fraction": None,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-08,
+    "clip_gradient": None,
+    "sparsity_warmup_steps": 0,
+    "sparsity_warmup_fraction": 0.0,
+    "penalty": "l0",
+    "target_coefficient": 0.01,
+    "frequency_limit": None,
+    "tanh_scale": 4.0,
+    "pre_activation_coefficient": 0.0,
+    "initial_threshold": 0.001,
+    "initial_l0": None,
+    "initial_sae": None,
+    "bandwidth": 0.001,
+    "initial_decoder_bias": "zero",
+    "prefixes": [0.0625, 0.125, 0.25, 0.5, 1.0],
+    "skip_rank": 8,
+    "auxk_coefficient": 0.03125,
+    "auxk_latents": None,
+    "resample_every": None,
+    "resample_until": 0.5,
+    "dead_after_tokens": None,
+    "checkpoint_every": None,
+    "log_every": None,
+    "seed": 0,
+    "width": None,
+    "sparsity": None,
+}
+
+
+def identity(sae: SaeConfig, filled: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON mapping whose digest is the SAE's id.
+
+    ``filled``: the recipe as the template and the sweep file fill it, with the fields that the SAE does not read. A field added after
+    version 1 enters only where its value is not its default, so that a new option renames no SAE.
+    """
+    read = sae.model_dump(mode="json")
+    defaults = {name: field.get_default() for name, field in type(sae).model_fields.items()}
+    unread = {name: list(value) if isinstance(value, tuple) else value for name, value in filled.items() if name in VERSION_1}
+    later = {name: value for name, value in read.items() if name not in VERSION_1 and getattr(sae, name) != defaults[name]}
+    return VERSION_1 | unread | {name: value for name, value in read.items() if name in VERSION_1} | later
