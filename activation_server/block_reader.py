@@ -22,7 +22,7 @@ BLOCKS_PER_READ = 4  # together these blocks stay in a core's cache until they a
 
 
 class BlockReader:
-    """Read one array at one place of the group, through all shards that come to this place."""
+    """Read one array at one place of the group, shard after shard."""
 
     def __init__(
         self, bucket: Bucket, layout: DatasetLayout, spec: ArraySpec, commit: Callable[[int], ShardCommit], count: Callable[[int], None]
@@ -37,7 +37,7 @@ class BlockReader:
         self._edge_block: int | None = None  # the block of the open chunk that `_edge` holds
 
     def prepare(self, shard: int, row: int, next_shard: int | None) -> None:
-        """Open the chunk of a row, so that errors appear before any row is copied. No prefetch."""
+        """Open a row's chunk, so that errors appear before any copy; no prefetch."""
         self._open((shard, row // self._chunk_rows))
 
     def read(self, shard: int, start: int, into: np.ndarray) -> None:

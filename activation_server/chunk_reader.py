@@ -1,4 +1,4 @@
-"""Read rows of chunk objects from an object store: whole chunks, the next one prefetched, in recycled memory."""
+"""Read rows of whole chunk objects from an object store, and prefetch the next chunk."""
 
 import threading
 from collections.abc import Callable
@@ -73,7 +73,7 @@ class ChunkFetcher:
 
 
 class ChunkReader:
-    """Read one array at one place of the group, through all shards that come to this place.
+    """Read one array at one place of the group, shard after shard.
 
     It holds the current chunk, and one chunk that is being fetched.
     """

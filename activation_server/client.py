@@ -32,7 +32,7 @@ def copied(arrays: list[np.ndarray]) -> list[np.ndarray]:
 
 
 class StreamClient:
-    """Iterate over ``(k, take(arrays))`` from ``cursor`` up to ``stop``; one array [B, d] per hook, as stored.
+    """Iterate over ``(k, take(arrays))`` from ``cursor`` to ``stop``, one array [B, d] per hook.
 
     k rises by one; a server that skips batches (`lag: skip`) may leave some out, but never the last.
     ``take`` gets borrowed arrays and must copy what it keeps: the memory is the message's or the server's, and valid only
@@ -106,7 +106,7 @@ class StreamClient:
         self._socket.close()
 
     def _accept(self, welcome: wire.Welcome) -> None:
-        """Open the server's memory if offered; if that fails, say HELLO again and ask for bytes."""
+        """Open the server's memory, or say HELLO again and ask for bytes."""
         self._joined, self._shared = True, None
         if welcome.segment.slots:
             try:
@@ -123,7 +123,7 @@ class StreamClient:
         self._send(self._hello())
 
     def _take_shared(self, batch: wire.Shared) -> tuple[Any] | None:
-        """Return what ``take`` makes of a batch in the server's memory; None if its slot was refilled."""
+        """Take a batch from the server's memory; return None if its slot was refilled."""
         if self._shared is None or not self._shared.holds(batch.slot, batch.generation):
             return None
         taken = self._take(self._arrays(self._shared.slot(batch.slot)))

@@ -47,7 +47,10 @@ class Mailbox:
                 self._wake_out.send(b"", zmq.NOBLOCK)
 
     def receive(self, seconds: float) -> Iterator[list[bytes]]:
-        """Yield messages that arrive within a time: the sender's identity, then the frames. A task ends the wait."""
+        """Yield messages that arrive within a time: the sender's identity, then frames.
+
+        A posted task ends the wait early.
+        """
         for socket, _ in self._poller.poll(timeout=int(seconds * 1000)):
             for _ in range(MESSAGES_AT_ONCE):
                 try:
@@ -63,9 +66,9 @@ class Mailbox:
             self._tasks.get_nowait()()
 
     def send(self, identity: bytes, message: wire.Message, body: memoryview | None = None) -> zmq.MessageTracker | None:
-        """Send a message without a copy of the body; the tracker is done once ZeroMQ has sent the body.
+        """Send a message without a copy of its body.
 
-        Raises ZMQError for a peer that is gone or does not read.
+        The tracker is done once ZeroMQ has sent the body. Raises ZMQError for a peer that is gone or does not read.
         """
         frames = [identity, wire.encode(message)] + ([] if body is None else [body])
         return self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False, track=True)

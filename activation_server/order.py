@@ -1,4 +1,4 @@
-"""Compute the rows of batch k, as a pure function of the manifest's plan, the seed and k.
+"""Compute the rows of batch k from the manifest's plan, the seed and k.
 
 An epoch is a permutation of the shards, read in groups of K. A batch takes B rows evenly from the K shards of its group,
 each shard from top to bottom, so mixing needs no gather. The first t batches of a group take floor((t*B + i) / K) rows
@@ -49,7 +49,10 @@ class Order:
             )
 
     def shards(self, k: int) -> tuple[int, ...]:
-        """Return the shards of batch k's group. A batch of fewer than K rows takes rows from some only."""
+        """Return the shards of batch k's group.
+
+        A batch of fewer than K rows takes rows from some of them only.
+        """
         return tuple(map(self.shard_at, self.positions(k)))
 
     def positions(self, k: int) -> range:

@@ -58,7 +58,7 @@ class ActivationServer:
     # Called from other threads
 
     def expect(self, spec: wire.StreamSpec, consumer: str, cursor: int, stop: int) -> None:
-        """Keep the window for a trainer that will connect; raise the error of a stream that cannot be served.
+        """Keep the window for a trainer that will connect; raise the stream's error, if any.
 
         If the limit of streams is reached, wait up to ``LEAVING_SECONDS``: the BYE of an old stream may be on its way.
         """

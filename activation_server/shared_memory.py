@@ -1,4 +1,4 @@
-"""Share batches between a server and the trainers on its host, so that messages carry slot numbers only.
+"""Share batches in memory between a server and the trainers on its host.
 
 The memory is a memfd, opened through the server's entry in /proc. So it disappears with its last process, however that
 process ends; it is limited by the machine's memory, not by the size of /dev/shm; and only the server's user can open it.
@@ -24,9 +24,9 @@ ALIGNMENT = 64
 
 @cache
 def this_host() -> str:
-    """Return a text that is equal for two processes exactly if each can find the other in /proc.
+    """Return an identity of this host: the boot id and the namespace of process ids.
 
-    The text is the boot id and the namespace of process ids; empty if unknown.
+    It is equal for two processes exactly if each can find the other in /proc; empty if unknown.
     """
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
@@ -62,12 +62,12 @@ class SharedSlots:
         return self._layout.slot(self._memory, place), self._generations[place : place + 1]
 
     def close(self) -> None:
-        """Stop others from opening the memory; the memory itself lives as long as a view of it."""
+        """Stop others from opening the memory, which lives as long as its views."""
         os.close(self._file)
 
 
 class SharedSlotsView:
-    """Read the slots from a trainer; raise OSError or ValueError if the segment cannot be opened."""
+    """Read the slots in a trainer; raise OSError or ValueError for an unreachable segment."""
 
     def __init__(self, segment: Segment, slot_bytes: int):
         path, name = f"/proc/{segment.process}/fd/{segment.descriptor}", _name(segment.token)

@@ -34,7 +34,7 @@ class Slot:
 
 
 class SlotPool:
-    """Hand out slots, and take each back once it is dropped, its last frame sent and its last loan returned."""
+    """Hand out slots; reuse a dropped slot after its last frame and loan."""
 
     def __init__(self, make: Callable[[int], Slot]):
         """``make(n)`` makes the n-th slot, counted from 0."""
@@ -45,7 +45,10 @@ class SlotPool:
         self._loans: dict[str, dict[int, Slot]] = defaultdict(dict)  # by consumer and batch
 
     def take(self) -> Slot:
-        """Return a slot to fill. The window's capacity and the consumers' credit bound the number of slots."""
+        """Return a slot to fill.
+
+        The window's capacity and the consumers' credit bound the number of slots.
+        """
         if not self.free:
             self.recycle()  # finds slots that were dropped a moment ago, when the window jumped
         if self.free:
@@ -79,7 +82,10 @@ class SlotPool:
         self.dropped.append(slot)
 
     def recycle(self) -> bool:
-        """Free idle dropped slots. Return True if others wait for a frame, whose end causes no event."""
+        """Free idle dropped slots; return True if another still waits for a frame.
+
+        The end of a frame causes no event, so the caller must look again.
+        """
         busy: list[Slot] = []
         for slot in self.dropped:
             (self.free if slot.idle else busy).append(slot)

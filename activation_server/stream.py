@@ -30,7 +30,10 @@ SPARE_SLOTS = 64
 
 
 class Stream:
-    """Hold a stream for the server's loop. A reading thread touches only its reader and the slot it fills."""
+    """Hold a stream for the server's loop.
+
+    A reading thread touches only its reader and the slot it fills.
+    """
 
     def __init__(
         self, bucket: Bucket, manifest: DatasetManifest, spec: StreamSpec, config: ServerConfig, window_bytes: int, report: Report

@@ -1,4 +1,4 @@
-"""Decide what a stream's window loads, sends and drops: a state machine without sockets, threads or clock.
+"""Decide what a stream's window loads, sends and drops: a pure state machine.
 
 The window is the run of batches [low, low + capacity) in memory; `low` is the first batch that an attached consumer has
 not acknowledged. Batches before `low` are dropped, batches after it are loaded. Consumers move inside the window at their
@@ -98,7 +98,7 @@ class Consumer:
 
     @property
     def attached(self) -> bool:
-        """Return True if the window is kept for this consumer: not detached, and not at its stop."""
+        """Return True if a place is kept: neither detached nor at the stop."""
         return not self.detached and self.acknowledged < self.stop
 
     @property
@@ -113,7 +113,7 @@ class Consumer:
         return self.sent[-1]
 
     def skip_to(self, index: int) -> int:
-        """Skip unsent batches before ``index``, but never the last of all; return how many are lost."""
+        """Skip unsent batches before ``index``, but never the last; return how many are lost."""
         lost = max(0, min(index, self.stop - 1) - self.next)
         self.next += lost
         self.floor = self.next
@@ -151,7 +151,7 @@ class Window:
         return drops
 
     def join(self, name: str, cursor: int, stop: int, now: float) -> list[Decision]:
-        """Connect a consumer at its cursor, and detach it if the window is ahead of the cursor."""
+        """Connect a consumer at its cursor; detach it if the window is ahead."""
         low = self.low  # includes the place that was kept for this consumer
         self.consumers.pop(name, None)
         behind = low is not None and cursor < low and self.low is not None
@@ -186,7 +186,7 @@ class Window:
         return send + self._proceed(now)
 
     def failed(self, index: int, name: str | None) -> None:
-        """Take note that a read for the window, or for one consumer, failed: a later event repeats it."""
+        """Take note of a failed read, for the window or one consumer; a later event repeats it."""
         if name is None:
             self.loading.discard(index)
             self._requested = min(self._requested, index)
@@ -244,7 +244,10 @@ class Window:
         return [c for c in self.consumers.values() if c.attached]
 
     def _proceed(self, now: float) -> list[Decision]:
-        """Send, drop and load all that the state allows. The cost grows with the consumers, not with the window."""
+        """Send, drop and load all that the state allows.
+
+        The cost grows with the number of consumers, not with the window.
+        """
         self._reattach()
         decisions = self._move()
         for name, c in self.consumers.items():
@@ -272,7 +275,7 @@ class Window:
         return [Drop(index) for index in gone]
 
     def _load(self) -> list[Decision]:
-        """Load missing batches of the window that a consumer still needs, as far as memory allows."""
+        """Load missing batches that a consumer still needs, as far as memory allows."""
         first = min((c.next for c in self._attached()), default=self._high)
         self._requested = first if first < self._first else max(first, self._requested)
         self._first = first
@@ -285,7 +288,10 @@ class Window:
         return loads
 
     def _reattach(self) -> None:
-        """Attach consumers that have caught up. Without an attached consumer, open the window at the hindmost one."""
+        """Attach consumers that have caught up.
+
+        Without an attached consumer, open the window at the hindmost detached one.
+        """
         candidates = [
             c
             for name, c in self.consumers.items()
@@ -299,7 +305,7 @@ class Window:
             c.detached = c.acknowledged < low
 
     def _note_starvation(self, now: float) -> None:
-        """Add the time that a consumer waited at the window's end for the slowest; subtract the other time."""
+        """Add time in which a consumer waited for the slowest; subtract other time."""
         elapsed, self._noted = now - self._noted, now
         self._starved = max(0.0, self._starved + (elapsed if self._starving else -elapsed))
         attached = self._attached()

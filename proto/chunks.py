@@ -61,7 +61,10 @@ class ArraySpec:
 
     @property
     def block_rows(self) -> int:
-        """Return the rows of a block: a power of two, because most batches take a power of two from a shard."""
+        """Return the rows of a block: a power of two, unless a chunk is smaller.
+
+        Most batches take a power of two from a shard, and then end where a block ends.
+        """
         most = max(1, BLOCK_BYTES // self.row_bytes)
         return min(self.chunk_rows, 1 << most.bit_length() - 1)
 

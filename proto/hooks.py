@@ -1,4 +1,4 @@
-"""Name hooks: the places in the language model where activations are read, by layer and site."""
+"""Name the places in the language model where activations are read."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Keep freed memory in the process: fresh pages cost more to touch than most passes over them."""
+"""Keep freed memory in the process, because fresh pages are slow to touch."""
 
 import ctypes
 

@@ -99,7 +99,7 @@ def timed(seconds: Counter) -> Iterator[None]:
 
 
 def listed(sweep: str, targets: dict[str, list[str]]) -> str:
-    """Return the target list of `file_sd` and `http_sd` as JSON: the addresses of each role's processes."""
+    """Return each role's addresses as JSON, for `file_sd` and `http_sd`."""
     roles = sorted(targets.items())
     return json.dumps([{"targets": sorted(addresses), "labels": {"role": role, "sweep": sweep}} for role, addresses in roles], indent=1)
 

@@ -27,7 +27,7 @@ MAX_SENTENCE = 8 * 1024
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """Identify a stream; its batches are a pure function of these fields and the dataset's manifest."""
+    """Identify a stream. These fields and the manifest determine every batch."""
 
     dataset: str
     hooks: tuple[str, ...]
@@ -199,7 +199,7 @@ def _value(cls: type, name: str, hint: Any, value: Any) -> Any:
 
 
 def _is(hint: type, value: Any, longest: int = MAX_NAME) -> bool:
-    """Return True for a value of exactly that type: a bool, a count below 2**63, or a short text."""
+    """Return True for exactly that type: a bool, a count below 2**63, or short text."""
     if type(value) is not hint:
         return False
     if isinstance(value, int):  # a bool is 0 or 1

@@ -40,7 +40,7 @@ def _uncommitted_shards(objects: list[str], committed: frozenset[int]) -> set[st
 
 
 def _stale_checkpoints(objects: list[str], layout: SaeLayout, steps: tuple[int, ...]) -> set[str]:
-    begun = {path for path in objects if path.startswith(f"{layout.checkpoints}/")}
+    of_checkpoints = {path for path in objects if path.startswith(f"{layout.checkpoints}/")}
     whole = tuple(f"{layout.checkpoint(step).root}/" for step in steps)
-    unfinished = {path for path in begun if not path.startswith(whole)}
-    return unfinished | (begun & {layout.checkpoint(step).optimizer for step in steps[:-1]})
+    unfinished = {path for path in of_checkpoints if not path.startswith(whole)}
+    return unfinished | (of_checkpoints & {layout.checkpoint(step).optimizer for step in steps[:-1]})

@@ -5,7 +5,7 @@ from fnmatch import fnmatch
 
 from rich.table import Table
 
-from scopemill.deploy.plan.evaluations import side_by_side
+from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.deploy.plan.stopped import read_stopped
 from scopemill.evaluator.fidelity.results import Evaluation, Result
 from scopemill.proto.errors import InputError

@@ -6,7 +6,7 @@ import yaml
 
 from scopemill.deploy.catalog.status import SweepStatus, read_status
 from scopemill.deploy.cost.summary import facts
-from scopemill.deploy.plan.evaluations import side_by_side
+from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.deploy.plan.state import SweepState
 from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.evaluator.fidelity.results import write_table

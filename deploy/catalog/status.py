@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from scopemill.deploy.plan.evaluations import measured_jobs, read_evaluations, side_by_side
+from scopemill.deploy.plan.evaluations import measured_jobs, read_evaluations
 from scopemill.deploy.plan.record import PassRecord, PlanRecord, SaeRecord
+from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.deploy.plan.state import PassState, SaeState, SweepState
 from scopemill.deploy.plan.stopped import read_stopped
 from scopemill.evaluator.fidelity.results import Evaluation
@@ -139,7 +140,7 @@ def status_table(status: SweepStatus) -> Table:
     for column in ("SAE", "steps", "state", "left", "loss", "L0", "FVU", "delta loss", "recovered (zero)", "dead"):
         table.add_column(column, justify="left" if column in ("SAE", "state") else "right")
     for sae in status.saes:
-        state = "finished" if sae.finished else "stopped" if sae.stopped else "begun" if sae.step else "not begun"
+        state = "finished" if sae.finished else "stopped" if sae.stopped else "started" if sae.step else "not started"
         left = "" if sae.ended or sae.seconds_left is None else str(timedelta(seconds=round(sae.seconds_left)))
         loss = f"{sae.last.loss:.4g}" if sae.last else ""
         numbers = ["", "", "", "", ""]

@@ -36,7 +36,7 @@ class Hardware:
         for name, value in vars(self).items():
             if not 0 <= value < float("inf") or (value == 0 and name != "price") or (value > 1 and name == "utilisation"):
                 raise InputError(
-                    f"--{name.replace('_', '-')} {value:g} is impossible: give a number above 0, for --utilisation one up to 1"
+                    f"--{name.replace('_', '-')} {value:g} is impossible: give a number above 0 (--price may be 0, --utilisation at most 1)"
                 )
 
     def __str__(self) -> str:

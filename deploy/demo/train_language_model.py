@@ -157,7 +157,7 @@ def train(model: Gemma2ForCausalLM, tokens: list[np.ndarray], steps: int, seed: 
     loss_of = torch.compile(lambda batch: next_token_loss(model, batch), dynamic=False)
     optimizers = build_optimizers(model)
     first, seconds = load_checkpoint(checkpoint, model, optimizers)
-    begun = time.monotonic() - seconds
+    started = time.monotonic() - seconds
     for step, batch in enumerate(islice(all_batches(tokens, steps, seed), first, None), start=first):
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(batch)
@@ -166,7 +166,7 @@ def train(model: Gemma2ForCausalLM, tokens: list[np.ndarray], steps: int, seed: 
             optimizer.param_groups[0]["lr"] = peak * schedule(step, steps)
             optimizer.step()
             optimizer.zero_grad()
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
         if step % 20 == 0:
             print(f"step {step} of {steps}: loss {loss.item():.3f} after {seconds:.0f} s", flush=True)
         if (step + 1) % 200 == 0:

@@ -172,8 +172,8 @@ class SweepDriver:
         plan, config, now = self.plan, self.plan.config.evaluation, state or self.plan.read_state()
         jobs = self.unevaluated(now)
         if not jobs:
-            begun = any(sae.checkpoints for sae in now.saes.values())
-            self._reporter.say("evaluation: every checkpoint is evaluated" if begun else "evaluation: there is no checkpoint yet")
+            started = any(sae.checkpoints for sae in now.saes.values())
+            self._reporter.say("evaluation: every checkpoint is evaluated" if started else "evaluation: there is no checkpoint yet")
             return now
         total = sum(map(len, jobs))
         arguments = (plan.config.bucket, plan.config.dataset, plan.config.model, plan.card, config, plan.config.harvest.context_length)

@@ -71,6 +71,20 @@ def assignment_of(plan: Pass, manifest: DatasetManifest, sae: PlannedSae) -> Ass
         "sae": sae.config.model_dump(mode="json"),
     }
     return Assignment(
+<<<<<<< HEAD
         sae.name, sae.layout.root, inputs, targets, plan.stream(sae.hooks), sae.config, plan.card.name, metadata, provenance,
         plan.config.train.monitors,
     )  # fmt: skip
+=======
+        name=sae.name,
+        root=sae.layout.root,
+        inputs=inputs,
+        targets=targets,
+        stream=plan.stream(sae.hooks),
+        config=sae.config,
+        model=plan.card.name,
+        metadata=metadata,
+        provenance=provenance,
+        monitors=plan.config.train.monitors,
+    )
+>>>>>>> main

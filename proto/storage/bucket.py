@@ -97,7 +97,7 @@ class Bucket:
 
     @staticmethod
     def read_at(file: BinaryIO, place: str, start: int, into: memoryview) -> int:
-        """Fill ``into`` from byte ``start`` of a file; return the bytes read, fewer only at the end of the file."""
+        """Fill ``into`` from byte ``start`` of a file; return the bytes read, fewer only at its end."""
         try:
             filled = read = os.preadv(file.fileno(), [into], start)
             while read and filled < len(into):
@@ -107,7 +107,10 @@ class Bucket:
         return filled
 
     def write(self, path: str, *parts: Bytes) -> None:
-        """Write an object, or replace it. A local file is written part by part, without a joined copy."""
+        """Write an object, or replace it.
+
+        A local file is written part by part, without a joined copy.
+        """
         self._do("write", path, lambda full: self._put(full, parts))
 
     def create(self, path: str, data: Bytes) -> bool:
@@ -150,7 +153,7 @@ class Bucket:
         return self._do("list", path, names)
 
     def find(self, path: str, temporary: bool = False) -> list[str]:
-        """Return the sorted paths of all objects below a folder, or of the temporary files that killed writers left."""
+        """Return the sorted paths of objects below a folder, or of killed writers' temporary files."""
         start = len(self._root.rstrip("/")) + 1
         found = self._do("list", path, lambda full: self._fs.find(full))
         return sorted(p[start:] for p in found if PurePosixPath(p).name.startswith(TEMPORARY) == temporary)
@@ -174,7 +177,10 @@ class Bucket:
         self._do("delete", path, remove)
 
     def check_writable(self) -> None:
-        """Raise StorageError unless an object can be written here. No retry: a wrong URL should fail at once."""
+        """Raise StorageError unless an object can be written here.
+
+        There is no retry: a wrong URL should fail at once.
+        """
         probe = f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
             with self._errors("write", probe):
@@ -222,7 +228,7 @@ class Bucket:
             temporary.unlink(missing_ok=True)
 
     def _do(self, verb: str, path: str, attempt: Callable[[str], T]) -> T:
-        """Return the attempt's result on the object's full path, with retries; raise StorageError for any failure."""
+        """Return the attempt's result on the full path, with retries; raise StorageError otherwise."""
         full = self._full(path)
         with self._errors(verb, path):
             return retry(lambda: attempt(full), metrics.STORE_RETRIES.labels(verb).inc)

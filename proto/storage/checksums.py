@@ -51,7 +51,7 @@ def read_tensors(bucket: Bucket, path: str) -> bytes:
 
 
 def read_record(bucket: Bucket, path: str) -> dict[str, Any]:
-    """Read the fields of a checksummed JSON object; raise CorruptObject for a damaged or another object."""
+    """Read a checksummed JSON object's fields; raise CorruptObject for a damaged or another object."""
 
     def read() -> dict[str, Any]:
         try:
@@ -90,7 +90,7 @@ def _parts(data: bytes) -> tuple[dict[str, Any], memoryview]:
 
 
 def _checksum(fields: dict[str, Any], body: Bytes = b"") -> str:
-    """Return the checksum of fields, independent of their order and spacing, and of the bytes after them."""
+    """Return the checksum of fields, in any order and spacing, and of a body."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return f"{crc32c.crc32c(body, crc32c.crc32c(text.encode())):08x}"
 

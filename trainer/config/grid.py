@@ -1,4 +1,4 @@
-"""Describe what to train: a sweep's ``train`` section is a grid of SAEs, and a template fills its fields."""
+"""Describe what to train: a sweep's ``train`` section, a grid of SAEs."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -44,7 +44,10 @@ class HalvingConfig(Config):
         return self
 
     def steps(self, steps: int, log_every: int) -> tuple[int, ...]:
-        """Return the step of each rung: the first row of the history at or after the rung's share."""
+        """Return the step of each rung.
+
+        This is the step of the first row of the history at or after the rung's share of the steps.
+        """
         return tuple(math.ceil(rung * steps / log_every - 1e-9) * log_every for rung in self.rungs)
 
 
@@ -96,7 +99,7 @@ class Grid(Recipe):
 
     @property
     def filled(self) -> dict[str, Any]:
-        """Return every field of the recipe, also the fields that its kind of SAE does not read."""
+        """Return every field of the recipe, read or not."""
         return {name: getattr(self, name) for name in Recipe.model_fields}
 
     def saes(self) -> list[SaeConfig]:
@@ -118,7 +121,7 @@ class Variant(Grid):
 
 
 class TrainConfig(Grid):
-    """Describe a sweep's ``train`` section: every width with every sparsity at every hook, or several variants."""
+    """Describe a sweep's ``train`` section: one grid of SAEs, or several variants."""
 
     widths: tuple[int, ...] = Field((), strict=False, description="Numbers of latents; required here or in each variant.")
     sparsities: tuple[float, ...] = Field(

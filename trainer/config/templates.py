@@ -1,6 +1,6 @@
-"""Read and write templates: named settings with their source, as YAML files of the package or of the user.
+"""Read and write templates: YAML files with named settings and their source.
 
-The user's own templates are in ``$SCOPEMILL_TEMPLATES``, or else in ``~/.config/scopemill/templates``.
+The package has templates, and the user may keep others, in ``$SCOPEMILL_TEMPLATES`` or else in ``~/.config/scopemill/templates``.
 """
 
 import os
@@ -19,7 +19,10 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 @dataclass(frozen=True)
 class Template:
-    """Hold fields of the ``train`` section. ``source`` says where the values come from, and which are ours."""
+    """Hold fields of the ``train`` section.
+
+    ``source`` says where the values come from, and which are ours.
+    """
 
     name: str
     source: str
@@ -42,7 +45,10 @@ def templates() -> list[Template]:
 
 
 def load_template(name: str) -> Template:
-    """Return the template of a name; TemplateError, with the known names, if it is unknown or unreadable."""
+    """Return the template of a name.
+
+    Raises TemplateError, with the known names, if the template is unknown or unreadable.
+    """
     for folder in _folders():
         path = folder / f"{name}.yaml"
         if _NAME.fullmatch(name) and path.is_file():
@@ -62,7 +68,10 @@ def parse_template(name: str, text: str, place: str, own: bool = True) -> Templa
 
 
 def save_template(template: Template, replace: bool = False) -> Path:
-    """Write a template to the user's own and return its path; TemplateError if the name is taken or invalid."""
+    """Write a template to the user's own and return its path.
+
+    Raises TemplateError if the name is taken or invalid.
+    """
     if not _NAME.fullmatch(template.name):
         raise TemplateError(
             f"template name {template.name!r}: use only small letters, digits, '.' and '-', and begin with a letter or digit"

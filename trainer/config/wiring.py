@@ -1,4 +1,4 @@
-"""Describe what an SAE is connected to: the hooks to read and the hooks to reconstruct."""
+"""Describe which hooks an SAE reads and reconstructs."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,13 +17,19 @@ class Port:
     scale: float
 
     def unit(self, recipe: Recipe) -> float:
-        """Return the unit: an SAE sees raw / unit. A layer norm makes the unit irrelevant."""
+        """Return the unit: the SAE sees raw / unit.
+
+        With a layer norm the unit makes no difference.
+        """
         return {"scale": self.scale, "sqrt_d": self.scale / self.d**0.5}.get(recipe.normalization, 1.0)
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """Hold the hooks of one SAE; ``targets`` is empty for an SAE that reconstructs its input."""
+    """Hold the hooks of one SAE.
+
+    ``targets`` is empty for an SAE that reconstructs its input.
+    """
 
     inputs: tuple[Port, ...]
     targets: tuple[Port, ...] = ()
@@ -63,7 +69,10 @@ class Wiring:
 
 @dataclass(frozen=True)
 class Shape:
-    """Hold the widths of an SAE's inputs and outputs, per hook. Rows of several hooks are concatenated to [B, d_in]."""
+    """Hold the widths of an SAE's inputs and outputs, per hook.
+
+    Rows of several hooks are concatenated to [B, d_in].
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -117,7 +126,7 @@ def connections(recipe: Recipe, hooks: tuple[Hook, ...], place: str = "train") -
 
 
 def label(inputs: tuple[Hook, ...], targets: tuple[Hook, ...]) -> str:
-    """Return the folder name of an SAE's hooks: the hook's own name for an SAE of one hook."""
+    """Return the folder name of an SAE's hooks; one hook gives its own name."""
     return "--".join(_side(side) for side in (inputs, targets) if side)
 
 

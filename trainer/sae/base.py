@@ -196,7 +196,7 @@ class Sae(nn.Module):
         if mean is not None and deviation is not None:
             reconstruction = reconstruction * deviation + mean
         if self._has_heads(x):
-            reconstruction = reconstruction.view(x.shape)
+            reconstruction = reconstruction.reshape(x.shape)
         return latents.to(x.dtype), reconstruction.to(x.dtype)
 
     # What other packages take. Formats lie above this room, so their modules are imported when asked for.

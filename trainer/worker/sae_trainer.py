@@ -1,6 +1,6 @@
-"""Train one SAE of a group: its loop, checkpoints, export and outcome. Nothing here knows the stream.
+"""Train one SAE of a group: loop, checkpoints, export and outcome.
 
-If the SAE is sharded, this process is rank 0 and leads the other ranks: see `follower`.
+Nothing here knows the stream. If the SAE is sharded, this process is rank 0 and leads the other ranks: see `follower`.
 """
 
 import importlib.metadata
@@ -35,7 +35,7 @@ Outcome = int | ScopemillError  # the number of steps done, up to the last step 
 
 @dataclass(frozen=True)
 class Progress:
-    """Describe how far an SAE is: steps done, the last row of its history, and the rows at requested steps."""
+    """Describe how far an SAE is: steps, last history row, and requested rows."""
 
     name: str  # of the assignment
     step: int
@@ -78,7 +78,10 @@ class SaeTrainer:
         self._leaving.set()
 
     def begin(self) -> None:
-        """Resume from the newest checkpoint, or start; a checkpoint of the last step ends training at once."""
+        """Resume from the newest checkpoint, or start.
+
+        A checkpoint of the last step ends training at once.
+        """
         with self._errors_as_outcome():
             self._loop = loop = self._resume_or_start()
             self._saved = loop.step_number
@@ -90,7 +93,10 @@ class SaeTrainer:
             loop.monitors.begin(loop.history.rows)
 
     def take(self, index: int, batch: Batch) -> None:
-        """Train on batch ``index`` of the stream; batches between the previous one and this were lost."""
+        """Train on batch ``index`` of the stream.
+
+        Batches between the previous one and this were lost.
+        """
         with self._errors_as_outcome():
             loop, every = self._started_loop(), self._assignment.config.checkpoint_every
             loop.skip_to(min(index, self.steps))
@@ -105,7 +111,7 @@ class SaeTrainer:
                 self._checkpoint(loop)
 
     def end(self) -> None:
-        """Checkpoint unless the last step has one, and export the SAE after its last step."""
+        """End training: write a missing checkpoint, and after the last step export the SAE."""
         with self._errors_as_outcome():
             loop = self._started_loop()
             if loop.step_number > self._saved:
@@ -130,7 +136,7 @@ class SaeTrainer:
         metrics.TRAINER_SECONDS.labels(self.name, phase).inc(seconds)
 
     def progress(self, steps: Sequence[int] = ()) -> Progress:
-        """Return the progress, with the history's rows at ``steps`` as far as they exist."""
+        """Return the progress, with existing history rows at ``steps``."""
         outcome = self.outcome  # read first, so that a reported outcome never comes with an older step
         rows = list(self._loop.history.rows) if self._loop else []
         return Progress(self.name, self.step, rows[-1] if rows else None, {row.step: row for row in rows if row.step in steps}, outcome)

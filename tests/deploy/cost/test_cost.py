@@ -129,5 +129,5 @@ def test_hardware_is_of_the_table_or_as_given_and_sensible():
     with pytest.raises(InputError, match="--hardware 'abacus' is not known: choose one of l4, l40s, a100, h100, h200"):
         named_hardware("abacus", {})
     for field, value in (("utilisation", 1.5), ("bandwidth", 0), ("price", -1), ("float32_tflops", float("nan"))):
-        with pytest.raises(InputError, match=f"--{field.replace('_', '-')} .* is not possible"):
+        with pytest.raises(InputError, match=f"--{field.replace('_', '-')} .* is impossible"):
             named_hardware("h100", {field: value})

@@ -52,7 +52,7 @@ def large(text) -> SweepPlan:
     stopped, write = [], plan.bucket.write
     for number, sae in enumerate(plan.saes):
         layout, kind = sae.layout, number % 5
-        if kind:  # 0: not begun
+        if kind:  # 0: not started
             write(layout.history, history(rung))
             for step in (8, 16):
                 place = layout.checkpoint(step)

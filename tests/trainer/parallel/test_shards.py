@@ -224,7 +224,7 @@ def test_a_batch_that_is_dense_in_one_part_is_dense_in_all():
         mine = initial_sae(config, whole.shape, torch.zeros(16), shard)
         mine.activation.threshold.fill_(0.5)
         products = torch.full((B, shard.local_width), 1.0 if shard.leads else 0.0)
-        return mine.activation.select(products, torch.zeros(shard.local_width), config, at_most=B * config.k) is None
+        return mine.activation.select(products, torch.zeros(shard.local_width), config, max_entries=B * config.k) is None
 
     assert on_ranks(2, F, select) == [True, True]
 
