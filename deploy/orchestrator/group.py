@@ -71,11 +71,6 @@ def assignment_of(plan: Pass, manifest: DatasetManifest, sae: PlannedSae) -> Ass
         "sae": sae.config.model_dump(mode="json"),
     }
     return Assignment(
-<<<<<<< HEAD
-        sae.name, sae.layout.root, inputs, targets, plan.stream(sae.hooks), sae.config, plan.card.name, metadata, provenance,
-        plan.config.train.monitors,
-    )  # fmt: skip
-=======
         name=sae.name,
         root=sae.layout.root,
         inputs=inputs,
@@ -87,4 +82,3 @@ def assignment_of(plan: Pass, manifest: DatasetManifest, sae: PlannedSae) -> Ass
         provenance=provenance,
         monitors=plan.config.train.monitors,
     )
->>>>>>> main

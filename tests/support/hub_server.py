@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Serve a folder of ``<owner>/<name>/`` on loopback, like Hugging Face's hub, and take commits into it."""
-=======
 """Serve a folder of ``<owner>/<name>/`` on loopback, like Hugging Face's hub for fsspec's ``hf://``, and take commits into it."""
->>>>>>> main
 
 import base64
 import json
