@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 # A target that exists only once the environment is whole; rebuilt when what it was made from changes.
 READY := $(VENV)/.ready
-# What other packages need does not go together with what we need, so theirs have an environment of their own.
+# sae-lens needs TransformerLens 3 and the mill needs 4, so this environment holds our core, sae-lens and its peers.
 INTEROP := .venv-interop
 
 .PHONY: demo test test-fast test-pure test-maths check docs chaos test-interop bench bench-peers clean
@@ -73,10 +73,10 @@ $(READY)-docs: $(READY)-test
 	@touch $@
 
 # torchvision, which one of them brings along, is of another build than the CPU's torch: whatever finds it fails to import.
-$(INTEROP)/.ready: tests/interop/requirements.txt
+$(INTEROP)/.ready: tests/interop/requirements.txt pyproject.toml
 	@test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
 	@echo "setting up $(INTEROP), once: some minutes"
-	@$(INTEROP)/bin/pip install -qq --disable-pip-version-check -r tests/interop/requirements.txt || \
+	@$(INTEROP)/bin/pip install -qq --disable-pip-version-check -r tests/interop/requirements.txt -e . || \
 		{ echo "sae-lens and its peers could not be installed: that takes the network, once"; exit 1; }
 	@$(INTEROP)/bin/pip uninstall -qqy torchvision
 	@touch $@

@@ -64,8 +64,9 @@ def train_sae(
     hooks = _names(hook), _names(hook_out)
     wiring = Wiring(*(_ports(side, names) for side, names in zip(stats, hooks, strict=False)))
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    loop = _begin(config, wiring, stats[-1], where, watching)
-    _train(loop, source, wiring, where)
+    with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
+        loop = _begin(config, wiring, stats[-1], where, watching)
+        _train(loop, source, wiring, where)
     return _finish(loop, wiring, model, hooks[0], hooks[1] if wiring.targets else ())
 
 

@@ -15,7 +15,7 @@ from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.training.history import History, Row
 from scopemill.trainer.training.monitors import PART_ROWS, Jsonl, Monitor, Monitors, TensorBoard, Wandb, read_rows, sweep_monitors
-from scopemill.trainer.worker.group_trainer import Run
+from scopemill.trainer.worker.group_trainer import GroupTrainer
 
 
 def row(step: int, fvu: float = 0.5) -> Row:
@@ -170,10 +170,10 @@ def test_a_monitor_whose_package_is_missing_or_whose_place_is_remote_says_so(buc
 
 def test_a_trainer_reports_its_history_as_it_trains(bucket, server):
     one = replace(assign("live"), monitors=("jsonl", "tensorboard"))
-    assert Run(bucket, [one]).run(server.address) == {one.name: STEPS}
+    assert GroupTrainer(bucket, [one]).run(server.address) == {one.name: STEPS}
     rows = History.load(bucket, SaeLayout(one.root).history, STEPS).rows
     assert read_rows(bucket.place(one.root)) == rows != []
     assert list(Path(bucket.url, one.root, "tensorboard").glob("events*"))
     before = {path: path.stat().st_mtime_ns for path in Path(bucket.url).rglob("*")}
-    assert Run(bucket, [one]).run(server.address) == {one.name: STEPS}
+    assert GroupTrainer(bucket, [one]).run(server.address) == {one.name: STEPS}
     assert {path: path.stat().st_mtime_ns for path in Path(bucket.url).rglob("*")} == before
