@@ -1,4 +1,4 @@
-"""Every kind of wiring through the whole mill: SAEs of one hook, transcoders, crosscoders and cross-layer transcoders."""
+"""Every kind of wiring through a whole sweep: SAEs of one hook, transcoders, crosscoders and cross-layer transcoders."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_a_sweep_of_each_kind_ends_with_saes_that_load(ray_cluster, folder, text
         ({}, {"architecture": "transcoder", "target_site": "mlp_in"}, "rebuilds another site than it reads"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path, text, harvest, train, sentence):
+def test_settings_that_do_not_fit_are_refused_before_anything_starts(tmp_path, text, harvest, train, sentence):
     with pytest.raises((InputError, SweepFileError), match=sentence):
         planned(tmp_path, tiny_sweep.sweep(str(tmp_path / "bucket"), text, harvest=harvest, train=train))
     assert not (tmp_path / "bucket" / "activations").exists()

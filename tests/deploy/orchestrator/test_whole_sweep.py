@@ -1,4 +1,4 @@
-"""The whole mill through Ray, on a local folder and on a real S3 server: both must end with the same bits."""
+"""A whole sweep on Ray, on a local folder and on a real S3 server: both must end with the same bits."""
 
 import io
 import json
@@ -30,7 +30,7 @@ from scopemill.trainer import load_sae
 
 
 class Scraper:
-    """Scrapes, as Prometheus would, every process that the driver's `file_sd` file names while a sweep runs."""
+    """Scrape, as Prometheus would, every process of the driver's `file_sd` file while a sweep runs."""
 
     def __init__(self, targets: Path):
         self.seen: dict[str, dict[str, float]] = {}
@@ -61,7 +61,7 @@ class Scraper:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, text, ray_cluster) -> Iterator[tuple[SweepPlan, Scraper]]:
-    """The tiny sweep, run on a local folder, watched by a scraper."""
+    """Run the tiny sweep on a local folder, watched by a scraper."""
     folder = tmp_path_factory.mktemp("sweep")
     data = tiny_sweep.sweep(str(folder / "bucket"), text) | {"file_sd": str(folder / "targets.json")}
     plan = planned(folder, data)
@@ -107,7 +107,7 @@ def test_every_process_was_listed_and_exposed_its_metrics(finished):
     assert scraper.seen["evaluator"]["scopemill_evaluations_total"] > 0
 
 
-def test_programs_and_people_are_told_the_same_of_a_finished_sweep(finished):
+def test_the_status_of_a_finished_sweep_is_the_same_as_json_and_as_a_table(finished):
     plan, _ = finished
     told = json.loads(json.dumps(read_status(plan.bucket, plan.record).to_json()))
     assert told["finished"] and told["shards"] == 3 and len(told["saes"]) == 4
