@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 # A target that exists only once the environment is whole; rebuilt when what it was made from changes.
 READY := $(VENV)/.ready
-# What other packages need does not go together with what we need, so theirs have an environment of their own.
+# sae-lens needs TransformerLens 3 and the mill needs 4, so this environment holds our core, sae-lens and its peers.
 INTEROP := .venv-interop
 
-.PHONY: demo test test-fast check docs chaos test-interop bench bench-peers clean
+.PHONY: demo test test-fast test-pure test-maths check docs chaos test-interop bench bench-peers clean
 
 demo: $(READY)
 	@$(BIN)/scopemill demo
@@ -16,14 +16,23 @@ demo: $(READY)
 test: $(READY)-test
 	@$(BIN)/python -m pytest
 
-# Pure parts and maths: no Ray, no S3 server, no language model; under a minute on two cores.
-FAST := tests/test_*.py tests/proto tests/activation_server/test_order.py tests/activation_server/test_window.py \
-	tests/activation_server/test_slot_pool.py tests/harvester/text/test_packing.py tests/trainer/config tests/trainer/sae \
-	tests/trainer/sparse/test_*.py tests/trainer/training tests/deploy/plan/test_passes.py tests/deploy/plan/test_sweep_file.py \
-	tests/deploy/orchestrator/test_halving.py tests/deploy/orchestrator/test_pool.py tests/deploy/orchestrator/test_schedule.py
+# No Ray, no S3 server, no language model: the maths of SAEs in one process, other pure parts in another, one core each.
+FAST_PURE := tests/test_*.py tests/proto tests/activation_server/test_order.py tests/activation_server/test_window.py \
+	tests/activation_server/test_slot_pool.py tests/harvester/text/test_packing.py tests/trainer/config \
+	tests/trainer/training/test_checkpoint.py tests/trainer/training/test_optimizer.py \
+	tests/trainer/training/test_resampling.py tests/trainer/training/test_schedules.py \
+	tests/deploy/plan/test_passes.py tests/deploy/plan/test_sweep_file.py \
+	tests/deploy/orchestrator/test_halving.py tests/deploy/orchestrator/test_schedule.py
+FAST_MATHS := tests/trainer/sae tests/trainer/sparse/test_*.py
 
 test-fast: $(READY)-test
-	@$(BIN)/python -m pytest -m "not services" $(FAST)
+	@$(MAKE) --no-print-directory -k -j2 -O test-pure test-maths
+
+test-pure: $(READY)-test
+	@$(BIN)/python -m pytest -m "not services" $(FAST_PURE)
+
+test-maths: $(READY)-test
+	@$(BIN)/python -m pytest -m "not services" $(FAST_MATHS)
 
 chaos: $(READY)-test
 	@$(BIN)/python tests/chaos/run.py
@@ -51,7 +60,7 @@ docs: $(READY)-docs
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV), once: some minutes"
-	@$(PIP) -e .
+	@$(PIP) -e '.[mill]'
 	@touch $@
 
 $(READY)-test: $(READY)
@@ -59,18 +68,18 @@ $(READY)-test: $(READY)
 	@$(PIP) -e '.[test]'
 	@touch $@
 
-$(READY)-docs: $(READY)
-	@$(PIP) -e '.[docs]'
+$(READY)-docs: $(READY)-test
+	@$(PIP) -e '.[test,docs]'
 	@touch $@
 
 # torchvision, which one of them brings along, is of another build than the CPU's torch: whatever finds it fails to import.
-$(INTEROP)/.ready: tests/interop/requirements.txt
+$(INTEROP)/.ready: tests/interop/requirements.txt pyproject.toml
 	@test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
 	@echo "setting up $(INTEROP), once: some minutes"
-	@$(INTEROP)/bin/pip install -qq --disable-pip-version-check -r tests/interop/requirements.txt || \
+	@$(INTEROP)/bin/pip install -qq --disable-pip-version-check -r tests/interop/requirements.txt -e . || \
 		{ echo "sae-lens and its peers could not be installed: that takes the network, once"; exit 1; }
 	@$(INTEROP)/bin/pip uninstall -qqy torchvision
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(INTEROP) demo-bucket
+	rm -rf $(VENV) $(INTEROP) demo-bucket build

@@ -1,8 +1,10 @@
-"""Who may talk to a server beyond its own machine: CURVE keys, and the folder that holds them.
+"""Make and load the CURVE keys that a server beyond loopback requires.
 
-server.key  server.key_secret      the server's; trainers need its public half only
-trainer.key trainer.key_secret     shared by the sweep's trainers
-allowed/*.key                      public keys of those that the server answers: the allow-list
+A folder of keys holds:
+
+server.key  server.key_secret      the server's pair; trainers need the public key only
+trainer.key trainer.key_secret     the pair that all trainers of a sweep share
+allowed/*.key                      the allow-list: public keys of the trainers that the server answers
 """
 
 import shutil
@@ -16,13 +18,16 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from scopemill.proto.errors import Conflict, InputError
 
-DOMAIN = "scopemill"  # of ZeroMQ's authentication; the allow-list is that of exactly this domain
+DOMAIN = "scopemill"  # domain of ZeroMQ's authentication; the allow-list is bound to it
 
 
 def make_keys(folder: Path) -> list[Path]:
-    """Make a folder of keys; returns its files. Conflict if there are keys already: who uses them would be shut out."""
+    """Make a folder of keys and return its files.
+
+    Raises Conflict if the folder holds keys: their users would be locked out.
+    """
     if (folder / "server.key_secret").exists():
-        raise Conflict(f"{folder} holds keys already: take another folder, or delete it if nobody uses them")
+        raise Conflict(f"{folder} already holds keys: name another folder, or delete this one if its keys are not in use")
     allowed = folder / "allowed"
     allowed.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -34,6 +39,7 @@ def make_keys(folder: Path) -> list[Path]:
 
 
 def is_loopback(host: str) -> bool:
+    """Return True for a host that only this machine can reach."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -42,7 +48,7 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True)
 class ServerKeys:
-    """What guards a server's socket."""
+    """Hold a server's key pair and its allow-list."""
 
     public: bytes
     secret: bytes
@@ -50,14 +56,19 @@ class ServerKeys:
 
     @staticmethod
     def load(folder: str) -> "ServerKeys":
-        """InputError, naming the file, if something is missing."""
+        """Load the server's keys; raise InputError, naming the file, for a missing one."""
         allowed = Path(folder) / "allowed"
         if not any(allowed.glob("*.key")):
-            raise InputError(f"server.keys: {allowed} holds no public key, so nobody could be served: make keys with `scopemill keys DIR`")
-        return ServerKeys(*_load(folder, "server.key_secret"), allowed)
+            raise InputError(
+                f"server.keys: {allowed} holds no public key, so no trainer could connect: make keys with `scopemill keys DIR`"
+            )
+        return ServerKeys(*_load_pair(folder, "server.key_secret"), allowed)
 
-    def guard(self, socket: zmq.Socket, context: zmq.Context) -> ThreadAuthenticator:
-        """Before the socket is bound. What is returned answers for the socket until it is stopped."""
+    def guard(self, socket: zmq.Socket[bytes], context: zmq.Context[zmq.Socket[bytes]]) -> ThreadAuthenticator:
+        """Require a key of the allow-list from every peer; call before the socket is bound.
+
+        Return the authenticator, which must run as long as the socket is open.
+        """
         authenticator = ThreadAuthenticator(context)
         authenticator.start()
         authenticator.configure_curve(domain=DOMAIN, location=str(self.allowed))
@@ -68,7 +79,7 @@ class ServerKeys:
 
 @dataclass(frozen=True)
 class TrainerKeys:
-    """With what a trainer's socket shows who it is, and knows the server."""
+    """Hold the trainers' key pair and the server's public key."""
 
     public: bytes
     secret: bytes
@@ -76,12 +87,19 @@ class TrainerKeys:
 
     @staticmethod
     def load(folder: str) -> "TrainerKeys":
-        """InputError, naming the file, if something is missing."""
-        return TrainerKeys(*_load(folder, "trainer.key_secret"), _load(folder, "server.key")[0])
+        """Load a trainer's keys; raise InputError, naming the file, for a missing one."""
+        return TrainerKeys(*_load_pair(folder, "trainer.key_secret"), _load(folder, "server.key")[0])
 
-    def show(self, socket: zmq.Socket) -> None:
-        """Before the socket is connected."""
+    def apply(self, socket: zmq.Socket[bytes]) -> None:
+        """Set the keys on a socket; call before the socket is connected."""
         socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = self.server, self.public, self.secret
+
+
+def _load_pair(folder: str, name: str) -> tuple[bytes, bytes]:
+    public, secret = _load(folder, name)
+    if secret is None:
+        raise InputError(f"server.keys: {Path(folder) / name} holds no secret key: make keys with `scopemill keys DIR`")
+    return public, secret
 
 
 def _load(folder: str, name: str) -> tuple[bytes, bytes | None]:
@@ -89,7 +107,5 @@ def _load(folder: str, name: str) -> tuple[bytes, bytes | None]:
     try:
         public, secret = zmq.auth.load_certificate(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"server.keys: {path} is no key: make keys with `scopemill keys DIR`") from error
-    if secret is None and name.endswith("_secret"):
-        raise InputError(f"server.keys: {path} holds no secret key: make keys with `scopemill keys DIR`")
+        raise InputError(f"server.keys: {path} is not a valid key file: make keys with `scopemill keys DIR`") from error
     return public, secret

@@ -1,8 +1,8 @@
-"""The activation server: what trainers ask for on one side, the streams' windows on the other.
+"""Serve batches to trainers: connect their requests with the streams' windows.
 
-One thread owns the mailbox and every window; other threads hand it tasks. Batches leave
-without a copy: a slot is used again only after ZeroMQ has sent the last frame that refers to it. A trainer of this
-host is not even sent the bytes, but where they lie in shared memory; such a slot is used again once it has asked beyond it.
+One thread owns the mailbox and every window; other threads post tasks to it. Batches are sent without a copy: a slot is
+reused only after ZeroMQ has sent the last frame that refers to it. A trainer on this host borrows the slot in shared
+memory instead; that slot is reused once the trainer has acknowledged the batch.
 """
 
 import logging
@@ -15,10 +15,11 @@ import zmq
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.keys import ServerKeys
 from scopemill.activation_server.mailbox import Mailbox
+from scopemill.activation_server.peers import Peer, Peers
 from scopemill.activation_server.shared_memory import this_host
 from scopemill.activation_server.slot_pool import Slot
 from scopemill.activation_server.stream import Stream
-from scopemill.activation_server.window import Detached, Drop, Finish, GaveUp, Load, LoadAlone, Send, Skipped
+from scopemill.activation_server.window import Decision, Detached, Drop, Finish, GaveUp, Load, LoadAlone, Send, Skipped
 from scopemill.proto import metrics, wire
 from scopemill.proto.dataset import DatasetManifest, read_manifest
 from scopemill.proto.errors import InputError, ScopemillError, WireError
@@ -27,35 +28,26 @@ from scopemill.proto.storage.bucket import Bucket
 log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 2.0
 TICK_SECONDS = 0.5
-LEAVING_SECONDS = 5.0  # for the word of a stream's last trainer to arrive
-MAX_CONSUMERS = 1024  # of one stream: each costs memory, and a moment at every event
-MAX_CREDIT_BATCHES = 16  # on their way to one trainer; the socket's high-water mark lies above it
-
-
-class Peer:
-    """A connected trainer: its address on the socket, the stream it reads, and what we last sent."""
-
-    def __init__(self, identity: bytes, consumer: str, stream: Stream, segment: wire.Segment):
-        self.identity, self.consumer, self.stream, self.segment = identity, consumer, stream, segment
-        self.last_sent = 0.0
+LEAVING_SECONDS = 5.0  # how long a new stream waits for the BYE of an old stream's last trainer
+MAX_CONSUMERS = 1024  # per stream: each costs memory, and time at every event
+MAX_CREDIT_BATCHES = 16  # limit per trainer, below the socket's high-water mark
 
 
 class ActivationServer:
-    """Serves streams of a bucket's datasets until ``stop``. ``address`` is where trainers connect.
+    """Serve streams of a bucket's datasets at ``address`` until ``stop``.
 
-    A stream is there as long as a trainer reads it, or is expected to; then it is closed and its memory given back.
+    A stream is opened for its first trainer. It is closed, and its memory freed, when no trainer reads it or is expected.
     """
 
     def __init__(self, bucket: Bucket, config: ServerConfig, streams: int = 1):
-        """``streams`` is how many the window's memory is shared by; more at a time are refused."""
+        """``streams``: the most streams at a time; each gets an equal share of the memory."""
         keys = ServerKeys.load(config.keys) if config.keys else None
         self._bucket, self._config, self._most_streams = bucket, config, max(1, streams)
         self._window_bytes = (config.window_mib << 20) // self._most_streams
         self._streams: dict[wire.StreamSpec, Stream] = {}
         self._manifests: dict[str, DatasetManifest] = {}
-        self._peers: dict[bytes, Peer] = {}
-        self._identities: dict[tuple[wire.StreamSpec, str], bytes] = {}
-        self._sending = False  # whether a slot waits for a frame to leave
+        self._peers = Peers()
+        self._sending = False  # True while a dropped slot waits for its frame to be sent
         self._stopping = False
         self._ticked = time.monotonic()
         self._mailbox = Mailbox(config.host, keys)
@@ -63,12 +55,12 @@ class ActivationServer:
         self._thread = threading.Thread(target=self._run, name="activation-server", daemon=True)
         self._thread.start()
 
-    # Called from other threads.
+    # Called from other threads
 
     def expect(self, spec: wire.StreamSpec, consumer: str, cursor: int, stop: int) -> None:
-        """Keep the window for a trainer that will come. Raises what is wrong with the stream, if anything is.
+        """Keep the window for a trainer that will connect; raise the stream's error, if any.
 
-        Where there are as many streams as may be, it waits a little: the last trainer's BYE may be on its way.
+        If the limit of streams is reached, wait up to ``LEAVING_SECONDS``: the BYE of an old stream may be on its way.
         """
         deadline = time.monotonic() + LEAVING_SECONDS
         while isinstance(error := self._announce(spec, consumer, cursor, stop), WireError) and time.monotonic() < deadline:
@@ -91,11 +83,11 @@ class ActivationServer:
         return done.get(timeout=60)
 
     def expect_no_more(self, spec: wire.StreamSpec, consumer: str) -> None:
-        """A trainer has failed and will not come back: nobody waits for it any longer."""
+        """Free the place of a trainer that has failed and will not connect again."""
         self._mailbox.post(lambda: self._dismiss(spec, consumer))
 
     def stop(self) -> None:
-        """Stop serving. Trainers are told nothing: they go on at their cursor with the next server."""
+        """Stop serving. Trainers get no message: they continue at their cursors with the next server."""
         if self._thread.is_alive():
             self._mailbox.post(self._begin_stop)
             self._thread.join(timeout=10)
@@ -105,14 +97,14 @@ class ActivationServer:
     def _begin_stop(self) -> None:
         self._stopping = True
 
-    # The loop's own.
+    # The server's thread
 
     def _run(self) -> None:
         next_tick = 0.0
         while not self._stopping:
             for frames in self._mailbox.receive(0.02 if self._sending else TICK_SECONDS / 2):
                 self._receive(frames)
-            self._mailbox.work_off()  # also when nothing came: what a failed send has left there must not wait for a message
+            self._mailbox.run_tasks()  # in every round: the task of a failed send must not wait for a message
             self._sending = any([stream.memory.recycle() for stream in self._streams.values()])
             if time.monotonic() >= next_tick:
                 self._tick()
@@ -125,13 +117,15 @@ class ActivationServer:
         identity = frames[0]
         try:
             if len(frames) != 2:
-                raise WireError(f"a message of {len(frames) - 1} frames where one header belongs")
+                raise WireError(f"a message has {len(frames) - 1} frames, but must have exactly one: the header")
             self._handle(identity, wire.decode(frames[1]))
         except ScopemillError as error:
             self._send(identity, wire.Error.of(error))
-        except Exception as error:  # whatever one trainer sends or asks for, the others are served on
+        except Exception as error:  # one trainer's message must not end the service of the others
             log.exception("a message could not be handled")
-            self._send(identity, wire.Error.of(ScopemillError(f"the server failed at this message: {type(error).__name__}: {error}")))
+            self._send(
+                identity, wire.Error.of(ScopemillError(f"the server failed to handle this message: {type(error).__name__}: {error}"))
+            )
 
     def _handle(self, identity: bytes, message: wire.Message) -> None:
         now = time.monotonic()
@@ -142,35 +136,39 @@ class ActivationServer:
         if peer is None:
             self._send(identity, wire.Error(wire.NO_HELLO, "this connection has not said HELLO"))
             return
-        window = peer.stream.window
         if isinstance(message, wire.Next):
-            credit = min(message.credit // peer.stream.batch_bytes, MAX_CREDIT_BATCHES)
-            if not credit:
-                raise WireError(f"a credit of {message.credit} bytes is less than one batch of {peer.stream.batch_bytes}")
-            decisions = window.ask(peer.consumer, message.cursor, credit, now)
-            peer.stream.memory.passed(peer.consumer, window.consumers[peer.consumer].arrived)
-            self._carry_out(peer.stream, decisions)
+            self._answer_next(peer, message, now)
         elif isinstance(message, wire.Bye):
             self._forget(peer)
-            self._carry_out(peer.stream, window.leave(peer.consumer, now))
+            self._carry_out(peer.stream, peer.stream.window.leave(peer.consumer, now))
             self._close_if_idle(peer.stream)
         else:
-            raise WireError(f"{message.kind} is not for a server")
+            raise WireError(f"a server does not accept {message.kind} messages")
+
+    def _answer_next(self, peer: Peer, message: wire.Next, now: float) -> None:
+        stream = peer.stream
+        credit = min(message.credit // stream.batch_bytes, MAX_CREDIT_BATCHES)
+        if not credit:
+            raise WireError(f"a credit of {message.credit} bytes is less than one batch of {stream.batch_bytes} bytes")
+        decisions = stream.window.ask(peer.consumer, message.cursor, credit, now)
+        stream.memory.end_loans(peer.consumer, stream.window.consumers[peer.consumer].acknowledged)
+        self._carry_out(stream, decisions)
 
     def _welcome(self, identity: bytes, hello: wire.Hello, now: float) -> None:
         if hello.version != wire.VERSION:
-            raise WireError(f"this server speaks version {wire.VERSION} of the protocol, the trainer version {hello.version}")
+            raise WireError(
+                f"this server speaks version {wire.VERSION} of the protocol, and the trainer version {hello.version}: "
+                "install the same version of scopemill on both"
+            )
         stream = self._stream(hello.stream)
         if len(stream.window.consumers) >= MAX_CONSUMERS and hello.consumer not in stream.window.consumers:
-            raise WireError(f"stream {hello.stream.label} has {MAX_CONSUMERS} trainers already, and this server takes no more")
-        if identity in self._peers:
-            self._lose(self._peers[identity])
-        old = self._identities.get((hello.stream, hello.consumer))
-        if old is not None and old in self._peers:
-            self._forget(self._peers[old])
+            raise WireError(f"stream {hello.stream.label} already has {MAX_CONSUMERS} trainers, the most that this server accepts")
+        if (earlier := self._peers.get(identity)) is not None:  # a second HELLO of this connection
+            self._lose(earlier)
+        if (earlier := self._peers.named(hello.stream, hello.consumer)) is not None:  # an older connection of this trainer
+            self._forget(earlier)
         segment = stream.segment if hello.host and hello.host == this_host() else wire.NO_SEGMENT
-        self._peers[identity] = Peer(identity, hello.consumer, stream, segment)
-        self._identities[hello.stream, hello.consumer] = identity
+        self._peers.add(Peer(identity, hello.consumer, stream, segment))
         widths = tuple(stream.manifest.hook(hook).d for hook in hello.stream.hooks)
         skips = self._config.lag == "skip"
         self._send(identity, wire.Welcome(wire.VERSION, widths, stream.manifest.dtype, stream.batches_per_epoch, skips, segment))
@@ -184,12 +182,14 @@ class ActivationServer:
                 self._manifests[spec.dataset] = read_manifest(self._bucket, spec.dataset)
             manifest = self._manifests[spec.dataset]
             if len(self._streams) >= self._most_streams:
-                raise WireError(f"stream {spec.label} is more than the {self._most_streams} that this server was started for at a time")
+                raise WireError(
+                    f"stream {spec.label} exceeds the limit of {self._most_streams} streams at a time that this server was started with"
+                )
             self._streams[spec] = Stream(self._bucket, manifest, spec, self._config, self._window_bytes, self._report)
         return self._streams[spec]
 
     def _dismiss(self, spec: wire.StreamSpec, consumer: str) -> None:
-        if (peer := self._peers.get(self._identities.get((spec, consumer), b""))) is not None:
+        if (peer := self._peers.named(spec, consumer)) is not None:
             self._forget(peer)
         if (stream := self._streams.get(spec)) is not None:
             self._carry_out(stream, stream.window.leave(consumer, time.monotonic()))
@@ -201,7 +201,7 @@ class ActivationServer:
             stream.close()
 
     def _report(self, stream: Stream, index: int, slot: Slot, consumer: str | None, problem: ScopemillError | None) -> None:
-        """From a reading thread: a batch is in its slot, or cannot be."""
+        """Post the result of a read; called from a reading thread."""
         self._mailbox.post(lambda: self._read_done(stream, index, slot, consumer, problem))
 
     def _read_done(self, stream: Stream, index: int, slot: Slot, consumer: str | None, problem: ScopemillError | None) -> None:
@@ -212,8 +212,9 @@ class ActivationServer:
             log.error("%s", problem)
             stream.window.failed(index, consumer)
             stream.memory.drop(slot)
-            for peer in [p for p in self._peers.values() if p.stream is stream and consumer in (None, p.consumer)]:
-                self._send(peer.identity, wire.Error.of(problem))
+            for peer in self._peers.all():
+                if peer.stream is stream and consumer in (None, peer.consumer):
+                    self._send(peer.identity, wire.Error.of(problem))
         elif consumer is None:
             stream.slots[index] = slot
             self._carry_out(stream, stream.window.loaded(index, now))
@@ -223,7 +224,7 @@ class ActivationServer:
             if (unsent := stream.alone.pop((consumer, index), None)) is not None:
                 stream.memory.drop(unsent)
 
-    def _carry_out(self, stream: Stream, decisions: list) -> None:
+    def _carry_out(self, stream: Stream, decisions: list[Decision]) -> None:
         label = stream.spec.label
         for decision in decisions:
             match decision:
@@ -236,30 +237,30 @@ class ActivationServer:
                 case Drop(index):
                     stream.memory.drop(stream.slots.pop(index))
                 case Finish(consumer):
-                    if (identity := self._identities.get((stream.spec, consumer))) is not None:
-                        self._send(identity, wire.End(stream.window.consumers[consumer].stop))
+                    if (peer := self._peers.named(stream.spec, consumer)) is not None:
+                        self._send(peer.identity, wire.End(stream.window.consumers[consumer].stop))
                 case Detached(consumer):
                     metrics.SERVER_DETACHED.labels(label).inc()
-                    log.warning("%s: trainer %s is behind the window and reads on by itself", label, consumer)
+                    log.warning("%s: trainer %s is behind the window, and its batches are read for it alone", label, consumer)
                 case Skipped(consumer, count):
                     metrics.SERVER_SKIPPED.labels(label).inc(count)
-                    log.warning("%s: trainer %s is too slow, and loses %d batches", label, consumer, count)
+                    log.warning("%s: trainer %s is too slow and loses %d batches", label, consumer, count)
                 case GaveUp(consumer):
                     metrics.SERVER_LOST.labels(label).inc()
-                    log.warning("%s: trainer %s did not come (back); its place in the window is free", label, consumer)
+                    log.warning("%s: trainer %s did not connect in time; its place in the window is free", label, consumer)
         metrics.SERVER_WINDOW_BATCHES.labels(label).set(len(stream.slots))
-        metrics.SERVER_CONSUMERS.labels(label).set(sum(c.here for c in stream.window.consumers.values()))
+        metrics.SERVER_CONSUMERS.labels(label).set(sum(c.connected for c in stream.window.consumers.values()))
 
     def _send_batch(self, stream: Stream, consumer: str, index: int) -> None:
         alone = stream.alone.pop((consumer, index), None)
         slot = stream.slots[index] if alone is None else alone
-        if (identity := self._identities.get((stream.spec, consumer))) is not None:
-            if self._peers[identity].segment.slots and slot.place is not None:
-                sent = self._send(identity, wire.Shared(index, slot.place, int(slot.generation[0])))
+        if (peer := self._peers.named(stream.spec, consumer)) is not None:
+            if peer.segment.slots and slot.place is not None:
+                sent = self._send(peer.identity, wire.Shared(index, slot.place, int(slot.generation[0])))
                 if sent is not None:
                     stream.memory.lend(slot, consumer, index)
             else:
-                sent = self._send(identity, wire.Batch(index), slot.memory)
+                sent = self._send(peer.identity, wire.Batch(index), slot.memory)
                 if sent is not None:
                     slot.sending.append(sent)
             if sent is not None:
@@ -268,11 +269,11 @@ class ActivationServer:
             stream.memory.drop(slot)
 
     def _send(self, identity: bytes, message: wire.Message, body: memoryview | None = None) -> zmq.MessageTracker | None:
-        """Send a message; None if the peer is gone, which its window is told at the next tick."""
+        """Send a message; return None, and disconnect the peer soon, if it cannot be reached."""
         peer = self._peers.get(identity)
         try:
             tracker = self._mailbox.send(identity, message, body)
-        except zmq.ZMQError as error:  # EHOSTUNREACH: gone; EAGAIN: it reads nothing of what it asked for
+        except zmq.ZMQError as error:  # EHOSTUNREACH: the peer is gone; EAGAIN: it does not read
             log.info("trainer %s cannot be reached: %s", peer.consumer if peer else "(unknown)", error)
             if peer:
                 self._mailbox.post(lambda: self._lose(peer))
@@ -282,26 +283,24 @@ class ActivationServer:
         return tracker
 
     def _lose(self, peer: Peer) -> None:
-        if self._peers.get(peer.identity) is peer:
-            self._forget(peer)
+        if self._forget(peer):
             self._carry_out(peer.stream, peer.stream.window.lost(peer.consumer, time.monotonic()))
 
-    def _forget(self, peer: Peer) -> None:
-        self._peers.pop(peer.identity, None)
-        key = (peer.stream.spec, peer.consumer)
-        if self._identities.get(key) == peer.identity:
-            del self._identities[key]
-            peer.stream.memory.returned(peer.consumer)
+    def _forget(self, peer: Peer) -> bool:
+        """Remove a peer and end its loans; return False if it was removed before."""
+        if not self._peers.remove(peer):
+            return False
+        peer.stream.memory.end_all_loans(peer.consumer)
+        return True
 
     def _tick(self) -> None:
         now = time.monotonic()
-        for peer in list(self._peers.values()):
+        for peer in self._peers.all():
             if now - peer.last_sent > HEARTBEAT_SECONDS:
                 self._send(peer.identity, wire.Wait("the next batch is not in the window yet"))
         for stream in list(self._streams.values()):
             self._carry_out(stream, stream.window.tick(now))
-            consumers = stream.window.consumers
-            stream.stop_reading_alone(lambda name, consumers=consumers: name not in consumers or not consumers[name].detached)
+            stream.stop_private_readers()
             stream.observe(now - self._ticked)
-            self._close_if_idle(stream)  # where one was expected that never came
+            self._close_if_idle(stream)  # its last expected trainer may have been given up
         self._ticked = now

@@ -1,12 +1,12 @@
-"""Shared memory between a server and the trainers of its own host: batches lie in it, and messages only say where.
+"""Share batches in memory between a server and the trainers on its host.
 
-It has no name in any file system: it is a memfd, opened through the server's entry in /proc. So it is gone with its last
-process, however that one ends; it is as large as memory allows, whatever the size of /dev/shm; and nobody opens it
-but the server's own user. Where there is no memfd or no /proc, batches go through the socket.
+The memory is a memfd, opened through the server's entry in /proc. So it disappears with its last process, however that
+process ends; it is limited by the machine's memory, not by the size of /dev/shm; and only the server's user can open it.
+Without memfd or /proc, batches go through the socket.
 
-    generations: uint64 of each slot | slot 0 | slot 1 | ...      (each part begins at a multiple of 64 bytes)
+    generations: uint64 per slot | slot 0 | slot 1 | ...      (each part begins at a multiple of 64 bytes)
 
-A slot's generation grows before it is filled anew, so a trainer that was taken for dead sees that its batch is gone.
+A slot's generation grows before the slot is refilled. So a trainer that was taken for dead notices that its batch is gone.
 """
 
 import fcntl
@@ -24,9 +24,9 @@ ALIGNMENT = 64
 
 @cache
 def this_host() -> str:
-    """Equal for two processes exactly if each finds the other in /proc: the boot's id and the namespace of process ids.
+    """Return an identity of this host: the boot id and the namespace of process ids.
 
-    Empty where that cannot be told.
+    It is equal for two processes exactly if each can find the other in /proc; empty if unknown.
     """
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
@@ -45,29 +45,29 @@ class _Layout:
         return memory[start : start + self._size]
 
 
-class Ring:
-    """The server's end. OSError or AttributeError where this system has no such memory."""
+class SharedSlots:
+    """Own the server's end; raise OSError or AttributeError on a system without memfd."""
 
     def __init__(self, slots: int, slot_bytes: int):
         self._layout, token = _Layout(slots, slot_bytes), secrets.token_hex(16)
         self._file = os.memfd_create(_name(token), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self._file, self._layout.length)  # of which only what is touched takes memory
+        os.ftruncate(self._file, self._layout.length)  # only touched pages take memory
         fcntl.fcntl(self._file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         self._memory = memoryview(mmap.mmap(self._file, self._layout.length))
         self._generations = np.frombuffer(self._memory, dtype="<u8", count=slots)
         self.segment = Segment(os.getpid(), self._file, token, slots)
 
     def slot(self, place: int) -> tuple[memoryview, np.ndarray]:
-        """A slot's memory, and its generation (1,)."""
+        """Return a slot's memory, and its generation (1,)."""
         return self._layout.slot(self._memory, place), self._generations[place : place + 1]
 
     def close(self) -> None:
-        """Nobody can open it any more. The memory itself goes with the last view of it."""
+        """Stop others from opening the memory, which lives as long as its views."""
         os.close(self._file)
 
 
-class RingView:
-    """A trainer's end, which can only read. OSError or ValueError if that segment cannot be seen from here."""
+class SharedSlotsView:
+    """Read the slots in a trainer; raise OSError or ValueError for an unreachable segment."""
 
     def __init__(self, segment: Segment, slot_bytes: int):
         path, name = f"/proc/{segment.process}/fd/{segment.descriptor}", _name(segment.token)
@@ -82,10 +82,11 @@ class RingView:
         self._generations = np.frombuffer(self._memory, dtype="<u8", count=segment.slots)
 
     def holds(self, place: int, generation: int) -> bool:
-        """Whether a slot still holds what it held in that generation."""
+        """Return True while a slot still holds its content of that generation."""
         return place < self._layout.slots and int(self._generations[place]) == generation
 
     def slot(self, place: int) -> memoryview:
+        """Return a slot's memory, read-only."""
         return self._layout.slot(self._memory, place)
 
 

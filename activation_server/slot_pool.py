@@ -1,4 +1,4 @@
-"""A stream's memory, as a state machine without sockets: slots of one batch each, used again once nobody reads them."""
+"""Recycle a stream's memory, in slots of one batch: a state machine without sockets."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -9,28 +9,32 @@ import numpy as np
 
 
 class Sending(Protocol):
-    """A frame on its way, such as ZeroMQ's MessageTracker."""
+    """Describe a frame that is being sent, such as ZeroMQ's MessageTracker."""
 
     @property
-    def done(self) -> bool: ...
+    def done(self) -> bool:
+        """Return True once the frame has been sent."""
 
 
 @dataclass(eq=False)
 class Slot:
+    """Hold one batch, the frames that refer to it, and the number of its readers."""
+
     memory: memoryview
-    generation: np.ndarray  # (1,) uint64: how often it has been filled; in shared memory for a slot of the ring
-    place: int | None = None  # in the ring; None: its bytes go through the socket
-    sending: list[Sending] = field(default_factory=list)  # frames that refer to it
-    readers: int = 0  # trainers of this host that may be reading it
+    generation: np.ndarray  # (1,) uint64: number of times that the slot was filled; in shared memory for a shared slot
+    place: int | None = None  # in shared memory; None: the bytes go through the socket
+    sending: list[Sending] = field(default_factory=list)  # frames that refer to the slot's memory
+    readers: int = 0  # trainers of this host that have borrowed the slot
 
     @property
     def idle(self) -> bool:
-        self.sending = [one for one in self.sending if not one.done]
+        """Return True if no frame and no trainer uses the slot any more."""
+        self.sending = [frame for frame in self.sending if not frame.done]
         return not self.sending and not self.readers
 
 
-class Slots:
-    """Slots are taken, filled, sent or lent, dropped, and free again once the last frame has left and the last loan is over."""
+class SlotPool:
+    """Hand out slots; reuse a dropped slot after its last frame and loan."""
 
     def __init__(self, make: Callable[[int], Slot]):
         """``make(n)`` makes the n-th slot, counted from 0."""
@@ -41,9 +45,12 @@ class Slots:
         self._loans: dict[str, dict[int, Slot]] = defaultdict(dict)  # by consumer and batch
 
     def take(self) -> Slot:
-        """A slot to be filled. How many there are is bounded by the window's capacity and the consumers' credit."""
+        """Return a slot to fill.
+
+        The window's capacity and the consumers' credit bound the number of slots.
+        """
         if not self.free:
-            self.recycle()  # what was dropped a moment ago: the window has jumped
+            self.recycle()  # finds slots that were dropped a moment ago, when the window jumped
         if self.free:
             slot = self.free.pop()
         else:
@@ -52,29 +59,35 @@ class Slots:
         return slot
 
     def lend(self, slot: Slot, consumer: str, index: int) -> None:
-        """A trainer of this host was told where batch ``index`` lies."""
+        """Lend the slot of batch ``index`` to a trainer of this host."""
         if index not in self._loans[consumer]:
             self._loans[consumer][index] = slot
             slot.readers += 1
 
-    def passed(self, consumer: str, cursor: int) -> None:
-        """A consumer has done with all batches before its cursor."""
+    def end_loans(self, consumer: str, cursor: int) -> None:
+        """End a consumer's loans of batches before its cursor."""
         for index in [i for i in self._loans.get(consumer, ()) if i < cursor]:
             self._loans[consumer].pop(index).readers -= 1
 
-    def returned(self, consumer: str) -> None:
-        """A consumer has left or is lost. If it reads on, it sees by the generation that a slot was filled anew."""
+    def end_all_loans(self, consumer: str) -> None:
+        """End the loans of a consumer that has left or is lost.
+
+        A lost consumer that still reads notices a refilled slot by its generation.
+        """
         for slot in self._loans.pop(consumer, {}).values():
             slot.readers -= 1
 
     def drop(self, slot: Slot) -> None:
-        """Nobody will be sent what it holds any more."""
+        """Give up a slot; no more frames will refer to it."""
         self.dropped.append(slot)
 
     def recycle(self) -> bool:
-        """Take back what nobody reads any more. True if a frame is still on its way, of which no event tells that it has left."""
-        still = []
+        """Free idle dropped slots; return True if another still waits for a frame.
+
+        The end of a frame causes no event, so the caller must look again.
+        """
+        busy: list[Slot] = []
         for slot in self.dropped:
-            (self.free if slot.idle else still).append(slot)
-        self.dropped = still
-        return any(slot.sending for slot in still)
+            (self.free if slot.idle else busy).append(slot)
+        self.dropped = busy
+        return any(slot.sending for slot in busy)

@@ -1,17 +1,18 @@
-"""One stream of the server: its window, its memory, and the threads that read for it."""
+"""Run one stream of the server: its window, its memory, and its reading threads."""
 
 import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import get_args
 
 import numpy as np
 
 from scopemill.activation_server.config import ServerConfig
-from scopemill.activation_server.shared_memory import Ring
-from scopemill.activation_server.slot_pool import Slot, Slots
+from scopemill.activation_server.shared_memory import SharedSlots
+from scopemill.activation_server.slot_pool import Slot, SlotPool
 from scopemill.activation_server.stream_reader import StreamReader
 from scopemill.activation_server.window import WaitReason, Window
 from scopemill.proto import metrics
@@ -22,58 +23,64 @@ from scopemill.proto.wire import NO_SEGMENT, StreamSpec
 
 log = logging.getLogger(__name__)
 
-# What a reading thread reports: the batch, its memory, whom it was read for (None: the window), or what went wrong.
+# What a reading thread reports: the batch, its slot, the consumer (None: the window), and the error of a failed read.
 Report = Callable[["Stream", int, Slot, "str | None", "ScopemillError | None"], None]
-# Slots beyond the window's: what trainers still read of what it has dropped. Were there more, their bytes would go through the socket.
+# Shared slots beyond the window's capacity, for dropped batches that trainers still read. Further slots go through the socket.
 SPARE_SLOTS = 64
 
 
 class Stream:
-    """Owned by the server's loop. Reading threads touch nothing but their reader and the slot they were given."""
+    """Hold a stream for the server's loop.
+
+    A reading thread touches only its reader and the slot it fills.
+    """
 
     def __init__(
         self, bucket: Bucket, manifest: DatasetManifest, spec: StreamSpec, config: ServerConfig, window_bytes: int, report: Report
     ):
         self.spec, self.manifest = spec, manifest
-        self._new_reader = lambda: StreamReader(bucket, manifest, spec)
+        self._new_reader = partial(StreamReader, bucket, manifest, spec)
         reader = self._new_reader()
         self.batch_bytes, self.batches_per_epoch = reader.batch_bytes, reader.batches_per_epoch
         capacity = window_bytes // self.batch_bytes
         if capacity < 2:
             raise InputError(
                 f"server.window_mib leaves {window_bytes >> 20} MiB to stream {spec.label}, less than two of its batches of "
-                f"{self.batch_bytes / 2**20:.1f} MiB: raise it or lower train.batch_size"
+                f"{self.batch_bytes / 2**20:.1f} MiB: raise server.window_mib or lower train.batch_size"
             )
         self.window = Window(capacity, config.lag, config.join_seconds, config.lag_seconds)
         self.slots: dict[int, Slot] = {}  # batches held
         self.alone: dict[tuple[str, int], Slot] = {}  # batches read for one consumer, about to be sent
-        self.memory = Slots(self._new_slot)
-        self._ring = self._open_ring(capacity + SPARE_SLOTS)
-        self.segment = self._ring.segment if self._ring else NO_SEGMENT
+        self.memory = SlotPool(self._new_slot)
+        self._shared = self._share(capacity + SPARE_SLOTS)
+        self.segment = self._shared.segment if self._shared else NO_SEGMENT
         self._report = report
         self._window_reader = _ReadingThread(self, reader, None)
         self._private_readers: dict[str, _ReadingThread] = {}
-        self._lagging: set[str] = set()  # whose lag the metrics tell
+        self._lagging: set[str] = set()  # consumers with a lag metric
         metrics.SERVER_WINDOW_CAPACITY.labels(spec.label).set(capacity)
         for counter in (metrics.SERVER_BYTES_READ, metrics.SERVER_BYTES_SERVED, metrics.SERVER_DETACHED_BYTES, metrics.SERVER_DETACHED,
                         metrics.SERVER_SKIPPED, metrics.SERVER_LOST):  # fmt: skip
-            counter.labels(spec.label)  # from 0 on, so that no rate misses the first increase
+            counter.labels(spec.label)  # starts at 0, so that a rate includes the first increase
 
     def load(self, index: int) -> None:
+        """Start to read a batch into the window."""
         self._window_reader.read(index, self.memory.take(), self.window.stop)
 
     def load_alone(self, consumer: str, index: int) -> None:
+        """Start to read a batch for one detached consumer."""
         if consumer not in self._private_readers:
             self._private_readers[consumer] = _ReadingThread(self, self._new_reader(), consumer)
         self._private_readers[consumer].read(index, self.memory.take(), self.window.consumers[consumer].stop)
 
-    def stop_reading_alone(self, attached: Callable[[str], bool]) -> None:
-        """End the private readers of consumers that are back in the window, or gone."""
-        for consumer in [c for c in self._private_readers if attached(c)]:
-            self._private_readers.pop(consumer).stop()
+    def stop_private_readers(self) -> None:
+        """Stop the private readers of consumers that are back in the window, or gone."""
+        detached = {name for name, consumer in self.window.consumers.items() if consumer.detached}
+        for name in self._private_readers.keys() - detached:
+            self._private_readers.pop(name).stop()
 
     def observe(self, seconds: float) -> None:
-        """Tell the metrics how the trainers stand, ``seconds`` after the last time."""
+        """Update the metrics of lags and waits, ``seconds`` after the last update."""
         lags, waits, label = self.window.lags(), self.window.waits(), self.spec.label
         for sae in self._lagging - lags.keys():
             metrics.SERVER_LAG.remove(label, sae)
@@ -84,38 +91,40 @@ class Stream:
             metrics.SERVER_WAIT_SECONDS.labels(label, reason).inc(waits[reason] * seconds)
 
     def close(self) -> None:
-        """Read nothing more than what is being read now."""
+        """Cancel all waiting reads, and remove the stream's gauges."""
         for thread in self._threads():
             thread.stop(at_once=True)
         for gauge in (metrics.SERVER_WINDOW_BATCHES, metrics.SERVER_WINDOW_CAPACITY, metrics.SERVER_CONSUMERS):
             gauge.remove(self.spec.label)
         for sae in self._lagging:
             metrics.SERVER_LAG.remove(self.spec.label, sae)
-        if self._ring:
-            self._ring.close()
+        if self._shared:
+            self._shared.close()
 
     def join(self, timeout: float) -> None:
-        """After ``close``: wait for the reading threads to end."""
+        """Wait for the reading threads to end, after ``close``."""
         for thread in self._threads():
             thread.join(timeout)
 
     def _threads(self) -> list["_ReadingThread"]:
         return [self._window_reader, *self._private_readers.values()]
 
-    def _open_ring(self, slots: int) -> Ring | None:
+    def _share(self, slots: int) -> SharedSlots | None:
         try:
-            return Ring(slots, self.batch_bytes)
+            return SharedSlots(slots, self.batch_bytes)
         except (OSError, AttributeError) as error:
-            log.warning("%s: no shared memory here (%s); trainers of this host get their bytes through the socket", self.spec.label, error)
+            log.warning("%s: this host has no shared memory (%s); its trainers get batches through the socket", self.spec.label, error)
             return None
 
     def _new_slot(self, number: int) -> Slot:
-        if self._ring and number < self.segment.slots:
-            return Slot(*self._ring.slot(number), number)
+        if self._shared and number < self.segment.slots:
+            return Slot(*self._shared.slot(number), number)
         return Slot(memoryview(bytearray(self.batch_bytes)), np.zeros(1, np.uint64))
 
 
 class _ReadingThread:
+    """Read batches on a thread, for the window (``consumer`` is None) or for one consumer."""
+
     def __init__(self, stream: Stream, reader: StreamReader, consumer: str | None):
         self._jobs: SimpleQueue[tuple[int, Slot, int] | None] = SimpleQueue()
         self._stream, self._reader, self._consumer = stream, reader, consumer
@@ -126,7 +135,7 @@ class _ReadingThread:
         self._jobs.put((index, slot, stop))
 
     def stop(self, at_once: bool = False) -> None:
-        """End after the jobs that are waiting, or ``at_once`` without them."""
+        """End after the waiting jobs, or ``at_once`` without them."""
         if at_once:
             self._reader.interrupt()
         with suppress(Empty):
@@ -142,14 +151,14 @@ class _ReadingThread:
         counted = 0
         while job := self._jobs.get():
             index, slot, stop = job
-            problem = None
+            problem: ScopemillError | None = None
             try:
                 self._reader.read(index, slot.memory, stop)
             except ScopemillError as error:
                 problem = error
-            except Exception as error:  # whatever it is, it must reach the trainers rather than end this thread silently
+            except Exception as error:  # must reach the trainers, not end this thread silently
                 problem = ScopemillError(f"reading batch {index} of {label} failed: {type(error).__name__}: {error}")
-            read = self._reader.bytes_read - counted  # with what was read ahead since the last batch
+            read = self._reader.bytes_read - counted  # includes bytes prefetched since the last batch
             counted += read
             metrics.SERVER_BYTES_READ.labels(label).inc(read)
             if self._consumer:

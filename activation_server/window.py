@@ -1,10 +1,10 @@
-"""The window of one stream, as a state machine: events in, decisions out, no sockets, no threads, no clock.
+"""Decide what a stream's window loads, sends and drops: a pure state machine.
 
-The window is the run of batches [low, low + capacity) held in memory. `low` is the first batch that an attached
-consumer has not got yet; batches before it are dropped, batches ahead are loaded. Consumers move inside it at their
-own pace. A consumer behind the window (it came late, or lagged too long under ``detach``) is detached: it is read for
-alone, until it has caught up. Under ``skip`` one that lags too long loses batches instead. One that is expected, or was
-lost, keeps its place for a while.
+The window is the run of batches [low, low + capacity) in memory; `low` is the first batch that an attached consumer has
+not acknowledged. Batches before `low` are dropped, batches after it are loaded. Consumers move inside the window at their
+own pace. A consumer behind the window (it joined late, or lagged too long under ``detach``) is detached: its batches are
+read for it alone, until it has caught up. Under ``skip``, a consumer that lags too long loses batches instead. A consumer
+that is expected, or lost its connection, keeps its place for a while.
 """
 
 from collections import Counter, deque
@@ -21,7 +21,7 @@ class Load:
 
 @dataclass(frozen=True)
 class LoadAlone:
-    """Read batch ``index`` for one detached consumer, and send it."""
+    """Read batch ``index`` for one detached consumer."""
 
     consumer: str
     index: int
@@ -29,32 +29,36 @@ class LoadAlone:
 
 @dataclass(frozen=True)
 class Send:
+    """Send batch ``index`` to a consumer."""
+
     consumer: str
     index: int
 
 
 @dataclass(frozen=True)
 class Drop:
+    """Drop batch ``index`` from memory."""
+
     index: int
 
 
 @dataclass(frozen=True)
 class Finish:
-    """Tell a consumer that it has had every batch."""
+    """Tell a consumer that it has every batch."""
 
     consumer: str
 
 
 @dataclass(frozen=True)
 class Detached:
-    """Take note: this consumer now reads by itself."""
+    """Report that a consumer is detached from now on."""
 
     consumer: str
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """Take note: this consumer will not get ``count`` batches."""
+    """Report that a consumer loses ``count`` batches."""
 
     consumer: str
     count: int
@@ -62,7 +66,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class GaveUp:
-    """Take note: this consumer never came (back), and its place is free."""
+    """Report that a consumer did not connect in time, and lost its place."""
 
     consumer: str
 
@@ -70,44 +74,46 @@ class GaveUp:
 Decision = Load | LoadAlone | Send | Drop | Finish | Detached | Skipped | GaveUp
 
 
-# What a consumer's next batch waits for: the consumer itself, which has enough to do; a read; or a slower consumer.
+# What a consumer's next batch waits for: credit (the consumer is busy), a read, or the window (a slower consumer).
 WaitReason = Literal["credit", "read", "window"]
 
 
 @dataclass
 class Consumer:
+    """Hold the state of one consumer of the stream."""
+
     next: int  # the next batch to send
     stop: int
-    here: bool = False  # connected; otherwise expected until `deadline`
+    connected: bool = False  # if not, its place is kept until `deadline`
     detached: bool = False
     deadline: float = 0.0
-    credit: int = 0  # how many batches may be on their way
-    sent: deque[int] = field(default_factory=deque)  # and not known to have arrived
-    floor: int = 0  # under ``skip``: what lies before it is not kept any more
+    credit: int = 0  # how many sent batches may be unacknowledged
+    sent: deque[int] = field(default_factory=deque)  # sent and not acknowledged
+    floor: int = 0  # under ``skip``: batches before this one are not kept for it
 
     @property
-    def arrived(self) -> int:
-        """What lies before it has arrived, or was skipped: where it goes on when it comes back."""
+    def acknowledged(self) -> int:
+        """Return the cursor before which all batches are acknowledged or skipped."""
         return max(self.floor, self.sent[0] if self.sent else self.next)
 
     @property
     def attached(self) -> bool:
-        """Whether the window is kept for it: it neither reads alone nor has everything."""
-        return not self.detached and self.arrived < self.stop
+        """Return True if a place is kept: neither detached nor at the stop."""
+        return not self.detached and self.acknowledged < self.stop
 
     @property
-    def wants(self) -> bool:
-        """Whether the next batch may be sent as soon as it is there."""
-        return self.here and len(self.sent) < self.credit and self.next < self.stop
+    def ready(self) -> bool:
+        """Return True if the next batch may be sent as soon as it is loaded."""
+        return self.connected and len(self.sent) < self.credit and self.next < self.stop
 
     def send(self) -> int:
-        """Note that the next batch goes out; returns which."""
+        """Record that the next batch is sent; return its number."""
         self.sent.append(self.next)
         self.next += 1
         return self.sent[-1]
 
     def skip_to(self, index: int) -> int:
-        """Give up what comes before a batch, but for the last of all, and what is on its way; returns how many it loses."""
+        """Skip unsent batches before ``index``, but never the last; return how many are lost."""
         lost = max(0, min(index, self.stop - 1) - self.next)
         self.next += lost
         self.floor = self.next
@@ -116,6 +122,8 @@ class Consumer:
 
 @dataclass
 class Window:
+    """Turn events into decisions. Each event method returns the decisions to carry out now."""
+
     capacity: int  # batches
     lag: Literal["block", "detach", "skip"]
     join_seconds: float
@@ -124,34 +132,35 @@ class Window:
     held: set[int] = field(default_factory=set)
     loading: set[int] = field(default_factory=set)
     _reading_alone: set[str] = field(default_factory=set)
-    _low: int = 0  # all that is held lies in [_low, _high)
+    _low: int = 0  # all held batches lie in [_low, _high)
     _high: int = 0
-    _first: int = 0  # the first batch that is still to be sent; all of [_first, _asked) is held or being loaded
-    _asked: int = 0
+    _first: int = 0  # the first batch still to send; all of [_first, _requested) is held or loading
+    _requested: int = 0
     _starving: bool = False
-    _starved: float = 0.0  # seconds that others have waited for the slowest, less those in which nobody did
+    _starved: float = 0.0  # seconds that others waited for the slowest consumer, minus seconds in which none did
     _noted: float = 0.0
 
-    # Events. Each returns what is to be done now.
+    # Events
 
     def expect(self, name: str, cursor: int, stop: int, now: float) -> list[Decision]:
-        """A consumer will come: keep what it needs until then."""
+        """Keep a place for a consumer that will join."""
         if name not in self.consumers:
             self.consumers[name] = Consumer(cursor, stop, deadline=now + self.join_seconds)
-        drops = self._move()  # what it needs is loaded at the next event: others that are expected too may begin before it
+        drops = self._move()  # loads wait for the next event: other expected consumers may begin at earlier batches
         self._note_starvation(now)
         return drops
 
     def join(self, name: str, cursor: int, stop: int, now: float) -> list[Decision]:
-        low = self.low  # with the place that was kept for this consumer, if there was one
+        """Connect a consumer at its cursor; detach it if the window is ahead."""
+        low = self.low  # includes the place that was kept for this consumer
         self.consumers.pop(name, None)
         behind = low is not None and cursor < low and self.low is not None
-        self.consumers[name] = Consumer(cursor, stop, here=True, detached=behind)
+        self.consumers[name] = Consumer(cursor, stop, connected=True, detached=behind)
         notes: list[Decision] = [Detached(name)] if behind else []
         return notes + self._proceed(now)
 
     def ask(self, name: str, cursor: int, credit: int, now: float) -> list[Decision]:
-        """What lies before ``cursor`` has arrived, and ``credit`` batches from there on may be on their way."""
+        """Acknowledge batches before ``cursor``; allow ``credit`` unacknowledged batches from ``cursor`` on."""
         consumer = self.consumers[name]
         while consumer.sent and consumer.sent[0] < cursor:
             consumer.sent.popleft()
@@ -160,6 +169,7 @@ class Window:
         return finish + self._proceed(now)
 
     def loaded(self, index: int, now: float) -> list[Decision]:
+        """Take note that a batch was read for the window."""
         self.loading.discard(index)
         if not self._low <= index < self._high:  # the window has moved on
             return [Drop(index), *self._proceed(now)]
@@ -167,36 +177,38 @@ class Window:
         return self._proceed(now)
 
     def loaded_alone(self, name: str, index: int, now: float) -> list[Decision]:
-        """A batch was read for one consumer: it is sent if that one still wants it."""
+        """Send a batch that was read for one consumer, if the consumer still needs it."""
         self._reading_alone.discard(name)
         consumer = self.consumers.get(name)
         send: list[Decision] = []
-        if consumer and consumer.detached and consumer.wants and consumer.next == index:
+        if consumer and consumer.detached and consumer.ready and consumer.next == index:
             send = [Send(name, consumer.send())]
         return send + self._proceed(now)
 
     def failed(self, index: int, name: str | None) -> None:
-        """A batch could not be read, for the window or for one consumer: a later event asks for it again."""
+        """Take note of a failed read, for the window or one consumer; a later event repeats it."""
         if name is None:
             self.loading.discard(index)
-            self._asked = min(self._asked, index)
+            self._requested = min(self._requested, index)
         else:
             self._reading_alone.discard(name)
 
     def lost(self, name: str, now: float) -> list[Decision]:
-        """The consumer's connection broke. Its place is kept for a while: it may come back."""
+        """Disconnect a consumer, and keep its place for ``join_seconds``."""
         consumer = self.consumers.get(name)
         if consumer is None:
             return []
-        consumer.here, consumer.deadline = False, now + self.join_seconds
+        consumer.connected, consumer.deadline = False, now + self.join_seconds
         return self._proceed(now)
 
     def leave(self, name: str, now: float) -> list[Decision]:
+        """Remove a consumer and its place."""
         self.consumers.pop(name, None)
         return self._proceed(now)
 
     def tick(self, now: float) -> list[Decision]:
-        overdue = [name for name, c in self.consumers.items() if not c.here and now >= c.deadline]
+        """Give up consumers that did not connect in time, and overtake laggards."""
+        overdue = [name for name, c in self.consumers.items() if not c.connected and now >= c.deadline]
         for name in overdue:
             del self.consumers[name]
         self._note_starvation(now)
@@ -206,98 +218,106 @@ class Window:
 
     @property
     def low(self) -> int | None:
-        """The first batch that an attached consumer has not got yet; None without any."""
-        return min((c.arrived for c in self._attached()), default=None)
+        """Return the first batch that an attached consumer has not acknowledged; None without one."""
+        return min((c.acknowledged for c in self._attached()), default=None)
 
     @property
     def stop(self) -> int:
-        """The first batch that no attached consumer will ask for."""
+        """Return the batch before which the attached consumers stop."""
         return max((c.stop for c in self._attached()), default=0)
 
     def lags(self) -> dict[str, int]:
-        """By how many batches each consumer that has not got all is behind the foremost one."""
-        foremost = max((c.arrived for c in self.consumers.values()), default=0)
-        return {name: foremost - c.arrived for name, c in self.consumers.items() if c.arrived < c.stop}
+        """Return how many batches each unfinished consumer is behind the foremost one."""
+        foremost = max((c.acknowledged for c in self.consumers.values()), default=0)
+        return {name: foremost - c.acknowledged for name, c in self.consumers.items() if c.acknowledged < c.stop}
 
     def waits(self) -> Counter[WaitReason]:
-        """How many consumers that are here wait for what."""
+        """Count the connected consumers by what they wait for."""
         end = (self.low or 0) + self.capacity
         waits: Counter[WaitReason] = Counter()
         for c in self.consumers.values():
-            if c.here and c.next < c.stop:
-                waits["credit" if not c.wants else "window" if not c.detached and c.next >= end else "read"] += 1
+            if c.connected and c.next < c.stop:
+                waits["credit" if not c.ready else "window" if not c.detached and c.next >= end else "read"] += 1
         return waits
 
     def _attached(self) -> list[Consumer]:
         return [c for c in self.consumers.values() if c.attached]
 
     def _proceed(self, now: float) -> list[Decision]:
-        """Everything that the state allows now: send, drop, load. Its cost grows with the consumers, not with the window."""
+        """Send, drop and load all that the state allows.
+
+        The cost grows with the number of consumers, not with the window.
+        """
         self._reattach()
         decisions = self._move()
         for name, c in self.consumers.items():
-            while c.next in self.held and not c.detached and c.wants:
+            while c.next in self.held and not c.detached and c.ready:
                 decisions.append(Send(name, c.send()))
         decisions += self._load()
         for name, c in self.consumers.items():
-            if c.detached and c.wants and name not in self._reading_alone:
+            if c.detached and c.ready and name not in self._reading_alone:
                 self._reading_alone.add(name)
                 decisions.append(LoadAlone(name, c.next))
         self._note_starvation(now)
         return decisions
 
     def _move(self) -> list[Decision]:
-        """Move the window to where its consumers are, and drop what lies outside."""
+        """Move the window to its consumers, and drop the batches outside."""
         attached = self._attached()
-        low = min((c.arrived for c in attached), default=self._low)
+        low = min((c.acknowledged for c in attached), default=self._low)
         high = min(low + self.capacity, max((c.stop for c in attached), default=low))
-        if low >= self._low and high >= self._high:  # as it nearly always does, it moves ahead
+        if low >= self._low and high >= self._high:  # the window moves ahead, as it nearly always does
             gone = [index for index in range(self._low, min(low, self._high)) if index in self.held]
         else:
             gone = [index for index in sorted(self.held) if not low <= index < high]
-        self._low, self._high, self._asked = low, high, min(self._asked, high)
+        self._low, self._high, self._requested = low, high, min(self._requested, high)
         self.held.difference_update(gone)
         return [Drop(index) for index in gone]
 
     def _load(self) -> list[Decision]:
-        """Load what is missing of the window, as far as somebody still needs it and there is memory."""
+        """Load missing batches that a consumer still needs, as far as memory allows."""
         first = min((c.next for c in self._attached()), default=self._high)
-        self._asked = first if first < self._first else max(first, self._asked)
+        self._requested = first if first < self._first else max(first, self._requested)
         self._first = first
         loads: list[Decision] = []
-        while self._asked < self._high and len(self.held) + len(self.loading) < self.capacity:
-            if self._asked not in self.held and self._asked not in self.loading:
-                self.loading.add(self._asked)
-                loads.append(Load(self._asked))
-            self._asked += 1
+        while self._requested < self._high and len(self.held) + len(self.loading) < self.capacity:
+            if self._requested not in self.held and self._requested not in self.loading:
+                self.loading.add(self._requested)
+                loads.append(Load(self._requested))
+            self._requested += 1
         return loads
 
     def _reattach(self) -> None:
-        """Take back who has caught up. If nobody is in the window, it is opened anew where the hindmost is."""
-        apart = [
-            c for name, c in self.consumers.items() if c.detached and c.here and c.arrived < c.stop and name not in self._reading_alone
+        """Attach consumers that have caught up.
+
+        Without an attached consumer, open the window at the hindmost detached one.
+        """
+        candidates = [
+            c
+            for name, c in self.consumers.items()
+            if c.detached and c.connected and c.acknowledged < c.stop and name not in self._reading_alone
         ]
-        if not apart:
+        if not candidates:
             return
         low = self.low
-        low = min(c.arrived for c in apart) if low is None else low
-        for c in apart:
-            c.detached = c.arrived < low
+        low = min(c.acknowledged for c in candidates) if low is None else low
+        for c in candidates:
+            c.detached = c.acknowledged < low
 
     def _note_starvation(self, now: float) -> None:
-        """Add up how long somebody has waited at the window's end for the slowest; time when nobody does pays it back."""
+        """Add time in which a consumer waited for the slowest; subtract other time."""
         elapsed, self._noted = now - self._noted, now
         self._starved = max(0.0, self._starved + (elapsed if self._starving else -elapsed))
         attached = self._attached()
-        low = min((c.arrived for c in attached), default=0)
-        self._starving = any(c.wants and c.arrived > low and c.next >= low + self.capacity for c in attached)
+        low = min((c.acknowledged for c in attached), default=0)
+        self._starving = any(c.ready and c.acknowledged > low and c.next >= low + self.capacity for c in attached)
 
     def _overtake_laggards(self) -> list[Decision]:
-        """Let the others go on, if they have waited long enough."""
+        """Detach the slowest consumers, or skip batches for them, once others have waited ``lag_seconds``."""
         if self.lag == "block" or not self._starving or self._starved < self.lag_seconds:
             return []
-        low, foremost = self.low, max(c.arrived for c in self._attached())
-        laggards = {name: c for name, c in self.consumers.items() if c.attached and c.arrived == low}
+        low, foremost = self.low, max(c.acknowledged for c in self._attached())
+        laggards = {name: c for name, c in self.consumers.items() if c.attached and c.acknowledged == low}
         self._starved = 0.0
         if self.lag == "skip":
             return [Skipped(name, c.skip_to(foremost)) for name, c in laggards.items()]

@@ -1,38 +1,41 @@
-"""Progress for people: bars on a terminal, a line now and then in a log."""
+"""Show progress: bars on a terminal, a line now and then in a log."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-LOG_SECONDS = 15.0  # between lines where there is no terminal
-MOST_BARS = 24  # more SAEs than fit on a screen share one bar
+LOG_SECONDS = 15.0  # between the lines of a log
+MOST_BARS = 24  # more SAEs than this share one bar
 
 
 class Reporter:
-    """``with reporter.phase(title, {name: total})`` shows a bar per name; ``update`` moves one."""
+    """Show the progress of phases: ``with reporter.phase(title, {name: total})`` shows a bar per name; ``update`` moves one."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
         self._started = time.monotonic()
         self._bars: Progress | None = None
-        self._tasks: dict[str, object] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._done: dict[str, int] = {}
         self._totals: dict[str, int] = {}
         self._title = ""
         self._logged = 0.0
 
     def say(self, text: str) -> None:
+        """Print a line after the seconds since the start."""
         self.console.print(f"[dim]{time.monotonic() - self._started:6.0f}s[/dim] {text}", highlight=False)
 
     def show(self, table: Table) -> None:
+        """Print a table."""
         self.console.print(table)
 
     @contextmanager
     def phase(self, title: str, totals: dict[str, int]) -> Iterator[None]:
+        """Announce a phase, and show its bars until the block ends."""
         self.say(title)
         self._title, self._totals, self._logged = title, totals, time.monotonic()
         self._done = dict.fromkeys(totals, 0)
@@ -47,12 +50,13 @@ class Reporter:
         self._bars = None
 
     def update(self, name: str, done: int, note: str = "") -> None:
+        """Move a bar to ``done``; in a log, print a line if the last one is some time ago."""
         self._done[name] = done
         if self._bars:
             if name in self._tasks:
-                self._bars.update(self._tasks[name], completed=done, note=note)  # type: ignore[arg-type]
+                self._bars.update(self._tasks[name], completed=done, note=note)
             else:
-                self._bars.update(self._tasks["all"], completed=sum(self._done.values()))  # type: ignore[arg-type]
+                self._bars.update(self._tasks["all"], completed=sum(self._done.values()))
         elif time.monotonic() - self._logged > LOG_SECONDS:
             self._logged = time.monotonic()
             self.say(f"{self._title}: {sum(self._done.values()):,} of {sum(self._totals.values()):,}")

@@ -1,4 +1,4 @@
-"""How finished and half-finished SAEs are measured."""
+"""The configuration of an evaluation: text, checkpoints and resources."""
 
 from typing import Literal
 
@@ -9,14 +9,18 @@ from scopemill.proto.config import Config, NodeLabels
 
 
 class EvaluationConfig(Config):
+    """Describe how checkpoints are measured."""
+
     corpus: CorpusConfig | None = Field(
-        None, description="Text to evaluate on; absent: the first sequences of the harvest's corpus, which are then never harvested."
+        None, description="Text to evaluate on. Default: the first sequences of the harvest's corpus, which are then never harvested."
     )
-    sequences: int = Field(2048, ge=1, description="Sequences of the harvest's context length.")
+    sequences: int = Field(2048, ge=1, description="Number of sequences to evaluate on, each of the harvest's context length.")
     sequences_per_forward: int = Field(32, ge=1, description="Sequences in one forward pass.")
-    splice_special: bool = Field(False, description="Also splice BOS, EOS and PAD positions; by default they keep the original.")
-    checkpoints: Literal["all", "last"] = Field("all", description="Which checkpoints of each SAE.")
-    actors: int = Field(1, ge=1, description="Evaluator actors.")
-    cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per evaluator; also its threads, at least one.")
-    gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per evaluator.")
-    labels: NodeLabels = Field({}, description="Labels of the Ray nodes that evaluators run on; absent: any node.")
+    splice_special: bool = Field(
+        False, description="Also replace activations at BOS, EOS and PAD. Default: they keep the original activations."
+    )
+    checkpoints: Literal["all", "last"] = Field("all", description="Which checkpoints of each SAE to measure.")
+    actors: int = Field(1, ge=1, description="Number of evaluator actors.")
+    cpus: float = Field(1, gt=0, description="CPUs that Ray reserves for each evaluator; also its number of threads, at least one.")
+    gpus: float = Field(0, ge=0, description="GPUs that Ray reserves for each evaluator.")
+    labels: NodeLabels = Field({}, description="Labels of the Ray nodes that evaluators run on. Default: any node.")

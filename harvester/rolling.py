@@ -1,8 +1,10 @@
-"""Rolling mode's bound, as a state machine: shards are made a bounded number ahead of the trainers and deleted behind them.
+"""Rolling mode's state machine: which shards to make and which to delete.
 
-A *position* counts shards in the order in which trainers need them, epoch after epoch (`Order.shard_at`). What matters are the
-positions [low, low + ahead): `low` is the first that some trainer may still need, by its newest checkpoint. A shard's bytes are
-a pure function of the plan, so one that is needed again, in the next epoch or by a trainer that comes late, is made again.
+Shards are made a bounded number ahead of the trainers, and deleted once all trainers passed them.
+
+A *position* counts shards in the order in which trainers read them, epoch after epoch (`Order.shard_at`). The window is the
+positions [low, low + ahead). `low` is the first position that some trainer may still read, by its newest checkpoint. A shard's
+bytes are a pure function of the plan, so a deleted shard can be made again: for the next epoch, or for a late trainer.
 """
 
 from collections.abc import Callable
@@ -11,22 +13,25 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Rolling:
-    """No I/O, no clock: events in, decisions out. ``shard_at`` gives the shard at a position."""
+    """Decide which shards to make and delete, without I/O or clock."""
 
-    shard_at: Callable[[int], int]
-    ahead: int  # shards that may lie on disk, those being written included
-    end: int  # nobody needs this position, or one after it
-    made: set[int] = field(default_factory=set)  # shards that are committed
-    making: set[int] = field(default_factory=set)
+    shard_at: Callable[[int], int]  # the shard at a position
+    ahead: int  # the most shards on disk, including shards being written
+    end: int  # no trainer reads this position or a later one
+    made: set[int] = field(default_factory=set)  # committed shards
+    making: set[int] = field(default_factory=set)  # shards claimed by harvesters
     low: int = 0
 
     def passed(self, low: int) -> list[int]:
-        """Trainers need nothing before position ``low`` (it may also move back); returns the shards to delete."""
+        """Record that no trainer needs a position before ``low``, and return the shards to delete.
+
+        ``low`` may also move back, for a trainer that starts late.
+        """
         self.low = min(low, self.end)
         return self._drop()
 
     def claim(self) -> int | None:
-        """The shard that a free harvester is to make now: the nearest that is missing, as far as there is room."""
+        """Claim the nearest missing shard for a harvester; None without room or need."""
         if len(self.made) + len(self.making) >= self.ahead:
             return None
         shard = next((s for s in self._needed() if s not in self.made and s not in self.making), None)
@@ -35,22 +40,25 @@ class Rolling:
         return shard
 
     def commit(self, shard: int) -> list[int]:
-        """A shard is committed; returns the shards to delete: itself, if nobody needs it any more."""
+        """Record that a shard is committed, and return the shards to delete.
+
+        The new shard is among them if no trainer needs it any more.
+        """
         self.making.discard(shard)
         self.made.add(shard)
         return self._drop()
 
     def failed(self, shard: int) -> None:
-        """A shard could not be made: it may be claimed again."""
+        """Record that making a shard failed, so that it can be claimed again."""
         self.making.discard(shard)
 
     @property
     def done(self) -> bool:
-        """Whether everything that will be needed is there."""
+        """Return True if every shard that trainers still need is committed."""
         return all(shard in self.made for shard in self._needed()) and self.low + self.ahead >= self.end
 
     def _needed(self) -> list[int]:
-        """Shards that are needed, the nearest first, and each once."""
+        """Return the shards in the window, nearest first, each once."""
         return list(dict.fromkeys(self.shard_at(p) for p in range(self.low, min(self.low + self.ahead, self.end))))
 
     def _drop(self) -> list[int]:

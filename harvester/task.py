@@ -1,4 +1,4 @@
-"""What a harvester is told: one activation dataset to make."""
+"""The harvest task: which activation dataset to make, from what, and where."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,16 @@ from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.storage.bucket import Bucket
 
-# What of a harvest decides its bytes; the other fields say how fast they come.
-DECISIVE = ("context_length", "rows_per_shard", "tokens", "dtype", "seed", "calibration_rows", "outlier_norm", "outlier_spare")
+IN_FLIGHT = 2  # shards that one harvester holds at once: one is written while the next is computed
+
+# The fields of `harvest` that decide a dataset's bytes. The others only decide the speed.
+IDENTITY_FIELDS = ("context_length", "rows_per_shard", "tokens", "dtype", "seed", "calibration_rows", "outlier_norm", "outlier_spare")
 
 
 @dataclass(frozen=True)
 class HarvestTask:
+    """Describe one activation dataset: model, text, hooks, settings and place."""
+
     bucket: Bucket
     dataset: str
     model: ModelConfig
@@ -24,44 +28,49 @@ class HarvestTask:
     corpus: CorpusConfig
     config: HarvestConfig
     hooks: tuple[Hook, ...]
-    reserved: int  # sequences at the corpus' start that are set apart for evaluation
+    reserved: int  # sequences at the start of the corpus, kept for evaluation and never harvested
     identity: dict[str, Any]
-    text: str  # the dataset whose packed text is harvested: this one, or one that all passes of a sweep share
+    text: str  # the dataset that holds the packed text: this one, or one that all passes of a sweep share
 
     @property
     def layout(self) -> DatasetLayout:
+        """Return the object paths of the dataset."""
         return DatasetLayout(self.dataset)
 
     @property
     def text_layout(self) -> DatasetLayout:
+        """Return the object paths of the dataset that holds the packed text."""
         return DatasetLayout(self.text)
 
     @property
     def text_identity(self) -> dict[str, Any]:
-        """Of the packed text, which is the same whatever hooks are read."""
+        """Return the identity of the packed text, which does not depend on the hooks."""
         return without_hooks(self.identity)
 
     def check_place(self) -> None:
-        """Conflict if a dataset of another identity lies at this place, whole or begun."""
-        for path, same in ((self.layout.manifest, self.identity), (self.text_layout.packing, self.text_identity)):
+        """Raise Conflict if a dataset of another identity, finished or started, is stored here."""
+        for path, identity in ((self.layout.manifest, self.identity), (self.text_layout.packing, self.text_identity)):
             if self.bucket.exists(path):
-                return refuse_other_identity(self.bucket.place(path), committed_identity(self.bucket, path), same)
+                return refuse_other_identity(self.bucket.place(path), committed_identity(self.bucket, path), identity)
 
 
 def identity(
     model: ModelConfig, card: ModelCard, corpus: CorpusConfig, harvest: HarvestConfig, hooks: Sequence[Hook], reserved: int
 ) -> dict[str, Any]:
-    """Everything that decides a dataset's bytes. Two harvests with the same identity are the same harvest."""
+    """Return everything that decides a dataset's bytes. Harvests with equal identities give equal bytes."""
     return {
         "model": f"{card.name}@{card.fingerprint}",
         "model.dtype": model.dtype,
         "hooks": [hook.name for hook in hooks],
         "reserved_sequences": reserved,
         **{f"corpus.{key}": value for key, value in corpus.model_dump().items()},
-        **{f"harvest.{key}": getattr(harvest, key) for key in DECISIVE},
+        **{f"harvest.{key}": getattr(harvest, key) for key in IDENTITY_FIELDS},
     }
 
 
 def without_hooks(identity: dict[str, Any]) -> dict[str, Any]:
-    """What decides the bytes of each single hook: where no tokens are dropped, rows do not depend on the other hooks."""
+    """Return an identity without its hooks.
+
+    This part decides the packed text. It decides each hook's rows too, unless the outlier filter is on, which looks at all hooks.
+    """
     return {key: value for key, value in identity.items() if key != "hooks"}

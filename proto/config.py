@@ -1,4 +1,4 @@
-"""The base of every configuration model: strict, immutable, and closed to unknown fields."""
+"""Define the base of every configuration model: strict, immutable, no unknown fields."""
 
 import re
 from typing import Annotated
@@ -6,33 +6,36 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
-LOOPBACK = "127.0.0.1"  # where processes listen unless they are told otherwise
-HOLDS_CREDENTIAL = "credential"  # the type of an error whose input must not be shown
+LOOPBACK = "127.0.0.1"  # default listening address of every process
+HOLDS_CREDENTIAL = "credential"  # type of the error for a URL with credentials: its input must not be shown
 # A password before the host's name, or a query field that signs or names a key.
 _CREDENTIAL = re.compile(r"://[^/@]*:[^/]*@|[?&][^=&]*(key|secret|token|passw|credential|sig)[^=&]*=", re.IGNORECASE)
+_LABEL = re.compile(r"([\w.-]+/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?")
 
 
 class Config(BaseModel):
+    """Refuse unknown fields, changes after creation and implicit type conversions."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def _without_credentials(url: str) -> str:
     if _CREDENTIAL.search(url):
         raise PydanticCustomError(
-            HOLDS_CREDENTIAL, "holds a password or key, and would be copied into the bucket: give credentials by the environment"
+            HOLDS_CREDENTIAL,
+            "the URL holds a password or key, which would be copied into the bucket: set credentials in environment variables",
         )
     return url
-
-
-_LABEL = re.compile(r"([\w.-]+/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?")
 
 
 def _are_labels(labels: dict[str, str]) -> dict[str, str]:
     for part in (*labels, *labels.values()):
         if not _LABEL.fullmatch(part):
-            raise ValueError(f"{part!r} is no label: letters, digits, '.', '_' and '-', at most 63, such as accelerator: h100")
+            raise ValueError(
+                f"{part!r} is not a valid label: use at most 63 letters, digits, '.', '_' and '-', for example accelerator: h100"
+            )
     return labels
 
 
-NodeLabels = Annotated[dict[str, str], AfterValidator(_are_labels)]  # Ray's, as in `ray start --labels`
+NodeLabels = Annotated[dict[str, str], AfterValidator(_are_labels)]  # Ray's node labels, as in `ray start --labels`
 Place = Annotated[str, AfterValidator(_without_credentials)]  # a path or an fsspec URL

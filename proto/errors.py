@@ -1,80 +1,80 @@
-"""Every error that Scopemill raises on purpose.
+"""Define every error that Scopemill raises on purpose.
 
     ScopemillError
-    ├── InputError            the user's file, argument or data is wrong: change it and start again
-    │   ├── SweepFileError    a sweep file that does not parse or does not fit
-    │   ├── ModelError        a language model that cannot be loaded, or has no such layer or site
-    │   ├── CorpusError       text that is absent, empty, too short or lacks the named column
-    │   ├── SaeFormatError    a folder that is not an SAE that we can read
-    │   └── TemplateError     a template that is not there, or not one
-    ├── StorageError          the bucket did not do what was asked
-    │   ├── MissingObject     an object that a commit record promises is not there
-    │   ├── CorruptObject     an object's checksum or size is not what was committed
-    │   └── Conflict          something else already lies where this would be written
+    ├── InputError            a file, argument or data of the user is wrong: change it and start again
+    │   ├── SweepFileError    a sweep file that does not parse, or has a wrong value
+    │   ├── ModelError        a language model that does not load, or has no such layer or site
+    │   ├── CorpusError       text that is absent, empty or too short, or lacks the named column
+    │   ├── SaeFormatError    a folder that is not an SAE in a known format
+    │   └── TemplateError     a template that is absent or not valid
+    ├── StorageError          a request to the bucket failed
+    │   ├── MissingObject     an object that a commit record names is absent
+    │   ├── CorruptObject     an object's checksum or size differs from the committed one
+    │   └── Conflict          another object already lies where this one would be written
     ├── WireError             a message that breaks the protocol
     ├── ServerGone            the activation server cannot be reached any more
-    ├── RankLost              a process that holds other latents of the same SAE is gone
-    └── Stopped               asked to stop; everything committed is kept
+    ├── RankLost              the process of another rank of a sharded SAE is gone
+    └── Stopped               stopped on request; all committed work is kept
 
-Each takes one sentence for people, so each survives pickling between actors as it is.
+Each error takes one sentence as its only argument, so it survives pickling between actors unchanged.
 """
 
 
 class ScopemillError(Exception):
-    """Base of all of them. ``str(error)`` is a sentence that can be shown as it is."""
+    """Serve as the base of all errors; ``str(error)`` is a sentence for users."""
 
 
 class InputError(ScopemillError):
-    pass
+    """Report a wrong file, argument or data of the user."""
 
 
 class SweepFileError(InputError):
-    pass
+    """Report a sweep file that does not parse, or has a wrong value."""
 
 
 class ModelError(InputError):
-    pass
+    """Report a language model that does not load, or has no such layer or site."""
 
 
 class CorpusError(InputError):
-    pass
+    """Report text that is absent, empty or too short, or lacks the named column."""
 
 
 class SaeFormatError(InputError):
-    pass
+    """Report a folder that is not an SAE in a known format."""
 
 
 class TemplateError(InputError):
-    pass
+    """Report a template that is absent or not valid."""
 
 
 class StorageError(ScopemillError):
-    pass
+    """Report a failed request to the bucket."""
 
 
 class MissingObject(StorageError):
-    pass
+    """Report an absent object."""
 
 
 class CorruptObject(StorageError):
-    pass
+    """Report an object whose checksum or size differs from the committed one."""
 
 
 class Conflict(StorageError):
-    pass
+    """Report another object where this one would be written."""
 
 
 class WireError(ScopemillError):
-    pass
+    """Report a message that breaks the protocol."""
 
 
 class ServerGone(ScopemillError):
-    pass
+    """Report an activation server that cannot be reached any more."""
 
 
 class RankLost(ScopemillError):
-    pass
+    """Report a lost rank of a sharded SAE."""
 
 
 class Stopped(ScopemillError):
-    pass
+    """Report a stop on request; all committed work is kept."""

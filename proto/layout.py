@@ -1,21 +1,28 @@
-"""Where things lie in the bucket. Nobody else builds a path."""
+"""Build every path in the bucket; no other module does."""
 
 import re
 
 from scopemill.proto.errors import InputError
 
+LIVE = "live"  # folder of the rows that a training run reports while it runs
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def checked_name(kind: str, name: str) -> str:
-    """The name, if it can be one folder of the bucket; InputError otherwise."""
+    """Return the name if it can be a folder of the bucket; raise InputError otherwise."""
     if not _NAME.fullmatch(name):
-        raise InputError(f"{kind} {name!r} is not a usable name: letters, digits, '.', '_' and '-' only")
+        raise InputError(
+            f"{kind} {name!r} is not a usable name: use letters, digits, '.', '_' and '-' only, and begin with a letter or digit"
+        )
     return name
 
 
 def width_label(width: int) -> str:
-    """Gemma Scope's names: ``16k`` for 2**14, ``1m`` for 2**20; a width that is no whole multiple keeps its digits."""
+    """Return Gemma Scope's label of a width: ``16k`` for 2**14, ``1m`` for 2**20.
+
+    A width that is neither a power of two nor a multiple of 2**20 keeps its digits.
+    """
     if width % 2**20 == 0:
         return f"{width // 2**20}m"
     if width >= 1024 and width & (width - 1) == 0:
@@ -23,8 +30,13 @@ def width_label(width: int) -> str:
     return str(width)
 
 
+def history_part(part: int) -> str:
+    """Return the name of one object of reported training rows."""
+    return f"{part:05d}.jsonl"
+
+
 class DatasetLayout:
-    """``activations/<dataset>/``"""
+    """Hold the paths of a dataset, below ``activations/<dataset>/``."""
 
     def __init__(self, name: str):
         self.root = f"activations/{checked_name('dataset', name)}"
@@ -34,28 +46,34 @@ class DatasetLayout:
         self.reserved = f"{self.root}/packed/reserved.safetensors"
 
     def packed(self, shard: int) -> str:
+        """Return the path of a shard's packed text."""
         return f"{self.root}/packed/{shard:05d}.safetensors"
 
     def array(self, shard: int, array: str) -> str:
+        """Return the folder of one array of a shard."""
         return f"{self.shard(shard)}/{array}"
 
     @property
     def shards(self) -> str:
+        """Return the folder of all shards."""
         return f"{self.root}/shards"
 
     def shard(self, shard: int) -> str:
+        """Return the folder of a shard's Zarr group."""
         return f"{self.shards}/{shard:05d}.zarr"
 
     @property
     def commits(self) -> str:
+        """Return the folder of the commit records."""
         return f"{self.root}/commits"
 
     def commit(self, shard: int) -> str:
+        """Return the path of a shard's commit record."""
         return f"{self.commits}/{shard:05d}.json"
 
 
 class SaeLayout:
-    """``saes/<model>/<hook>/width_16k/<architecture>/<id>/``: one SAE, its checkpoints and its measured quality."""
+    """Hold the paths of one SAE, below ``saes/<model>/<hook>/width_16k/<architecture>/<id>/``."""
 
     def __init__(self, root: str):
         self.root = root
@@ -64,19 +82,22 @@ class SaeLayout:
         self.metrics = f"{root}/metrics.json"
         self.provenance = f"{root}/provenance.json"
         self.history = f"{root}/history.parquet"
-        self.stopped = f"{root}/stopped.json"  # written when rivals outdo it; deleted, its training goes on
+        self.live = f"{root}/{LIVE}"  # the history's rows as they come, as JSON lines
+        self.stopped = f"{root}/stopped.json"  # written by early stopping; delete the file to continue the training
         self.checkpoints = f"{root}/checkpoints"
 
     @staticmethod
     def of(model: str, hook: str, width: int, architecture: str, id: str) -> "SaeLayout":
+        """Return the layout of an SAE of this model, hook, width and architecture."""
         return SaeLayout(f"saes/{model}/{hook}/width_{width_label(width)}/{architecture}/{id}")
 
     def checkpoint(self, step: int) -> "CheckpointLayout":
+        """Return the layout of the checkpoint at a step."""
         return CheckpointLayout(f"{self.checkpoints}/{step:08d}")
 
 
 class CheckpointLayout:
-    """``checkpoints/<step>/``; ``checkpoint.json`` is written last and makes it one."""
+    """Hold the paths of a checkpoint; ``checkpoint.json`` is written last and commits the checkpoint."""
 
     def __init__(self, root: str):
         self.root = root
@@ -87,11 +108,12 @@ class CheckpointLayout:
 
 
 class SweepLayout:
-    """``sweeps/<name>/``"""
+    """Hold the paths of a sweep, below ``sweeps/<name>/``."""
 
     def __init__(self, name: str):
         self.root = f"sweeps/{checked_name('sweep', name)}"
         self.config = f"{self.root}/sweep.yaml"
+        self.plan = f"{self.root}/plan.json"
         self.halving = f"{self.root}/halving.json"
         self.results = f"{self.root}/results.parquet"
         self.results_csv = f"{self.root}/results.csv"

@@ -1,7 +1,7 @@
-"""Every metric that any process of ours exposes, and the one way to expose them.
+"""Define every Prometheus metric of Scopemill, and expose the metrics of a process.
 
-Labels are bounded: a dataset, a stream, an SAE of the sweep. A process exposes its own on a free port of the address
-that it is given; the driver lists these places for Prometheus, in a `file_sd` file and, where asked to, by `http_sd`.
+Labels are bounded: a dataset, a stream, an SAE of the sweep. Each process exposes its metrics on a free port. The driver
+lists the addresses for Prometheus in a `file_sd` file and, if configured, over `http_sd`.
 """
 
 import json
@@ -16,44 +16,46 @@ from prometheus_client import Counter, Gauge, disable_created_metrics, start_htt
 
 from scopemill.proto.config import LOOPBACK
 
-# Where this machine's drivers put their `file_sd` files, a file each, unless the sweep file names another place.
+# Default folder of the `file_sd` files, one per driver; the sweep file can name another folder.
 TARGETS = Path(tempfile.gettempdir()) / "scopemill" / "targets"
 
-HARVEST_ROWS = Counter("scopemill_harvest_rows", "Rows harvested, per hook the same", ["dataset"])
+HARVEST_ROWS = Counter("scopemill_harvest_rows", "Rows harvested; every hook has the same rows", ["dataset"])
 HARVEST_SHARDS = Counter("scopemill_harvest_shards", "Shards committed by this harvester", ["dataset"])
 HARVEST_BYTES = Counter("scopemill_harvest_bytes", "Bytes of activations written to the bucket", ["dataset"])
 HARVEST_OUTLIERS = Counter("scopemill_harvest_outliers", "Rows dropped by the norm filter", ["dataset"])
-HARVEST_SECONDS = Counter("scopemill_harvest_seconds", "Seconds by phase: forward (with scatter), write", ["dataset", "phase"])
+HARVEST_SECONDS = Counter(
+    "scopemill_harvest_seconds", "Seconds by phase: forward (includes the scatter into the shard), write", ["dataset", "phase"]
+)
 
-STORE_RETRIES = Counter("scopemill_store_retries", "Requests to the bucket that were tried again", ["verb"])
-STORE_CORRUPT_READS = Counter("scopemill_store_corrupt_reads", "Chunks read that did not match their checksum; each is read twice at most")
+STORE_RETRIES = Counter("scopemill_store_retries", "Retried requests to the bucket", ["verb"])
+STORE_CORRUPT_READS = Counter("scopemill_store_corrupt_reads", "Reads that did not match their checksum; each read is retried once")
 
 SERVER_BYTES_READ = Counter("scopemill_server_bytes_read", "Bytes of batches read from the bucket", ["stream"])
 SERVER_BYTES_SERVED = Counter("scopemill_server_bytes_served", "Bytes of batches sent to trainers", ["stream"])
-SERVER_DETACHED_BYTES = Counter("scopemill_server_detached_bytes", "Bytes read for single trainers outside the window", ["stream"])
+SERVER_DETACHED_BYTES = Counter("scopemill_server_detached_bytes", "Bytes read for detached trainers, outside the window", ["stream"])
 SERVER_WINDOW_BATCHES = Gauge("scopemill_server_window_batches", "Batches held in the window", ["stream"])
-SERVER_WINDOW_CAPACITY = Gauge("scopemill_server_window_capacity", "Batches that the window has memory for", ["stream"])
-SERVER_CONSUMERS = Gauge("scopemill_server_consumers", "Trainers joined to the stream", ["stream"])
+SERVER_WINDOW_CAPACITY = Gauge("scopemill_server_window_capacity", "Capacity of the window in batches", ["stream"])
+SERVER_CONSUMERS = Gauge("scopemill_server_consumers", "Trainers connected to the stream", ["stream"])
 SERVER_LAG = Gauge(
     "scopemill_server_lag_batches",
-    "Batches by which a trainer is behind the foremost one of its stream; sae: the first that it trains",
+    "Batches between a trainer and the foremost trainer of its stream; sae: first SAE of the trainer's group",
     ["stream", "sae"],
 )
 SERVER_WAIT_SECONDS = Counter(
     "scopemill_server_wait_seconds",
-    "Trainer-seconds by what the next batch waits for: credit (the trainer is busy), read (the bucket), window (a slower trainer)",
+    "Trainer-seconds of waiting by reason: credit (the trainer is busy), read (the bucket), window (a slower trainer)",
     ["stream", "reason"],
 )
-SERVER_DETACHED = Counter("scopemill_server_detached", "Times a trainer fell out of the window and read on by itself", ["stream"])
-SERVER_SKIPPED = Counter("scopemill_server_skipped", "Batches that trainers lost because they were too slow", ["stream"])
-SERVER_LOST = Counter("scopemill_server_lost", "Trainers given up after they went silent", ["stream"])
+SERVER_DETACHED = Counter("scopemill_server_detached", "Times a trainer fell behind the window and was detached", ["stream"])
+SERVER_SKIPPED = Counter("scopemill_server_skipped", "Batches skipped for trainers that were too slow", ["stream"])
+SERVER_LOST = Counter("scopemill_server_lost", "Trainers whose place was given up because they did not connect in time", ["stream"])
 
-TRAINER_STEP = Gauge("scopemill_trainer_step", "Steps done", ["sae"])
-TRAINER_STEPS = Gauge("scopemill_trainer_steps", "Steps in all", ["sae"])
+TRAINER_STEP = Gauge("scopemill_trainer_step", "Training steps done", ["sae"])
+TRAINER_STEPS = Gauge("scopemill_trainer_steps", "Training steps planned", ["sae"])
 TRAINER_TOKENS = Counter("scopemill_trainer_tokens", "Rows trained on by this process", ["sae"])
 TRAINER_SECONDS = Counter(
     "scopemill_trainer_seconds",
-    "Seconds by phase: wait (for data), copy (to the device), step, checkpoint; of what a group shares, an equal part",
+    "Seconds by phase: wait (for data), copy (to the device), step, checkpoint; time that a group shares is divided equally",
     ["sae", "phase"],
 )
 TRAINER_LOSS = Gauge("scopemill_trainer_loss", "Training loss of the last logged step", ["sae"])
@@ -62,9 +64,11 @@ TRAINER_FVU = Gauge("scopemill_trainer_fvu", "Fraction of variance unexplained o
 TRAINER_DEAD = Gauge("scopemill_trainer_dead_latents", "Latents that have not fired for the stated number of tokens", ["sae"])
 TRAINER_LATENTS = Gauge("scopemill_trainer_latents", "Latents of the SAE", ["sae"])
 TRAINER_CHECKPOINT = Gauge(
-    "scopemill_trainer_checkpoint_timestamp_seconds", "When the last checkpoint was committed; before that, when training began", ["sae"]
+    "scopemill_trainer_checkpoint_timestamp_seconds",
+    "Time of the last committed checkpoint; before the first one, start of the training",
+    ["sae"],
 )
-# All of one SAE in the process that trains it: removed together once that process trains another.
+# The metrics of one SAE in a trainer's process, removed together when the process trains another SAE.
 OF_TRAINER = (
     TRAINER_STEP, TRAINER_STEPS, TRAINER_TOKENS, TRAINER_SECONDS, TRAINER_LOSS, TRAINER_L0, TRAINER_FVU, TRAINER_DEAD, TRAINER_LATENTS,
     TRAINER_CHECKPOINT,
@@ -78,15 +82,15 @@ SWEEP_SAES = Gauge("scopemill_sweep_saes", "SAEs of the pass in training, by sta
 
 
 def expose(host: str = LOOPBACK) -> str:
-    """Expose this process' metrics; returns ``host:port``."""
-    disable_created_metrics()  # a second series for each counter, which nobody asks for
+    """Expose this process' metrics on a free port; return ``host:port``."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # would add a second, unused series to each counter
     server, _ = start_http_server(0, addr=host)
     return f"{host}:{server.server_port}"
 
 
 @contextmanager
 def timed(seconds: Counter) -> Iterator[None]:
-    """Add the seconds that a block takes to a counter."""
+    """Add the duration of a block to a counter, in seconds."""
     start = time.perf_counter()
     try:
         yield
@@ -95,13 +99,13 @@ def timed(seconds: Counter) -> Iterator[None]:
 
 
 def listed(sweep: str, targets: dict[str, list[str]]) -> str:
-    """What Prometheus' `file_sd` and `http_sd` take: per role the addresses of its processes."""
+    """Return each role's addresses as JSON, for `file_sd` and `http_sd`."""
     roles = sorted(targets.items())
     return json.dumps([{"targets": sorted(addresses), "labels": {"role": role, "sweep": sweep}} for role, addresses in roles], indent=1)
 
 
 def write_targets(path: Path, text: str) -> None:
-    """Write Prometheus' `file_sd` file. Readers never see half of it."""
+    """Write Prometheus' `file_sd` file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)

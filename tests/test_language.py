@@ -16,29 +16,34 @@ MOST_WORDS = 15
 # A verb that is missing here is added here.
 VERBS = set(
     """
-    Abort Accept Accumulate Acknowledge Add Adjust Admit Advance Allocate Allow Announce Answer Append Apply Arrange Ask Assemble
-    Assert Assign Attach Average Await Balance Begin Bind Block Borrow Bound Branch Broadcast Build Bundle Cache Calculate
-    Calibrate Call Cancel Cap Carry Cast Catch Change Check Choose Claim Clamp Clean Clear Clip Close Collect Combine Commit
-    Compact Compare Compile Complete Compose Compress Compute Connect Consume Continue Convert Copy Correct Count Cover Create Cut
-    Deal Decide Declare Decode Decompress Decorate Decrease Defer Define Delete Deliver Demand Derive Describe Deserialize Detach
-    Detect Determine Differentiate Discard Disconnect Display Distribute Divide Download Drain Draw Drop Emit Enable Encode End
-    Ensure Enter Enumerate Erase Escape Estimate Evaluate Evict Exchange Execute Exit Expand Explain Export Expose Extend Extract
-    Fail Feed Fetch Fill Filter Find Finish Fit Fix Flag Flatten Flush Fold Follow Forget Format Forward Freeze Fuse Gather
-    Generate Get Give Go Grant Group Grow Guard Guess Halve Hand Handle Harvest Hash Hide Hold Identify Ignore Implement Import
-    Include Increase Infer Initialize Insert Inspect Install Interpolate Interpret Invert Iterate Join Judge Keep Kill Label
-    Launch Lay Lead Leave Lend Let Limit Link List Listen Load Locate Lock Log Look Lower Make Manage Map Mark Mask Match Mean
-    Measure Meet Merge Mill Minimize Mirror Mix Model Monitor Move Multiply Name Negotiate Normalize Note Notice Notify Observe
-    Offer Open Optimize Order Own Pack Package Parse Partition Pass Patch Pause Perform Permute Pick Pin Place Plan Plot Point
-    Poll Pool Pop Predict Prefetch Prepare Print Process Produce Project Promise Propose Protect Prove Provide Prune Publish Pull
-    Push Put Quantize Queue Quote Raise Rank Reach Read Rebuild Receive Recognize Reconstruct Record Recover Reduce Refer Refine
-    Refuse Register Reject Release Reload Remember Remove Rename Render Renormalize Reorder Repeat Replace Replay Replicate Reply
-    Report Represent Request Require Resample Reserve Reset Reshape Resolve Restart Restore Resume Retire Retrieve Retry Return
-    Reuse Rewind Rewrite Roll Rotate Round Route Run Sample Satisfy Save Say Scale Scan Scatter Schedule Score Scrape Search Seed
-    Select Send Separate Serialize Serve Set Shard Share Shift Shorten Show Shrink Shuffle Shut Sign Signal Simulate Size Skip
-    Slice Smooth Solve Sort Specify Splice Split Stack Stage Start State Step Stop Store Stream Strip Submit Substitute Subtract
-    Sum Summarize Supply Support Switch Synchronize Tag Take Teach Tell Terminate Test Tile Time Tokenize Trace Track Train
-    Transfer Transform Translate Transpose Traverse Treat Trim Truncate Try Turn Type Undo Unfold Unite Unload Unpack Unregister
-    Update Upgrade Upload Use Validate Verify Visit Wait Wake Walk Warm Warn Watch Weigh Widen Wrap Write Yield Zero
+    Abandon Abort Accept Accumulate Acknowledge Adapt Add Adjust Admit Advance Allocate Allow Announce Answer Append Apply Arrange
+    Ask Assemble Assert Assign Attach Average Await Back Balance Begin Bind Block Borrow Bound Branch Broadcast Broaden Build
+    Bundle Cache Calculate Calibrate Call Cancel Cap Carry Cast Catch Chain Change Check Choose Cite Claim Clamp Clean Clear Clip
+    Close Collect Combine Commit Compact Compare Compile Complain Complete Compose Compress Compute Concatenate Connect Consume
+    Continue Convert Copy Correct Count Cover Create Cut Deal Decide Declare Decode Decompress Decorate Decrease Defer Define
+    Delay Delete Deliver Demand Derive Describe Deserialize Detach Detect Determine Differentiate Discard Disconnect Display
+    Distribute Divide Do Download Drain Draw Drive Drop Emit Enable Encode End Ensure Enter Enumerate Erase Escape Estimate
+    Evaluate Evict Exchange Execute Exit Expand Explain Export Expose Extend Extract Factor Fail Feed Fetch Fill Filter Find
+    Finish Fit Fix Flag Flatten Float Flush Fold Follow Forget Format Forward Freeze Fuse Gather Generate Get Give Go Grant Group
+    Grow Guard Guess Halve Hand Handle Harvest Hash Have Hide Hold Honor Identify Ignore Implement Import Include Increase Index
+    Infer Inherit Initialize Insert Inspect Install Interleave Interpolate Interpret Interrupt Intersect Invalidate Invert Invoke
+    Isolate Iterate Join Judge Keep Kill Know Label Launch Lay Lead Learn Leave Lend Let Lift Limit Link List Listen Load Locate
+    Lock Log Look Lower Maintain Make Manage Map Mark Mask Match Materialize Mean Measure Meet Merge Migrate Mill Minimize Mirror
+    Mix Model Monitor Move Multiply Name Negotiate Nest Normalize Note Notice Notify Observe Offer Offset Omit Open Optimize Order
+    Overlap Override Overwrite Own Pack Package Pad Parse Partition Pass Patch Pause Penalize Perform Permit Permute Persist Pick
+    Pin Place Plan Plot Point Poll Pool Pop Postpone Precompute Predict Prefetch Prepare Preserve Prevent Print Probe Process
+    Produce Project Promise Propose Protect Prove Provide Prune Publish Pull Push Put Quantize Queue Quiet Quit Quote Raise Rank
+    Reach Read Reassign Rebuild Recalculate Receive Recognize Recompute Reconnect Reconstruct Record Recover Reduce Refer Refine
+    Refuse Register Reject Rejoin Relate Relay Release Reload Remember Remove Rename Render Renormalize Reorder Repeat Replace
+    Replay Replicate Reply Report Represent Request Require Rerun Resample Rescale Reserve Reset Reshape Resolve Restart Restore
+    Restrict Resume Retain Retire Retrieve Retry Return Reuse Reverse Revive Rewind Rewrite Roll Rotate Round Route Run Sample
+    Satisfy Save Say Scale Scan Scatter Schedule Score Scrape Seal Search Seed Seek Select Send Separate Serialize Serve Set Shard
+    Share Shift Shorten Show Shrink Shuffle Shut Sign Signal Silence Simulate Size Skip Slice Smooth Solve Sort Spawn Specify
+    Splice Split Spread Squeeze Stack Stage Stamp Start State Steer Step Stitch Stop Store Stream Strip Submit Subscribe
+    Substitute Subtract Sum Summarize Supervise Supply Support Suppress Swap Sweep Switch Synchronize Tag Take Tally Teach Tell
+    Terminate Test Throw Tile Time Tokenize Tolerate Total Trace Track Train Transfer Transform Translate Transpose Traverse Treat
+    Trigger Trim Truncate Try Tune Turn Type Undo Unfold Unify Unite Unload Unpack Unregister Unroll Unscale Update Upgrade Upload
+    Use Validate Verify Visit Wait Wake Walk Warm Warn Watch Weigh Weight Widen Wire Wrap Write Yield Zero
     """.split()
 )
 

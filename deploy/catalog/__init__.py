@@ -1,0 +1,1 @@
+"""Read and tidy what a bucket holds: status, listing, report, exchange, clean."""

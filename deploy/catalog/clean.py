@@ -1,48 +1,46 @@
-"""What broken runs of a sweep left in the bucket, and nobody will ever read: found by what is committed, not by age."""
+"""Remove the orphans of a sweep: objects that broken runs left and no reader needs, told by what is committed."""
 
 import re
 
-from scopemill.deploy.plan.sweep_plan import Pass, SweepPlan
-from scopemill.proto.layout import SaeLayout, SweepLayout
+from scopemill.deploy.plan.record import PlanRecord
+from scopemill.deploy.plan.state import SweepState, objects_of
+from scopemill.proto.layout import DatasetLayout, SaeLayout
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.trainer.training import checkpoint
 
 _SHARD = re.compile(r"/shards/(\d{5,})\.zarr/")
 
 
-def clean(plan: SweepPlan, dry_run: bool) -> list[str]:
-    """Remove the orphans of a sweep that is not running now; returns their paths. Of one that runs, it would take work away."""
-    found = orphans(plan)
+def clean(bucket: Bucket, plan: PlanRecord, dry_run: bool) -> list[str]:
+    """Remove a sweep's orphans; returns their paths. While the sweep runs this would delete its uncommitted work."""
+    found = orphans(bucket, plan)
     if not dry_run:
         for path in found:
-            plan.bucket.remove(path)
+            bucket.remove(path)
     return found
 
 
-def orphans(plan: SweepPlan) -> list[str]:
-    """Temporary files of writers that died, shards without a commit, checkpoints without a record, optimisers that no one resumes."""
-    bucket = plan.bucket
-    datasets = [part.harvest.layout for part in plan.passes]
-    roots = {plan.text.root, *(layout.root for layout in datasets), SweepLayout(plan.config.name).root}
-    roots |= {sae.layout.root for sae in plan.saes}
-    found = {path for root in roots for path in bucket.find(root, temporary=True)}
-    for part in plan.passes:
-        found |= _uncommitted_shards(part)
+def orphans(bucket: Bucket, plan: PlanRecord) -> list[str]:
+    """List temporary files, shards without a commit, checkpoints without a record, and optimiser states that no run resumes."""
+    roots = [sae.root for sae in plan.saes]
+    found = {path for paths in objects_of(bucket, roots, temporary=True).values() for path in paths}
+    for root in {DatasetLayout(plan.text).root, *(part.layout.root for part in plan.passes), plan.layout.root}:
+        found |= set(bucket.find(root, temporary=True))
+    shards = [bucket.find(part.layout.shards) for part in plan.passes]
+    saes = objects_of(bucket, roots)
+    state = SweepState.read(bucket, plan)  # after the objects: what is committed meanwhile is kept
+    for objects, part in zip(shards, state.passes, strict=True):
+        found |= _uncommitted_shards(objects, part.committed)
     for sae in plan.saes:
-        found |= _stale_checkpoints(bucket, sae.layout)
+        found |= _stale_checkpoints(saes[sae.root], sae.layout, state.saes[sae.name].checkpoints)
     return sorted(found)
 
 
-def _uncommitted_shards(part: Pass) -> set[str]:
-    found = part.bucket.find(part.harvest.layout.shards)
-    objects = {path: int(match[1]) for path in found if (match := _SHARD.search(path))}
-    done = part.committed  # read after the objects: what is committed meanwhile is kept
-    return {path for path, shard in objects.items() if shard not in done}
+def _uncommitted_shards(objects: list[str], committed: frozenset[int]) -> set[str]:
+    return {path for path in objects if (match := _SHARD.search(path)) and int(match[1]) not in committed}
 
 
-def _stale_checkpoints(bucket: Bucket, layout: SaeLayout) -> set[str]:
-    begun = set(bucket.find(layout.checkpoints))
-    steps = checkpoint.steps_of(bucket, layout)
+def _stale_checkpoints(objects: list[str], layout: SaeLayout, steps: tuple[int, ...]) -> set[str]:
+    of_checkpoints = {path for path in objects if path.startswith(f"{layout.checkpoints}/")}
     whole = tuple(f"{layout.checkpoint(step).root}/" for step in steps)
-    unfinished = {path for path in begun if not path.startswith(whole)}
-    return unfinished | (begun & {layout.checkpoint(step).optimizer for step in steps[:-1]})
+    unfinished = {path for path in of_checkpoints if not path.startswith(whole)}
+    return unfinished | (of_checkpoints & {layout.checkpoint(step).optimizer for step in steps[:-1]})

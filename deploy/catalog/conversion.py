@@ -1,4 +1,4 @@
-"""Finished SAEs from one format into another, and whole Gemma Scope trees into a bucket."""
+"""Convert finished SAEs from one format into another, and whole Gemma Scope trees into a bucket."""
 
 import importlib.metadata
 import json
@@ -17,22 +17,22 @@ TREES: dict[str, Generation] = {FORMATS["gemma-scope"].weights: GENERATION_1, FO
 
 
 def convert(source: str, destination: str, word: str) -> None:
-    """One SAE's folder into a folder of another format. InputError, and nothing is written, if it cannot be read or held."""
+    """Convert one SAE's folder. InputError, before anything is written, if the SAE cannot be read or the format cannot hold it."""
     write_finished(destination, word, read_finished(source))
 
 
 def import_tree(source: str, destination: str, pattern: str, reporter: Reporter) -> list[str]:
-    """Every SAE of a Gemma Scope tree whose path below ``source`` matches into a bucket, in SAELens' format; their folders there.
+    """Import the SAEs of a Gemma Scope tree that match a pattern, in SAELens' format; returns their folders in the bucket.
 
-    What is there already is not read again. InputError if nothing matches, or two would go to the same place; Conflict if
-    something else lies there.
+    The pattern is of their path below ``source``. SAEs that were imported before are skipped. InputError if nothing matches, or if
+    two SAEs would go to the same folder; Conflict if another SAE lies there.
     """
     bucket = Bucket(destination)
     bucket.check_writable()
     planned = _planned(source, pattern)
     with reporter.phase(f"importing {len(planned)} SAEs", {"SAEs": len(planned)}):
         for done, (root, folder) in enumerate(planned.items(), start=1):
-            if not _is_there(bucket, SaeLayout(root), folder):
+            if not _is_imported(bucket, SaeLayout(root), folder):
                 finished = read_finished(folder)
                 provenance = {"scopemill": importlib.metadata.version("scopemill"), "imported_from": folder}
                 bucket.write(SaeLayout(root).provenance, json.dumps(provenance, indent=1).encode())
@@ -42,7 +42,7 @@ def import_tree(source: str, destination: str, pattern: str, reporter: Reporter)
 
 
 def _planned(source: str, pattern: str) -> dict[str, str]:
-    """The folder of each SAE below a source, by where it goes in a bucket."""
+    """Return the source folder of each SAE that matches, by its folder in the bucket."""
     found = _folders(source)
     planned: dict[str, str] = {}
     for below, folder, generation in found:
@@ -58,11 +58,11 @@ def _planned(source: str, pattern: str) -> dict[str, str]:
 
 
 def _folders(source: str) -> list[tuple[str, str, Generation]]:
-    """Of each SAE its folder's path below the source, its folder as a URL, and how to read that; sorted."""
+    """List each SAE's path below the source, its folder as a URL, and its generation; sorted."""
     try:
         store, root = fsspec.core.url_to_fs(source.rstrip("/"))
         files = sorted(store.find(root))
-    except Exception as error:  # whatever the store raises
+    except Exception as error:  # stores raise errors of many kinds
         raise InputError(f"{source} cannot be listed: {type(error).__name__}: {error}") from error
     found = []
     for path in files:
@@ -80,13 +80,13 @@ def _root(folder: str, generation: Generation) -> str:
     return f"saes/{checked_name('model', origin.model)}/{'--'.join(hooks)}/width_{origin.width}/{kind}/l0-{l0}"
 
 
-def _is_there(bucket: Bucket, layout: SaeLayout, folder: str) -> bool:
+def _is_imported(bucket: Bucket, layout: SaeLayout, folder: str) -> bool:
     if not bucket.exists(layout.config):
         return False
     try:
-        was = json.loads(bucket.read(layout.provenance)).get("imported_from")
+        imported_from = json.loads(bucket.read(layout.provenance)).get("imported_from")
     except (AttributeError, ValueError) as error:
         raise SaeFormatError(f"{bucket.place(layout.provenance)} is not a JSON object") from error
-    if was != folder:
-        raise Conflict(f"{bucket.place(layout.root)} holds an SAE from {was}, not from {folder}: import into another bucket")
+    if imported_from != folder:
+        raise Conflict(f"{bucket.place(layout.root)} holds an SAE from {imported_from}, not from {folder}: import into another bucket")
     return True

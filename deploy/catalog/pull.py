@@ -7,15 +7,13 @@ from scopemill.evaluator.fidelity.results import Evaluation
 from scopemill.proto.errors import InputError
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.trainer.formats import read_finished, write_finished
-from scopemill.trainer.formats.gemma_scope_paths import GENERATION_1
 
 
 def pull(source: str, destination: str, pattern: str = "*", word: str = "saelens") -> list[str]:
-    """Copy finished SAEs whose folder below ``saes/`` matches a pattern, in a format; returns their folders at the destination.
+    """Copy the finished SAEs that match a pattern, in a format; returns their folders at the destination.
 
-    SAELens' folders are copied as they are, with what was measured; what lies there already is not written again. InputError if
-    nothing matches, or if the format cannot hold one.
+    The pattern is of their path below ``saes/``. SAELens' folders are copied as they are, with their metrics; equal files at the
+    destination are not written again. InputError if nothing matches, or if the format cannot hold an SAE.
     """
     bucket, target = Bucket(source), Bucket(destination)
     chosen = finished_folders(bucket, pattern)
@@ -24,11 +22,11 @@ def pull(source: str, destination: str, pattern: str = "*", word: str = "saelens
         return [_copied(bucket, SaeLayout(folder), target) for folder in chosen]
     if word == "gemma-scope":
         return _converted(bucket, chosen, target)
-    raise InputError(f"format {word!r} is not pulled: there are saelens and gemma-scope")
+    raise InputError(f"--format {word!r} cannot be pulled: choose saelens or gemma-scope")
 
 
 def _copied(bucket: Bucket, layout: SaeLayout, target: Bucket) -> str:
-    for path in (layout.weights, layout.metrics, layout.provenance, layout.history, layout.config):  # cfg.json last: then it is whole
+    for path in (layout.weights, layout.metrics, layout.provenance, layout.history, layout.config):  # cfg.json last: it marks a whole SAE
         if bucket.exists(path):
             data = bucket.read(path)
             copy = path.removeprefix("saes/")
@@ -38,7 +36,10 @@ def _copied(bucket: Bucket, layout: SaeLayout, target: Bucket) -> str:
 
 
 def _converted(bucket: Bucket, folders: list[str], target: Bucket) -> list[str]:
-    """Gemma Scope's paths are named by L0, so each SAE has to have been measured, and two of one hook may not have the same."""
+    """Write Gemma Scope's files. L0 names their paths, so each SAE needs a measured L0, and two of one hook may not have the same."""
+    from scopemill.trainer.formats import read_finished, write_finished  # torch: a copy as it is does without
+    from scopemill.trainer.formats.gemma_scope_paths import GENERATION_1
+
     l0s = [_l0(bucket, SaeLayout(folder)) for folder in folders]
     paths: dict[str, str] = {}
     for folder, l0 in zip(folders, l0s, strict=True):
@@ -52,7 +53,7 @@ def _converted(bucket: Bucket, folders: list[str], target: Bucket) -> list[str]:
 
 
 def _l0(bucket: Bucket, layout: SaeLayout) -> str:
-    """The L0 that was measured, or that an imported SAE came with."""
+    """Return the measured L0, or the one that an imported SAE came with."""
     if bucket.exists(layout.metrics):
         return str(round(Evaluation.read(bucket, layout.metrics).result.l0))
     l0 = json.loads(bucket.read(layout.config)).get("metadata", {}).get("l0")

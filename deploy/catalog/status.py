@@ -1,4 +1,4 @@
-"""What of a sweep is committed, read from the bucket alone: works from anywhere, running or not."""
+"""Read what of a sweep is committed, from the bucket alone: from anywhere, whether the sweep runs or not."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from scopemill.deploy.plan.evaluations import measured_jobs, read_evaluations
+from scopemill.deploy.plan.record import PassRecord, PlanRecord, SaeRecord
+from scopemill.deploy.plan.side_by_side import side_by_side
+from scopemill.deploy.plan.state import PassState, SaeState, SweepState
 from scopemill.deploy.plan.stopped import read_stopped
-from scopemill.deploy.plan.sweep_plan import Pass, SweepPlan
-from scopemill.evaluator.fidelity.jobs import Job, committed
 from scopemill.evaluator.fidelity.results import Evaluation
-from scopemill.trainer.training import checkpoint
+from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.training.history import History, Row
 
 WATCH_SECONDS = 10.0
@@ -21,6 +23,8 @@ WATCH_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class SaeStatus:
+    """One SAE: how far its training is, and its evaluations."""
+
     name: str
     path: str  # its folder in the bucket
     step: int  # of the newest checkpoint
@@ -28,20 +32,22 @@ class SaeStatus:
     finished: bool
     last: Row | None  # of the history, as of the newest checkpoint
     evaluations: list[Evaluation]  # of this sweep's settings, by step
-    stopped: str | None = None  # why it does not go on, if rivals outdid it
+    stopped: str | None = None  # the reason, if rivals dominate it
 
     @property
     def ended(self) -> bool:
+        """True if the SAE is not trained any more."""
         return self.finished or self.stopped is not None
 
     @property
     def seconds_left(self) -> float | None:
-        """At the speed of the newest checkpoint, as if it were being trained now; None before there is one."""
+        """Return the seconds of training left at the newest checkpoint's speed; None before the first checkpoint."""
         if self.ended:
             return 0.0
         return (self.steps - self.step) / self.last.steps_per_second if self.last and self.last.steps_per_second else None
 
     def to_json(self) -> dict[str, Any]:
+        """Return the status as ``scopemill status --json`` gives it."""
         quality = asdict(self.evaluations[-1].result) if self.evaluations else None
         loss = self.last.loss if self.last else None
         kept = {name: getattr(self, name) for name in ("name", "path", "step", "steps", "finished", "stopped", "seconds_left")}
@@ -50,7 +56,7 @@ class SaeStatus:
 
 @dataclass(frozen=True)
 class PassStatus:
-    """One harvest: its shards in the bucket, and how many there are to be."""
+    """One harvest: its shards in the bucket, and the number wanted."""
 
     dataset: str
     shards: int
@@ -60,65 +66,81 @@ class PassStatus:
 
 @dataclass(frozen=True)
 class SweepStatus:
+    """A sweep: its passes and its SAEs."""
+
     name: str
     passes: list[PassStatus]
     saes: list[SaeStatus]
 
     @property
     def shards(self) -> int:
+        """Count the committed shards of all passes."""
         return sum(part.shards for part in self.passes)
 
     @property
     def shards_wanted(self) -> int:
+        """Count the shards that all passes are to have."""
         return sum(part.shards_wanted for part in self.passes)
 
     @property
     def finished(self) -> bool:
+        """True if every SAE is finished or stopped."""
         return all(sae.ended for sae in self.saes)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the status as ``scopemill status --json`` gives it."""
         own = {name: getattr(self, name) for name in ("name", "shards", "shards_wanted", "finished")}
         return own | {"passes": [asdict(part) for part in self.passes], "saes": [sae.to_json() for sae in self.saes]}
 
 
-def read_status(plan: SweepPlan) -> SweepStatus:
-    saes = []
-    for sae in plan.saes:
-        steps = checkpoint.steps_of(plan.bucket, sae.layout)
-        step = max(steps, default=0)
-        jobs = [Job(sae.name, sae.layout.root, step) for step in steps]
-        evaluations = [e for job in jobs if (e := committed(plan.bucket, job, plan.evaluation_settings))]
-        rows = History.load(plan.bucket, sae.layout.history, step).rows
-        finished = plan.bucket.exists(sae.layout.config)
-        last = rows[-1] if rows else None
-        stopped = None if finished else read_stopped(plan.bucket, sae.layout)
-        why = stopped.why if stopped else None
-        saes.append(SaeStatus(sae.name, sae.layout.root, step, sae.config.steps, finished, last, evaluations, why))
-    return SweepStatus(plan.config.name, [_pass(part, plan.sheds) for part in plan.passes], saes)
+def read_status(bucket: Bucket, plan: PlanRecord, state: SweepState | None = None) -> SweepStatus:
+    """Read a sweep's status; of the given state, else of the bucket's present one."""
+    now = state or SweepState.read(bucket, plan)
+    jobs = [job for sae in plan.saes for job in measured_jobs(sae, now.saes[sae.name])]
+    evaluations: dict[str, list[Evaluation]] = {sae.name: [] for sae in plan.saes}
+    for job, evaluation in read_evaluations(bucket, jobs, plan.evaluation_settings).items():
+        evaluations[job.sae].append(evaluation)
+    saes = side_by_side(lambda sae: _sae(bucket, sae, now.saes[sae.name], evaluations[sae.name]), plan.saes)
+    return SweepStatus(plan.name, [_pass(part, of, plan.sheds) for part, of in zip(plan.passes, now.passes, strict=True)], saes)
 
 
-def _pass(part: Pass, sheds: bool) -> PassStatus:
-    manifest, config = part.manifest, part.config.harvest
-    wanted = manifest.shards if manifest else config.tokens // config.rows_per_shard
-    return PassStatus(part.harvest.dataset, len(part.committed), wanted, sheds and not part.unfinished)
+def _sae(bucket: Bucket, sae: SaeRecord, state: SaeState, evaluations: list[Evaluation]) -> SaeStatus:
+    rows = History.load(bucket, sae.layout.history, state.step).rows if state.history else []
+    stopped = read_stopped(bucket, sae.layout) if state.stopped and not state.finished else None
+    return SaeStatus(
+        name=sae.name,
+        path=sae.root,
+        step=state.step,
+        steps=sae.steps,
+        finished=state.finished,
+        last=rows[-1] if rows else None,
+        evaluations=evaluations,
+        stopped=stopped.reason if stopped else None,
+    )
 
 
-def watch(plan: SweepPlan, console: Console) -> None:
-    """Show the status, and show it anew until every SAE is finished or stopped."""
-    status = read_status(plan)
+def _pass(part: PassRecord, state: PassState, sheds: bool) -> PassStatus:
+    wanted = state.manifest.shards if state.manifest else part.shards
+    return PassStatus(part.dataset, len(state.committed), wanted, sheds and not state.unfinished)
+
+
+def watch(bucket: Bucket, plan: PlanRecord, console: Console) -> None:
+    """Show the status, and refresh it until every SAE is finished or stopped."""
+    status = read_status(bucket, plan)
     with Live(status_table(status), console=console, auto_refresh=False) as live:
         while not status.finished:
             time.sleep(WATCH_SECONDS)
-            status = read_status(plan)
+            status = read_status(bucket, plan)
             live.update(status_table(status), refresh=True)
 
 
 def status_table(status: SweepStatus) -> Table:
+    """Lay a status out as a table, a row for each SAE."""
     table = Table(title="\n".join(map(_shards, status.passes)), title_justify="left", box=None, pad_edge=False)
     for column in ("SAE", "steps", "state", "left", "loss", "L0", "FVU", "delta loss", "recovered (zero)", "dead"):
         table.add_column(column, justify="left" if column in ("SAE", "state") else "right")
     for sae in status.saes:
-        state = "finished" if sae.finished else "stopped" if sae.stopped else "begun" if sae.step else "not begun"
+        state = "finished" if sae.finished else "stopped" if sae.stopped else "started" if sae.step else "not started"
         left = "" if sae.ended or sae.seconds_left is None else str(timedelta(seconds=round(sae.seconds_left)))
         loss = f"{sae.last.loss:.4g}" if sae.last else ""
         numbers = ["", "", "", "", ""]

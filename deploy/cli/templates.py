@@ -1,4 +1,4 @@
-"""``scopemill templates``: named training settings, to look at, to keep and to hand on."""
+"""``scopemill templates``: show, keep and share named training settings."""
 
 import json
 import sys
@@ -12,20 +12,20 @@ from rich.table import Table
 
 from scopemill.proto.errors import InputError, TemplateError
 
-if TYPE_CHECKING:  # torch comes with it, and --help should not wait for that
+if TYPE_CHECKING:  # --help must not wait for it
     from scopemill.trainer.config.templates import Template
 
-templates_app = typer.Typer(help="Named training settings: those of the package, and your own.", no_args_is_help=True)
+templates_app = typer.Typer(help="Show, keep and share named training settings: the package's and your own.", no_args_is_help=True)
 console = Console(width=None if sys.stdout.isatty() else 140)
 Name = Annotated[str, typer.Argument(help="A template's name.")]
 Replace = Annotated[bool, typer.Option(help="Replace your own template of that name.")]
-# Of a sweep's train section: what is about the machine, not the SAEs, is not kept.
+# Fields of a sweep's train section about the machine, not the SAEs: a template does not keep them.
 _OF_THE_MACHINE = {"template", "variants", "at_once", "cpus", "gpus"}
 
 
 @templates_app.command("list")
 def list_() -> None:
-    """Every template, and where its settings come from."""
+    """List every template and the source of its settings."""
     from scopemill.trainer.config.templates import templates
 
     table = Table(box=None, pad_edge=False)
@@ -64,9 +64,7 @@ def save(
 
 
 @templates_app.command()
-def copy(
-    name: Name, new: Annotated[str, typer.Argument(help="The name of the copy, which is yours to edit.")], replace: Replace = False
-) -> None:
+def copy(name: Name, new: Annotated[str, typer.Argument(help="The name of your copy.")], replace: Replace = False) -> None:
     """Copy a template under another name."""
     from scopemill.trainer.config.templates import Template, load_template
 
@@ -77,25 +75,23 @@ def copy(
 @templates_app.command("import")
 def import_(
     file: Annotated[str, typer.Argument(metavar="TEMPLATE.yaml", help="A template's file: a path or any fsspec URL.")],
-    name: Annotated[str | None, typer.Option(help="Its name; else the file's.")] = None,
+    name: Annotated[str | None, typer.Option(help="The template's name; by default the file's.")] = None,
     replace: Replace = False,
 ) -> None:
-    """Keep a template that somebody handed on."""
+    """Keep a template from a file."""
     from scopemill.trainer.config.templates import parse_template
 
     try:
         with fsspec.open(file, "r", encoding="utf-8") as opened:
             text = opened.read()
-    except Exception as error:  # whatever the file's store raises
+    except Exception as error:  # stores raise errors of many kinds
         raise TemplateError(f"template {file} cannot be read: {error}") from error
     _keep(parse_template(name or Path(file).stem, text, file), replace)
 
 
 @templates_app.command()
-def export(
-    name: Name, file: Annotated[str, typer.Argument(metavar="TEMPLATE.yaml", help="The file to write; it must not be there.")]
-) -> None:
-    """Write a template to a file, to hand it on."""
+def export(name: Name, file: Annotated[str, typer.Argument(metavar="TEMPLATE.yaml", help="The file to write; it must not exist.")]) -> None:
+    """Write a template to a file, to share it."""
     from scopemill.trainer.config.templates import load_template
 
     text = load_template(name).to_yaml()
@@ -115,7 +111,7 @@ def _keep(template: "Template", replace: bool) -> None:
 
 
 def check_template(template: "Template") -> None:
-    """TemplateError for a field that a ``train`` section would refuse, or one that it needs and the template lacks.
+    """Raise TemplateError for a field that a ``train`` section refuses, or a required field that the template lacks.
 
     A template may leave out widths and sparsities; stand-ins that fit every architecture take their place.
     """
@@ -128,7 +124,7 @@ def check_template(template: "Template") -> None:
     if missing:
         raise TemplateError(f"template {template.name!r} lacks {', '.join(missing)}")
     if "template" in template.fields:
-        raise TemplateError(f"template {template.name!r}: template: a template does not build on another one")
+        raise TemplateError(f"template {template.name!r}: remove the field template: a template cannot build on another one")
     try:
         TrainConfig.model_validate_json(json.dumps({"widths": [1024], "sparsities": [0.5]} | only_read(template.fields)))
     except ValidationError as error:
@@ -137,4 +133,4 @@ def check_template(template: "Template") -> None:
         reason = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         raise TemplateError(f"template {template.name!r}: {f'{field}: ' if field else ''}{reason}") from error
     except (TypeError, ValueError) as error:
-        raise TemplateError(f"template {template.name!r} holds a value that no field takes: {error}") from error
+        raise TemplateError(f"template {template.name!r} holds a value that no field accepts: {error}") from error

@@ -84,7 +84,7 @@ class Discovery:
     def close(self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
         """Stop serving, after Prometheus has had time to fetch the last list.
 
-        Prometheus keeps the newest answer for good, so the last one has to be heard. If nobody ever asked, nothing is waited for.
+        Prometheus keeps the newest answer for good, so the last one has to be fetched. Without an earlier request there is no wait.
         """
         deadline = clock() + LAST_WORD_SECONDS
         while self._server.sent not in (None, self._server.body) and clock() < deadline:

@@ -1,4 +1,4 @@
-"""What a sweep costs: tokens, operations, bytes, hours and money, by arithmetic on sizes alone."""
+"""Estimate what a sweep costs: tokens, operations, bytes, hours and money, by arithmetic on sizes alone."""
 
 from dataclasses import dataclass, replace
 
@@ -14,17 +14,17 @@ from scopemill.trainer.config.wiring import Shape
 
 FLOAT32_BYTES = STORED_DTYPES["float32"].itemsize
 # Two operations for each weight and row in each product of a step: both products forward, both gradients of the
-# weights, and the gradient of the latents, which is the decoder's half. Nobody asks for the gradient of the rows.
+# weights, and the gradient of the latents, which is the decoder's half. The gradient of the rows is not needed.
 STEP_OPERATIONS = 5
-# Times that a step passes over memory of these sizes: weights twice read, their gradients written and read, weights and
-# second moments read and written; pre-activations, latents and their gradients written once and read once or twice.
+# Passes of a step over memory of these sizes: weights are read twice, their gradients written and read, weights and second
+# moments read and written; pre-activations, latents and their gradients are written once and read once or twice.
 PASSES_OVER_WEIGHTS = PASSES_OVER_LATENTS = 8
-ROLLING_GROUPS = 2  # of K shards: one that is read, one that is being written
+ROLLING_GROUPS = 2  # of K shards: one is read, one is being written
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One accelerator. The peaks are its maker's for dense products; the price is an assumption, so give your own."""
+    """One accelerator. The peaks are the maker's for dense products; the price is an assumption, so give your own."""
 
     bfloat16_tflops: float
     float32_tflops: float  # without TF32, which changes the numbers
@@ -32,10 +32,12 @@ class Hardware:
     price: float  # US dollars an hour
     utilisation: float = 0.4  # the share of peak and bandwidth that is reached
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not 0 <= value < float("inf") or (value == 0 and name != "price") or (value > 1 and name == "utilisation"):
-                raise InputError(f"--{name.replace('_', '-')} {value:g} is not possible for an accelerator")
+                raise InputError(
+                    f"--{name.replace('_', '-')} {value:g} is impossible: give a number above 0 (--price may be 0, --utilisation at most 1)"
+                )
 
     def __str__(self) -> str:
         return (
@@ -44,7 +46,7 @@ class Hardware:
         )
 
     def seconds(self, flops: float, dtype: str, memory_bytes: float = 0) -> float:
-        """One after the other: elementwise passes begin when the products end."""
+        """Return the seconds of some products and of the passes over memory that follow them."""
         peak = {"bfloat16": self.bfloat16_tflops, "float32": self.float32_tflops}[dtype]
         return (flops / peak + memory_bytes / self.bandwidth) / (self.utilisation * 1e12)
 
@@ -59,69 +61,74 @@ HARDWARE = {
 
 
 def named_hardware(name: str, given: dict[str, float | None]) -> Hardware:
-    """The table's, with what is given in place of its figures. InputError for a name or a figure that makes no sense."""
+    """Return a known accelerator with some figures replaced. InputError for an unknown name or an impossible figure."""
     if name not in HARDWARE:
-        raise InputError(f"--hardware {name!r} is not known: there are {', '.join(HARDWARE)}")
+        raise InputError(f"--hardware {name!r} is not known: choose one of {', '.join(HARDWARE)}")
     return replace(HARDWARE[name], **{field: value for field, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
 class Stage:
+    """One stage of a sweep and what it takes."""
+
     name: str
-    tokens: int  # counted once for each SAE or pass that they go through
+    tokens: int  # counted once for each SAE or pass
     flops: float
-    kept: float  # bytes that it leaves in the bucket
+    kept: float  # bytes that the stage leaves in the bucket
     hours: float  # of one accelerator
 
 
 @dataclass(frozen=True)
 class DataPath:
-    """One way to bring activations to the trainers. Bytes."""
+    """One way to bring activations to the trainers, in bytes."""
 
     name: str
     on_disk: float  # at any one time
     read: float  # from the bucket, in all
     served: float  # to trainers, in all
-    per_second: float  # that the fastest SAE takes
+    per_second: float  # to the fastest SAE
 
 
 @dataclass(frozen=True)
 class Cost:
+    """What a sweep costs, by stage, and the ways of its activations."""
+
     stages: list[Stage]
     paths: list[DataPath]
 
 
 def activation_bytes(rows: int, widths: list[int], itemsize: int) -> int:
-    """Of rows at hooks of these widths, without the labels that say which token a row is."""
+    """Count the bytes of rows at hooks of these widths, without the labels that name each row's token."""
     return rows * sum(widths) * itemsize
 
 
 def forward_flops(size: ModelSize, layers: int, context: int, attention: int, head: bool) -> float:
-    """Operations a token of a forward pass through so many layers; ``attention`` is the heads' width together.
+    """Count the operations a token of a forward pass through so many layers; ``attention`` is the width of all heads.
 
-    Attention counts every pair of the context, as kernels that mask do.
+    Attention counts every pair of the context, as masking kernels compute every pair.
     """
     return 2.0 * (layers * (size.layer + 2 * context * attention) + head * size.head)
 
 
 def step_flops(weights: int, batch: int) -> float:
+    """Count the operations of a dense training step."""
     return float(STEP_OPERATIONS * weights * batch)
 
 
 def step_bytes(weights: int, batch: int, width: int) -> float:
-    """Through the accelerator's memory in a dense step, in float32."""
+    """Count the bytes through the accelerator's memory in a dense step, in float32."""
     return float(FLOAT32_BYTES * (PASSES_OVER_WEIGHTS * weights + PASSES_OVER_LATENTS * batch * width))
 
 
 def cost_of(plan: SweepPlan, size: ModelSize, hardware: Hardware) -> Cost:
-    """What the whole sweep takes on this hardware, as if nothing of it were done yet."""
+    """Estimate what the whole sweep takes on this hardware, from its start."""
     weights = {sae.name: sae_weights(sae.config, _shape(plan, sae)) for sae in plan.saes}
     stages = [_harvest(plan, size, hardware), _train(plan, weights, hardware), _evaluate(plan, size, weights, hardware)]
     return Cost(stages, _data_paths(plan, weights, hardware))
 
 
 def _harvest(plan: SweepPlan, size: ModelSize, hardware: Hardware) -> Stage:
-    """The text goes through the model once in each pass, up to the pass's last hook."""
+    """Estimate the harvest: the text goes through the model once in each pass, up to the pass's last hook."""
     config, rows = plan.config, harvested_rows(plan)
     layers = [max(hook.layer for hook in part.harvest.hooks) + 1 for part in plan.passes]
     flops = sum(rows * forward_flops(size, n, config.harvest.context_length, _attention(plan), head=False) for n in layers)
@@ -143,7 +150,7 @@ def _train(plan: SweepPlan, weights: dict[str, int], hardware: Hardware) -> Stag
 
 
 def _evaluate(plan: SweepPlan, size: ModelSize, weights: dict[str, int], hardware: Hardware) -> Stage:
-    """Each hook's baselines are three passes: clean, zeros, means. Each checkpoint takes two and the SAE itself."""
+    """Estimate the evaluation: three forward passes for each hook (clean, zeros, means), two and the SAE itself for each checkpoint."""
     config = plan.config
     text = config.evaluation.sequences * config.harvest.context_length
     every = config.evaluation.checkpoints == "all"
@@ -176,13 +183,13 @@ def _data_paths(plan: SweepPlan, weights: dict[str, int], hardware: Hardware) ->
 
 
 def readers(plan: SweepPlan) -> list[PlannedSae]:
-    """One SAE for each time that a stream is read: those that train at once share a read, a later turn is another."""
+    """Return one SAE for each read of a stream: the SAEs of a cohort share a read."""
     saes = {sae.name: sae for sae in plan.saes}
     return [saes[cohort[0].name] for cohort in _cohorts(plan)]
 
 
 def receivers(plan: SweepPlan) -> list[PlannedSae]:
-    """One SAE for each time that a stream is sent to a trainer: a group takes one copy, and so do the trainers of a wide SAE."""
+    """Return one SAE for each copy of a stream that is sent: one for each group, or for the trainers of a wide SAE."""
     saes = {sae.name: sae for sae in plan.saes}
     return [saes[group[0]] for cohort in _cohorts(plan) for group in divided(cohort, plan.config.train.group)]
 
@@ -193,17 +200,19 @@ def _cohorts(plan: SweepPlan) -> list[list[Entry]]:
 
 
 def harvested_rows(plan: SweepPlan) -> int:
+    """Count the rows at each hook, in whole shards."""
     harvest = plan.config.harvest
     return harvest.tokens // harvest.rows_per_shard * harvest.rows_per_shard
 
 
 def stored_bytes(plan: SweepPlan, rows: int, itemsize: int) -> int:
-    """Of so many rows of every pass, at any one time."""
+    """Count the bytes of so many rows of every pass, as many as lie there at once."""
     of_passes = [rows * row_bytes(plan.card, part.harvest.hooks, itemsize) for part in plan.passes]
     return max(of_passes) if plan.sheds else sum(of_passes)
 
 
 def row_widths(plan: SweepPlan, sae: PlannedSae) -> list[int]:
+    """Return the widths of the hooks of an SAE's stream."""
     return [plan.card.widths[hook.site] for hook in sae.hooks]
 
 
@@ -227,6 +236,7 @@ def _step_seconds(sae: PlannedSae, weights: int, hardware: Hardware) -> float:
 
 
 def cost_tables(cost: Cost, hardware: Hardware) -> Group:
+    """Lay a cost out as two tables: stages and data paths."""
     stages = _table("stage", "tokens", "FLOPs", "kept in the bucket", "hours", "US$")
     for stage in cost.stages:
         price = f"{stage.hours * hardware.price:,.2f}"
@@ -249,6 +259,7 @@ def _table(*columns: str) -> Table:
 
 
 def size_label(n: float) -> str:
+    """Write a number of bytes for people, such as 1.5 GiB."""
     for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
         if n < 1024:
             return f"{n:,.1f} {unit}"

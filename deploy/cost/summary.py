@@ -1,21 +1,22 @@
-"""What a sweep is, in lines for people: the first half of ``scopemill plan``, and the head of the report."""
+"""Describe a sweep in a few lines: the first half of ``scopemill plan``, and the head of the report."""
 
 from collections import Counter
 
 from scopemill.deploy.cost.estimate import activation_bytes, harvested_rows, readers, receivers, row_widths, size_label, stored_bytes
+from scopemill.deploy.plan.state import SweepState
 from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae, SweepPlan
 from scopemill.proto.dataset import STORED_DTYPES
 
 
-def facts(plan: SweepPlan) -> dict[str, str]:
-    """Each a name and what is to be said of it. Reads the bucket for what is done already."""
+def facts(plan: SweepPlan, state: SweepState) -> dict[str, str]:
+    """Describe a sweep and how much of it is done, as named sentences."""
     harvest, train = plan.config.harvest, plan.config.train
     rows, shards = harvested_rows(plan), harvest.tokens // harvest.rows_per_shard
     itemsize = STORED_DTYPES[harvest.dtype].itemsize
     steps, streams = train.steps, Counter(sae.hooks for sae in plan.saes)
     on_each = "-".join(str(n) for n in sorted({min(streams.values()), max(streams.values())}))
-    trained = sum(not plan.bucket.exists(sae.layout.config) for sae in plan.saes)
-    done = sum(len(part.committed) for part in plan.passes)
+    left = len(state.unfinished)
+    done = sum(len(part.committed) for part in state.passes)
 
     def taken(saes: list[PlannedSae]) -> str:
         return size_label(sum(activation_bytes(steps * train.batch_size, row_widths(plan, sae), itemsize) for sae in saes))
@@ -27,7 +28,7 @@ def facts(plan: SweepPlan) -> dict[str, str]:
         **({"passes": "\n".join(passes)} if passes else {}),
         "harvest": f"{rows:,} tokens in {shards} shards of {harvest.rows_per_shard:,} rows; {done} are committed",
         "on disk": f"{size_label(stored_bytes(plan, rows, itemsize))} of activations ({stored_bytes(plan, 1, itemsize):,} bytes a token)",
-        "train": f"{len(plan.saes)} SAEs ({on_each} on each stream), {trained} of them still to do",
+        "train": f"{len(plan.saes)} SAEs ({on_each} on each stream), {left} of them still to do",
         "each SAE": f"{steps:,} steps of {train.batch_size:,} rows, {steps * train.batch_size / rows:.2f} epochs",
         "data path": f"{taken(readers(plan))} read from the bucket, {taken(receivers(plan))} served to trainers",
         "evaluation": f"{plan.config.evaluation.sequences:,} sequences of {harvest.context_length} tokens for each checkpoint",

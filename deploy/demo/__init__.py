@@ -1,0 +1,1 @@
+"""The demo: its language model, its corpus and its sweep file."""

@@ -1,4 +1,4 @@
-"""The demo: its sweep file, filled with the places of this machine."""
+"""Write the demo's sweep file, filled with the places of this machine."""
 
 from importlib.resources import files
 from pathlib import Path

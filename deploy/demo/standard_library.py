@@ -1,4 +1,4 @@
-"""The demo's text: the source of Python's own standard library, which every machine that runs Python already has.
+"""Read the demo's text: the source of Python's own standard library, which every machine with Python has.
 
 About a tenth of the files are held out, chosen by a hash of their path, so that the split is the same on every machine and in every
 version of Python. The language model in `gemma-2-stdlib/` was never trained on a held-out file.
@@ -22,48 +22,48 @@ Document = tuple[str, str]  # (path relative to the library, text)
 
 
 def library_folder() -> Path:
-    """Where this Python keeps its standard library."""
+    """Return the folder of this Python's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def is_library(relative_path: str) -> bool:
-    """True for the library's own modules, False for its tests and whatever else lies in the same folder."""
+    """Return True for the library's own modules, False for its tests and for other files in the same folder."""
     parts = PurePosixPath(relative_path).parts
     return SKIPPED_FOLDERS.isdisjoint(parts) and not any(part.startswith(SKIPPED_PREFIXES) for part in parts)
 
 
 def is_test_suite(relative_path: str) -> bool:
-    """True for files of the `test` package, which many distributions leave out."""
+    """Return True for files of the `test` package, which many distributions leave out."""
     parts = PurePosixPath(relative_path).parts
     return parts[0] == "test" and "__pycache__" not in parts
 
 
 def path_hash(relative_path: str) -> int:
-    """The first 8 bytes of the path's SHA-256: a number in [0, 2**64) that is the same everywhere."""
+    """Hash a path to a number in [0, 2**64), the same on every machine: the first 8 bytes of its SHA-256."""
     return int.from_bytes(hashlib.sha256(relative_path.encode()).digest()[:8], "big")
 
 
 def is_held_out(relative_path: str) -> bool:
-    """True for about one path in ten."""
+    """Return True for about one path in ten."""
     return path_hash(relative_path) < HELD_OUT_SHARE * 2**64
 
 
 def relative_paths(wanted: Callable[[str], bool] = is_library) -> list[str]:
-    """The Python files that `wanted` accepts, as POSIX paths relative to the library, sorted."""
+    """List the Python files that `wanted` accepts, as POSIX paths relative to the library, sorted."""
     root = library_folder()
     paths = (path.relative_to(root).as_posix() for path in root.rglob("*.py"))
     return sorted(path for path in paths if wanted(path))
 
 
 def documents(held_out: bool, wanted: Callable[[str], bool] = is_library) -> Iterator[Document]:
-    """The held-out documents, or all the others, in the order of their paths."""
+    """Read the held-out documents, or all the others, in the order of their paths."""
     for path in relative_paths(wanted):
         if is_held_out(path) == held_out:
             yield path, (library_folder() / path).read_text(encoding="utf-8", errors="replace")
 
 
 def write_corpus(folder: str | Path) -> None:
-    """Write `train.jsonl` and `held_out.jsonl`, one {"path", "text"} per line, unless they are there already.
+    """Write `train.jsonl` and `held_out.jsonl`, one {"path", "text"} per line, unless they exist.
 
     The lines are in the order of their paths' hashes, so that any prefix is a fair sample of the whole.
     """
@@ -77,7 +77,7 @@ def write_corpus(folder: str | Path) -> None:
 
 
 def write_atomically(path: Path, lines: Iterable[str]) -> None:
-    """Write the lines beside `path` first, so that whoever looks finds the whole file or none."""
+    """Write the lines to a file beside `path` and rename it, so that a reader finds the whole file or none."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("w", encoding="utf-8") as file:

@@ -2,9 +2,9 @@
 
     python -m scopemill.deploy.demo.train_language_model OUT [--steps 2000]
 
-OUT then holds a folder that loads like any model from the Hub: the tokenizer, the configuration, the weights in bfloat16, and `card.json`
-with what was measured. Everything is seeded, and sums are made in a fixed order, so that a second run on the same machine gives the same
-weights. A run that was interrupted goes on from its last checkpoint, the file beside OUT.
+OUT then holds a folder that loads like any model from the Hub: the tokenizer, the configuration, the weights in bfloat16, and the
+measurements in `card.json`. Everything is seeded, and sums are made in a fixed order, so that a second run on the same machine gives the
+same weights. A run that was interrupted resumes from its last checkpoint, the file beside OUT.
 
 Shapes: B sequences in a batch, T positions in a sequence.
 """
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
+from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
 from scopemill.deploy.demo.standard_library import documents, is_test_suite
 
@@ -46,7 +46,7 @@ PIECES = r"\n+ *| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE that changes nothing about the text: decoding what was encoded gives it back exactly."""
+    """Train a byte-level BPE tokenizer; decoding an encoded text returns the very same text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -63,7 +63,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(texts, trainer)
     pad, eos, bos = SPECIAL_TOKENS
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=pad,
         eos_token=eos,
@@ -73,13 +73,13 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[np.ndarray]:
-    """One array of token ids per text, without special tokens."""
+    """Tokenize each text into an array of token ids, without special tokens."""
     encodings = tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
 
 def pack(tokens: Iterable[np.ndarray], context: int) -> torch.Tensor:
-    """Sequences [rows, context]: each starts with BOS, and so does each document inside them. A last part-filled row is dropped."""
+    """Pack tokens into sequences [rows, context]; a BOS opens each sequence and each document. A part-filled last row is dropped."""
     stream = np.concatenate([part for document in tokens for part in ([BOS], document)])
     rows = len(stream) // (context - 1)
     body = stream[: rows * (context - 1)].reshape(rows, context - 1)
@@ -87,7 +87,7 @@ def pack(tokens: Iterable[np.ndarray], context: int) -> torch.Tensor:
 
 
 def batches(tokens: list[np.ndarray], context: int, seed: int) -> Iterator[torch.Tensor]:
-    """Batches [B, T] without end; each epoch shuffles the documents, so they are cut in other places, and then the sequences."""
+    """Yield batches [B, T] without end. Each epoch shuffles the documents, which moves the cuts, and then the sequences."""
     random = np.random.default_rng(seed)
     size = BATCH_TOKENS // context
     while True:
@@ -98,14 +98,14 @@ def batches(tokens: list[np.ndarray], context: int, seed: int) -> Iterator[torch
 
 
 def all_batches(tokens: list[np.ndarray], steps: int, seed: int) -> Iterator[torch.Tensor]:
-    """The batches of a whole run: short sequences first, then long ones."""
+    """Yield the batches of a whole run: short sequences first, then long ones."""
     short = int(SHORT_SHARE * steps)
     yield from islice(batches(tokens, SHORT_CONTEXT, seed), short)
     yield from islice(batches(tokens, CONTEXT, seed + 1), steps - short)
 
 
 def build_model() -> Gemma2ForCausalLM:
-    """Random weights in float32. The variance is 1/width, so the embedding, which Gemma multiplies by sqrt(width), starts at size one."""
+    """Build the model with random float32 weights of variance 1/width, since Gemma multiplies the embedding by sqrt(width)."""
     width, head = 192, 32
     config = Gemma2Config(
         vocab_size=VOCABULARY,
@@ -122,16 +122,17 @@ def build_model() -> Gemma2ForCausalLM:
         pad_token_id=PAD,
         eos_token_id=EOS,
         bos_token_id=BOS,
-        attn_implementation="eager",  # the only one that caps the attention scores
+        attn_implementation="eager",  # type: ignore[call-arg]  # the only one that caps the attention scores
     )
-    return Gemma2ForCausalLM(config).float()
+    model: Gemma2ForCausalLM = Gemma2ForCausalLM(config).float()  # type: ignore[no-untyped-call]
+    return model
 
 
 def build_optimizers(model: Gemma2ForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for the rest, in the order of LEARNING_RATES."""
+    """Build Muon for the blocks' matrices and AdamW for the rest, in the order of LEARNING_RATES."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     norms = [p for p in model.parameters() if p.ndim == 1]
-    embedding = model.get_input_embeddings().weight
+    embedding: torch.nn.Parameter = model.get_input_embeddings().weight  # type: ignore[assignment]
     return [
         torch.optim.Muon(matrices, weight_decay=0.05),
         torch.optim.AdamW([embedding, *norms], betas=(0.9, 0.98), weight_decay=0.0),
@@ -139,33 +140,33 @@ def build_optimizers(model: Gemma2ForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def schedule(step: int, steps: int) -> float:
-    """What the learning rates are multiplied by at this step: a short rise, a plateau, a linear fall to FINAL_RATE."""
+    """Return the factor of the learning rates at a step: a short rise, a plateau, a linear fall to FINAL_RATE."""
     fallen = (step - (1 - DECAY_SHARE) * steps) / (DECAY_SHARE * steps)
     return min(1.0, (step + 1) / WARM_UP_STEPS, 1 - (1 - FINAL_RATE) * fallen)
 
 
 def next_token_loss(model: Gemma2ForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy, in nats, of the tokens [B, T] after the first, special ones left out."""
+    """Return the mean cross-entropy, in nats, of the tokens [B, T] after the first, without special tokens."""
     targets = tokens[:, 1:].masked_fill(tokens[:, 1:] < len(SPECIAL_TOKENS), IGNORED)
     logits = model(tokens, use_cache=False).logits[:, :-1].float()
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
 def train(model: Gemma2ForCausalLM, tokens: list[np.ndarray], steps: int, seed: int, checkpoint: Path) -> float:
-    """Train in place, from the checkpoint if there is one. Returns the seconds it took, all attempts together."""
+    """Train in place, from the checkpoint if there is one; returns the seconds of all attempts together."""
     loss_of = torch.compile(lambda batch: next_token_loss(model, batch), dynamic=False)
     optimizers = build_optimizers(model)
     first, seconds = load_checkpoint(checkpoint, model, optimizers)
-    begun = time.monotonic() - seconds
+    started = time.monotonic() - seconds
     for step, batch in enumerate(islice(all_batches(tokens, steps, seed), first, None), start=first):
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(batch)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for optimizer, peak in zip(optimizers, LEARNING_RATES, strict=True):
             optimizer.param_groups[0]["lr"] = peak * schedule(step, steps)
             optimizer.step()
             optimizer.zero_grad()
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
         if step % 20 == 0:
             print(f"step {step} of {steps}: loss {loss.item():.3f} after {seconds:.0f} s", flush=True)
         if (step + 1) % 200 == 0:
@@ -173,16 +174,16 @@ def train(model: Gemma2ForCausalLM, tokens: list[np.ndarray], steps: int, seed: 
     return seconds
 
 
-def save_checkpoint(path: Path, model: torch.nn.Module, optimizers: list, step: int, seconds: float) -> None:
-    """Write all that `train` needs to go on at `step`, whole or not at all."""
+def save_checkpoint(path: Path, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], step: int, seconds: float) -> None:
+    """Write all that `train` needs to resume at `step`, whole or not at all."""
     state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step, "seconds": seconds}
     temporary = path.with_suffix(".partial")
     torch.save(state, temporary)
     temporary.replace(path)
 
 
-def load_checkpoint(path: Path, model: torch.nn.Module, optimizers: list) -> tuple[int, float]:
-    """Read what `save_checkpoint` wrote. Returns the next step and the seconds spent so far: zeros where there is no checkpoint."""
+def load_checkpoint(path: Path, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
+    """Load a checkpoint; returns the next step and the seconds spent so far, zeros without a checkpoint."""
     if not path.exists():
         return 0, 0.0
     state = torch.load(path)
@@ -194,10 +195,10 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizers: list) -> tup
 
 @torch.no_grad()
 def held_out_loss(folder: Path, held_out: list[np.ndarray]) -> float:
-    """The loss in nats per token of the saved weights, computed in float32, on sequences of 128."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    """Measure the saved weights' loss in nats per token, in float32, on sequences of 128."""
+    model = Gemma2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     total, count = 0.0, 0
-    for batch in pack(held_out, SHORT_CONTEXT).split(64):
+    for batch in torch.split(pack(held_out, SHORT_CONTEXT), 64):
         predicted = int((batch[:, 1:] >= len(SPECIAL_TOKENS)).sum())
         total += next_token_loss(model, batch).item() * predicted
         count += predicted
@@ -205,7 +206,7 @@ def held_out_loss(folder: Path, held_out: list[np.ndarray]) -> float:
 
 
 def unigram_loss(training: list[np.ndarray], held_out: list[np.ndarray]) -> float:
-    """The loss in nats per token of a model that knows only how often each token occurs in training (add-one smoothed)."""
+    """Return the loss in nats per token of a model that knows only token frequencies in training (add-one smoothed)."""
     counts = np.bincount(np.concatenate(training), minlength=VOCABULARY) + 1
     counts[: len(SPECIAL_TOKENS)] = 0  # never a target
     targets = np.concatenate(held_out)
@@ -222,16 +223,16 @@ def main() -> None:
     torch.manual_seed(options.seed)
     torch.use_deterministic_algorithms(True)
 
-    library = [text for _, text in documents(held_out=False)]
-    tests = [text for _, text in documents(held_out=False, wanted=is_test_suite)]  # more Python where installed: training only
-    tokenizer = train_tokenizer(library)
-    library, tests = tokenize(tokenizer, library), tokenize(tokenizer, tests)
+    library_texts = [text for _, text in documents(held_out=False)]
+    test_texts = [text for _, text in documents(held_out=False, wanted=is_test_suite)]  # more Python where installed: training only
+    tokenizer = train_tokenizer(library_texts)
+    library, tests = tokenize(tokenizer, library_texts), tokenize(tokenizer, test_texts)
     held_out = tokenize(tokenizer, (text for _, text in documents(held_out=True)))
 
     model = build_model()
     checkpoint = options.out.with_name(options.out.name + ".checkpoint")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    training = library + library + tests  # the library twice as often, since that is what is measured
+    training = library + library + tests  # the library twice as often: it is what the loss is measured on
     seconds = train(model, training, options.steps, options.seed, checkpoint)
     tokenizer.save_pretrained(options.out)
     model.bfloat16().save_pretrained(options.out)

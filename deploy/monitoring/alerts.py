@@ -56,7 +56,7 @@ ALERTS = (
         # NaN is the only value that is not equal to itself.
         "LossNotANumber", f"{select(m.TRAINER_LOSS)} != bool {select(m.TRAINER_LOSS)}", ">", 0, "0s", "critical",
         "The loss of SAE {{ $labels.sae }} of sweep {{ $labels.sweep }} is not a number",
-        "The SAE cannot recover. Lower train.learning_rate or lengthen its warm-up, and train the SAE anew.",
+        "The SAE cannot recover. Lower train.learning_rate or lengthen its warm-up, and train the SAE again from the start.",
     ),
     Alert(
         "WorseThanTheMean", select(m.TRAINER_FVU), ">", 1, "15m", "warning",

@@ -70,4 +70,15 @@ def assignment_of(plan: Pass, manifest: DatasetManifest, sae: PlannedSae) -> Ass
         "scales": {hook.name: hook.scale for hook in inputs + targets},
         "sae": sae.config.model_dump(mode="json"),
     }
-    return Assignment(sae.name, sae.layout.root, inputs, targets, plan.stream(sae.hooks), sae.config, plan.card.name, metadata, provenance)
+    return Assignment(
+        name=sae.name,
+        root=sae.layout.root,
+        inputs=inputs,
+        targets=targets,
+        stream=plan.stream(sae.hooks),
+        config=sae.config,
+        model=plan.card.name,
+        metadata=metadata,
+        provenance=provenance,
+        monitors=plan.config.train.monitors,
+    )

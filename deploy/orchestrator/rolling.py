@@ -13,8 +13,9 @@ from scopemill.deploy.cluster.scrape_targets import Targets
 from scopemill.deploy.orchestrator.actor_group import ActorGroup, get
 from scopemill.deploy.plan.sweep_plan import Pass
 from scopemill.deploy.progress import Reporter
-from scopemill.harvester.actor import IN_FLIGHT, HarvesterActor
+from scopemill.harvester.actor import HarvesterActor
 from scopemill.harvester.rolling import Rolling
+from scopemill.harvester.task import IN_FLIGHT
 from scopemill.proto.dataset import DatasetManifest, RollingRecord, committed_shards
 from scopemill.proto.errors import InputError
 from scopemill.proto.layout import DatasetLayout

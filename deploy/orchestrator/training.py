@@ -19,10 +19,10 @@ from scopemill.deploy.orchestrator.node_servers import NodeServers
 from scopemill.deploy.orchestrator.pool import Pool
 from scopemill.deploy.orchestrator.schedule import SaeOutcome, Schedule
 from scopemill.deploy.plan.cohorts import streams_at_once
+from scopemill.deploy.plan.state import PassState
 from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae, entries
 from scopemill.deploy.progress import Reporter
 from scopemill.proto import metrics
-from scopemill.proto.dataset import DatasetManifest
 from scopemill.proto.errors import Conflict, InputError, ScopemillError
 from scopemill.trainer.training import checkpoint
 from scopemill.trainer.worker.actor import TrainerActor
@@ -35,14 +35,15 @@ CLOSE_SECONDS = 5.0  # for the other ranks of a wide SAE to end when one has die
 class Training:
     """Train SAEs until each is finished, failed for good, or stopped because rivals dominate it."""
 
-    def __init__(self, plan: Pass, manifest: DatasetManifest, todo: list[PlannedSae], targets: Targets, reporter: Reporter):
-        self._plan, self._manifest, self._targets, self._reporter = plan, manifest, targets, reporter
+    def __init__(self, plan: Pass, state: PassState, todo: list[PlannedSae], targets: Targets, reporter: Reporter):
+        self._plan, self._manifest, self._targets, self._reporter = plan, state.harvested_manifest(), targets, reporter
+        self._first_cursors = {sae.name: state.saes[sae.name].step for sae in todo}  # of SAEs that have not started yet
         train = plan.config.train
         self._saes = {sae.name: sae for sae in todo}
         self._at_once = min(train.at_once, room_for(train), plan.trainers(todo))
         self._streams = streams_at_once(entries(train, todo), self._at_once, train.group)
         self._schedule = Schedule(entries(train, todo), self._at_once, self._streams, train.retries, train.group)
-        self._stopping = EarlyStopping(plan, todo)
+        self._stopping = EarlyStopping(plan, state, todo)
         self._leaving: dict[str, str] = {}  # by SAE that was asked to stop early: the reason
         self._running: dict[Any, Group] = {}  # by Ray's reference of the call
         self._next_watch = 0.0
@@ -116,8 +117,13 @@ class Training:
         self._running |= dict.fromkeys(group.calls, group)
 
     def _cursor(self, group: Group) -> int:
-        """Return the batch at which a group resumes: the earliest newest checkpoint of its SAEs."""
-        return min(checkpoint.newest(self._plan.bucket, self._saes[name].layout) for name in group.names)
+        """Return the batch at which a group resumes: the first that one of its SAEs needs."""
+        return min(self._cursor_of(name) for name in group.names)
+
+    def _cursor_of(self, name: str) -> int:
+        """Return an SAE's cursor: at its first start as the state says, at a retry as the bucket says."""
+        first = self._first_cursors.pop(name, None)
+        return checkpoint.newest(self._plan.bucket, self._saes[name].layout) if first is None else first
 
     # Calls that return
 

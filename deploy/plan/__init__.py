@@ -1,0 +1,1 @@
+"""Plan a sweep: its file, its SAEs and passes, its record and its state in the bucket."""

@@ -7,36 +7,38 @@ from itertools import groupby
 
 @dataclass(frozen=True)
 class Entry:
-    """One SAE that is to be trained."""
+    """One SAE to train, as the schedule knows it."""
 
     name: str
-    stream: Hashable  # what it reads
-    rivals: Hashable = None  # those with the same value are kept together where a cohort has to be cut
-    priority: int = 0  # the larger, the sooner
-    parts: int = 1  # slots that its latents are divided over
+    stream: Hashable  # the stream that feeds it
+    rivals: Hashable = None  # SAEs of the same value stay together where a cohort has to be cut
+    priority: int = 0  # SAEs of a larger number start first
+    parts: int = 1  # slots that its latents are sharded over
 
 
 def slots(parts: Sequence[int], group: int) -> int:
-    """How many slots it takes to train SAEs of a stream that have so many parts each: up to ``group`` of those of one part share one."""
+    """Count the slots for SAEs of a stream, given the parts of each; up to ``group`` SAEs of one part share a slot."""
     wide = [n for n in parts if n > 1]
     return sum(wide) - -(len(parts) - len(wide)) // group
 
 
 def divided(cohort: list[Entry], group: int) -> list[list[str]]:
-    """The groups of a cohort: wide ones alone, the others as few as can be, as large as each other, and each with some of all, as the
-    plan orders by width."""
+    """Divide a cohort into groups: each wide SAE alone, the others in as few and as equal groups as possible.
+
+    The plan orders SAEs by width, so every n-th SAE goes to a group: each group gets some of every width.
+    """
     wide, others = ([entry.name for entry in cohort if (entry.parts > 1) == so] for so in (True, False))
     groups = slots([1] * len(others), group)
     return [[name] for name in wide] + [others[first::groups] for first in range(groups)]
 
 
 def cohorts_of(entries: Sequence[Entry], at_once: int, group: int) -> list[list[Entry]]:
-    """All of them, those of each stream together, in the entries' order."""
+    """Return the cohorts of all streams, stream by stream, in the entries' order."""
     return [cohort for cohorts in _cohorts(entries, at_once, group) for cohort in cohorts]
 
 
 def streams_at_once(entries: Sequence[Entry], at_once: int, group: int = 1) -> int:
-    """The most streams that are read at once when cohorts fill so many slots: as many windows are needed."""
+    """Return the most streams, and so windows, that are open at once when cohorts fill so many slots."""
     free, streams = at_once, 0
     for smallest in sorted(min(slots_of(cohort, group) for cohort in cohorts) for cohorts in _cohorts(entries, at_once, group)):
         free -= smallest
@@ -45,11 +47,12 @@ def streams_at_once(entries: Sequence[Entry], at_once: int, group: int = 1) -> i
 
 
 def slots_of(cohort: list[Entry], group: int) -> int:
+    """Count the slots that a cohort takes."""
     return slots([entry.parts for entry in cohort], group)
 
 
 def _cohorts(entries: Sequence[Entry], at_once: int, group: int) -> list[list[list[Entry]]]:
-    """Those of each stream."""
+    """Return the cohorts of each stream."""
     by_stream: dict[Hashable, list[Entry]] = {}
     for entry in entries:
         by_stream.setdefault(entry.stream, []).append(entry)
@@ -57,7 +60,7 @@ def _cohorts(entries: Sequence[Entry], at_once: int, group: int) -> list[list[li
 
 
 def _cut(entries: list[Entry], most: int, group: int) -> list[list[Entry]]:
-    """Cohorts that take at most so many slots, between rivals where that is possible."""
+    """Cut entries into cohorts of at most so many slots; a cut falls between groups of rivals where possible."""
     cohorts: list[list[Entry]] = [[]]
     for _, together in groupby(entries, key=lambda entry: entry.rivals):
         rivals = list(together)

@@ -1,6 +1,6 @@
-"""Which hooks are harvested together, where memory or disk does not hold all of them at once: planned by arithmetic alone.
+"""Plan passes: the hooks that are harvested together where memory or disk does not hold all hooks at once.
 
-Both budgets come down to bytes a row: of a pass' hooks together, a shard in memory and all shards on disk have so many.
+Both budgets come down to bytes a row of a pass's hooks together: for the shards in memory, and for all shards on disk.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,24 +15,26 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Budget:
-    """Room for the shards of one pass, as the sweep file gives it."""
+    """The room that the sweep file gives to the shards of one pass."""
 
     field: str
     gib: float
-    rows: int  # that lie there at once, of each hook
+    rows: int  # rows of each hook that lie there at once
 
     @property
     def row_bytes(self) -> float:
+        """Return the bytes that one row of all the pass's hooks may take."""
         return self.gib * GIB / self.rows
 
 
 def plan_passes(
     connections: Sequence[Connection], budgets: Sequence[Budget], row_bytes: Callable[[Sequence[Hook]], int]
 ) -> list[Connection]:
-    """The hooks of each pass, in the order of layers: every connection is whole in at least one. ``row_bytes`` is of hooks together.
+    """Return the hooks of each pass, in the order of layers; every connection is whole in at least one pass.
 
-    First fit: connections of the most hooks come first, then those that end at the lowest layer, because a forward pass ends at
-    its last hook. One goes where all its hooks are already, else into the first pass with room. InputError for one that fits none.
+    First fit: connections of the most hooks come first, then connections that end at the lowest layer, because a forward pass ends
+    at its last hook. A connection joins the pass that has all its hooks already, else the first pass with room. ``row_bytes`` counts
+    the bytes of a row of some hooks together. InputError for a connection that exceeds a budget by itself.
     """
     room = min(budget.row_bytes for budget in budgets)
     passes: list[set[Hook]] = []
@@ -53,14 +55,14 @@ def plan_passes(
 
 
 def pass_of(connection: Connection, passes: Sequence[Connection]) -> int:
-    """The number, from 0, of the first pass that has all hooks of a connection."""
+    """Return the number, from 0, of the first pass that has all hooks of a connection."""
     return next(number for number, hooks in enumerate(passes) if set(connection) <= set(hooks))
 
 
 def _too_large(connection: Connection, budget: Budget, row_bytes: int) -> InputError:
     names = ", ".join(hook.name for hook in connection)
     return InputError(
-        f"{budget.field}: {budget.gib:g} GiB do not hold what has to be harvested together for one SAE: {names} take "
+        f"{budget.field}: {budget.gib:g} GiB do not hold the hooks that are harvested together for one SAE: {names} take "
         f"{budget.rows * row_bytes / GIB:.3g} GiB; raise it, or lower {_lowered(budget.field)}"
     )
 

@@ -1,7 +1,8 @@
-"""The record of an SAE that was stopped early, ``stopped.json``."""
+"""Read the record of an SAE that was stopped early, ``stopped.json``."""
 
 from dataclasses import dataclass
 
+from scopemill.proto.errors import MissingObject
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import read_record
@@ -9,7 +10,7 @@ from scopemill.proto.storage.checksums import read_record
 
 @dataclass(frozen=True)
 class Stopped:
-    """``stopped.json``: an SAE does not go on, because at this step these rivals had no more latents active and no more error."""
+    """Record why an SAE was stopped: at ``step`` each of these rivals had no higher L0 and no higher FVU."""
 
     step: int
     l0: float
@@ -17,9 +18,14 @@ class Stopped:
     dominated_by: list[str]
 
     @property
-    def why(self) -> str:
-        return f"outdone at step {self.step:,} by {', '.join(self.dominated_by)}"
+    def reason(self) -> str:
+        """Return the reason in words."""
+        return f"dominated at step {self.step:,} by {', '.join(self.dominated_by)}"
 
 
 def read_stopped(bucket: Bucket, layout: SaeLayout) -> Stopped | None:
-    return Stopped(**read_record(bucket, layout.stopped)) if bucket.exists(layout.stopped) else None
+    """Read an SAE's record; None if it was not stopped."""
+    try:
+        return Stopped(**read_record(bucket, layout.stopped))
+    except MissingObject:
+        return None

@@ -1,4 +1,4 @@
-"""The sweep file: one YAML that says which model, text, hooks and SAEs, and where everything lies."""
+"""Read the sweep file: one YAML with model, text, hooks and SAEs, and the places of everything."""
 
 import json
 import re
@@ -20,14 +20,16 @@ from scopemill.trainer.config.grid import TrainConfig
 
 
 class SweepConfig(Config):
+    """A sweep file's content."""
+
     name: str = Field(description="Names the sweep's folder in the bucket.")
     bucket: Place = Field(min_length=1, description="Where everything goes: a folder or any fsspec URL, such as s3://bucket/prefix.")
     model: ModelConfig = Field(description="The language model: a Hugging Face id or a local folder, or a mapping with more.")
     corpus: CorpusConfig = Field(description="The text to harvest.")
     harvest: HarvestConfig = Field(description="Which activations, and how many.")
     train: TrainConfig = Field(description="Which SAEs, and how they are trained.")
-    server: ServerConfig = Field(ServerConfig(), description="The activation server.")
-    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="How checkpoints are measured.")
+    server: ServerConfig = Field(ServerConfig.model_validate({}), description="The activation server.")
+    evaluation: EvaluationConfig = Field(EvaluationConfig.model_validate({}), description="How checkpoints are measured.")
     file_sd: str | None = Field(None, description="Where Prometheus' file_sd file is written; absent: in the temporary folder.")
     metrics_port: int | None = Field(
         None,
@@ -38,7 +40,7 @@ class SweepConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _usable_names(self):
+    def _usable_names(self) -> "SweepConfig":
         for kind, name in (("name", self.name), ("harvest.dataset", self.dataset)):
             try:
                 checked_name(kind, name)
@@ -48,10 +50,11 @@ class SweepConfig(Config):
 
     @property
     def dataset(self) -> str:
+        """Return the name of the activation dataset."""
         return self.harvest.dataset or self.name
 
     def located(self) -> "SweepConfig":
-        """The same with local paths made absolute: actors may work in another folder."""
+        """Return a copy with absolute local paths: actors may work in another folder."""
         update: dict[str, Any] = {"bucket": _absolute(self.bucket)}
         update["corpus"] = _located_corpus(self.corpus)
         if self.server.keys:
@@ -66,7 +69,7 @@ class SweepConfig(Config):
 def load_sweep(path: str, overrides: list[str] | None = None) -> SweepConfig:
     """Read and check a sweep file at any fsspec URL; ``overrides`` are ``key.subkey=value``, the value in YAML.
 
-    SweepFileError with the file, the field and the reason, for every field that is wrong.
+    SweepFileError names the file, and each wrong field with the reason.
     """
     try:
         with fsspec.open(path, "r", encoding="utf-8") as file:
@@ -74,8 +77,8 @@ def load_sweep(path: str, overrides: list[str] | None = None) -> SweepConfig:
     except yaml.YAMLError as error:
         raise SweepFileError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except FileNotFoundError as error:
-        raise SweepFileError(f"sweep file {path} is not there") from error
-    except Exception as error:  # whatever the file's store raises
+        raise SweepFileError(f"sweep file {path} does not exist") from error
+    except Exception as error:  # stores raise errors of many kinds
         raise SweepFileError(f"sweep file {path} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise SweepFileError(f"{path} does not hold a mapping of fields")
@@ -85,17 +88,18 @@ def load_sweep(path: str, overrides: list[str] | None = None) -> SweepConfig:
 
 
 def parse_sweep(data: dict[str, Any], source: str) -> SweepConfig:
+    """Check a sweep file's content; ``source`` names the file in errors."""
     try:
-        # Through JSON, where pydantic's strict mode takes lists for tuples and nothing else for anything else.
+        # Through JSON: there pydantic's strict mode takes a list for a tuple, and no other value of another type.
         return SweepConfig.model_validate_json(json.dumps(data))
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
-            raise SweepFileError(f"{source} holds a value that no field takes: {error}") from error
+            raise SweepFileError(f"{source} holds a value that no field accepts: {error}") from error
         raise SweepFileError("\n".join(_sentences(source, error.errors()))) from error
 
 
 def _sentences(source: str, details: list[Any]) -> list[str]:
-    """One per field that is wrong. A field that takes 'all' or a list fails as both: the list's reason is the one to tell."""
+    """Write a sentence for each wrong field. A field that takes 'all' or a list fails as both: the list's reason is given."""
     by_field: dict[str, str] = {}
     for detail in details:
         field = _field(part for part in detail["loc"] if not str(part).startswith(("tuple[", "literal[")))
@@ -109,7 +113,7 @@ def _sentences(source: str, details: list[Any]) -> list[str]:
 
 
 def _field(parts: Iterable[str | int]) -> str:
-    """``train.variants[1].widths``"""
+    """Join a field's path: ``train.variants[1].widths``."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 
@@ -117,8 +121,8 @@ def _reason(detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
         return "there is no such field"
     if detail["type"] == HOLDS_CREDENTIAL:
-        return detail["msg"]
-    reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        return str(detail["msg"])
+    reason = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     given = detail["input"]
     if not isinstance(given, dict) and detail["type"] != "missing":
         reason += f", not {given!r}" if "should" in reason else f" (it is {given!r})"
@@ -128,12 +132,12 @@ def _reason(detail: Any) -> str:
 def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key.strip():
-        raise SweepFileError(f"--set {override!r} does not read key=value, such as train.tokens=1000000")
+        raise SweepFileError(f"--set {override!r} is not of the form key=value, such as train.tokens=1000000")
     *parents, last = key.strip().split(".")
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
-            raise SweepFileError(f"--set {override!r}: {parent} holds a value, not further fields")
+            raise SweepFileError(f"--set {override!r}: {parent} is a value, and has no fields of its own")
     try:
         data[last] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
@@ -151,7 +155,7 @@ def _absolute(place: str) -> str:
 class _Loader(yaml.SafeLoader):
     """YAML in which 7e-5 is a number and a key given twice is an error."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = {str(key) for key in keys if keys.count(key) > 1}
         if twice:

@@ -1,34 +1,27 @@
-"""What a sweep will do, told before anything is started: every check, every pass and every SAE."""
+"""Plan a sweep before anything is started: every check, every pass and every SAE."""
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from typing import Any
 
-from scopemill.activation_server.keys import ServerKeys, TrainerKeys
-from scopemill.activation_server.order import Order
+from scopemill.deploy.plan.checks import check_context, check_inputs, check_rolling, check_shards, hooks_of
 from scopemill.deploy.plan.cohorts import Entry, slots
 from scopemill.deploy.plan.passes import Budget, Connection, pass_of, plan_passes
+from scopemill.deploy.plan.record import PassRecord, PlanRecord, SaeRecord, digest_of
+from scopemill.deploy.plan.state import SweepState
 from scopemill.deploy.plan.sweep_file import SweepConfig
 from scopemill.evaluator.fidelity.jobs import settings_of
-from scopemill.harvester.actor import IN_FLIGHT
-from scopemill.harvester.language_model.card import ModelCard, describe
-from scopemill.harvester.task import HarvestTask, identity, without_hooks
-from scopemill.harvester.text.corpus import check_corpus
-from scopemill.proto.dataset import (
-    CHUNK_BYTES,
-    ROW_LABELS,
-    STORED_DTYPES,
-    ArraySpec,
-    DatasetManifest,
-    committed_shards,
-    read_manifest,
-)
-from scopemill.proto.errors import Conflict, InputError, ModelError
+from scopemill.harvester.language_model.card import ModelCard
+from scopemill.harvester.language_model.describe import describe
+from scopemill.harvester.task import IN_FLIGHT, HarvestTask, identity, without_hooks
+from scopemill.proto.dataset import ROW_LABELS, STORED_DTYPES
+from scopemill.proto.errors import InputError
 from scopemill.proto.hooks import Hook
-from scopemill.proto.layout import DatasetLayout, SaeLayout
+from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer.config.grid import Grid, TrainConfig, Variant
@@ -39,23 +32,31 @@ from scopemill.trainer.config.wiring import connections, label
 
 @dataclass(frozen=True)
 class PlannedSae:
+    """One SAE of a sweep: its folder, its hooks and its configuration."""
+
     name: str  # unique in the sweep, short: names its consumer, its bar and its metrics
     layout: SaeLayout
     inputs: tuple[Hook, ...]
-    targets: tuple[Hook, ...]  # empty: it rebuilds what it reads
+    targets: tuple[Hook, ...]  # empty: it reconstructs its inputs
     config: SaeConfig
     recipe: str  # its place in the sweep file: train, or train.variants[1]
-    priority: int = 0  # of those that are to be trained, the larger come first
+    priority: int = 0  # SAEs of a larger number are trained first
 
     @property
     def hooks(self) -> Connection:
-        """Those of the stream that feeds it."""
+        """Return the hooks of the stream that feeds the SAE."""
         return self.inputs + self.targets
 
     @property
     def rivals(self) -> str:
-        """The same for those that differ in their sparsity alone."""
+        """Return the name of its group of rivals: SAEs that differ in their sparsity alone."""
         return f"{label(self.inputs, self.targets)}/{self.config.width}/{self.recipe}"
+
+    @property
+    def record(self) -> SaeRecord:
+        """Return what the plan's record keeps of the SAE."""
+        inputs, targets = (tuple(hook.name for hook in hooks) for hooks in (self.inputs, self.targets))
+        return SaeRecord(name=self.name, root=self.layout.root, steps=self.config.steps, inputs=inputs, targets=targets)
 
 
 @dataclass(frozen=True)
@@ -69,81 +70,86 @@ class Pass:
 
     @property
     def card(self) -> ModelCard:
+        """Return the language model's card."""
         return self.harvest.card
 
     @property
-    def manifest(self) -> DatasetManifest | None:
-        return read_manifest(self.bucket, self.harvest.dataset) if self.bucket.exists(self.harvest.layout.manifest) else None
+    def record(self) -> PassRecord:
+        """Return what the plan's record keeps of the pass."""
+        harvest = self.config.harvest
+        saes = tuple(sae.record for sae in self.saes)
+        return PassRecord(dataset=self.harvest.dataset, shards=harvest.tokens // harvest.rows_per_shard, saes=saes)
 
-    @property
-    def committed(self) -> set[int]:
-        """The shards that are there."""
-        return committed_shards(self.bucket, self.harvest.dataset)
-
-    @property
-    def harvested(self) -> bool:
-        """Whether training can begin: every shard is committed, or in rolling mode will be."""
-        manifest = self.manifest
-        if self.config.harvest.rolling:
-            return manifest is not None and self.bucket.exists(self.harvest.layout.rolling)
-        return manifest is not None and len(self.committed) == manifest.shards
-
-    @property
-    def unfinished(self) -> list[PlannedSae]:
-        """Those that training goes on with: neither finished, nor stopped early where that is asked for."""
-        halving = self.config.train.halving
-        left = [sae for sae in self.saes if not self.bucket.exists(sae.layout.config)]
-        return [sae for sae in left if not (halving and self.bucket.exists(sae.layout.stopped))]
+    def named(self, names: Collection[str]) -> list[PlannedSae]:
+        """Return the SAEs of these names, in the plan's order."""
+        return [sae for sae in self.saes if sae.name in names]
 
     def trainers(self, saes: list[PlannedSae]) -> int:
-        """How many it takes to train these all at once."""
+        """Count the trainers that it takes to train all of these SAEs at once."""
         train = self.config.train
         return sum(slots([train.parts(sae.config.width) for sae in of_stream], train.group) for of_stream in by_stream(saes))
 
     def stream(self, hooks: Connection) -> StreamSpec:
+        """Return the stream of some hooks of the pass's dataset."""
         return _stream(self.config, self.harvest.dataset, hooks)
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep that has passed every check that can be made without loading or harvesting anything."""
+    """A sweep that has passed every check that needs no loaded model and no harvest."""
 
     config: SweepConfig  # with absolute paths
     bucket: Bucket
     card: ModelCard
     passes: list[Pass]  # in turn: each is harvested and trained before the next
+    digest: str  # of the sweep file's content
 
     @property
     def saes(self) -> list[PlannedSae]:
+        """Return the SAEs of all passes."""
         return [sae for part in self.passes for sae in part.saes]
 
     @property
     def hooks(self) -> Connection:
-        """All that are harvested, each once."""
+        """Return the hooks of all harvests, each once."""
         return tuple(dict.fromkeys(hook for part in self.passes for hook in part.harvest.hooks))
 
     @property
-    def text(self) -> DatasetLayout:
-        """Where the packed text lies, that of the evaluation too."""
-        return DatasetLayout(self.config.dataset)
-
-    @property
     def sheds(self) -> bool:
-        """Whether a pass's shards are deleted once its SAEs are finished, to make room for the next."""
+        """True if a pass's shards are deleted once its SAEs are finished, to make room for the next pass."""
         return self.config.harvest.disk_gib is not None and len(self.passes) > 1
 
     @property
-    def evaluation_settings(self) -> dict:
+    def evaluation_settings(self) -> dict[str, Any]:
+        """Return what decides the numbers of the sweep's evaluations."""
         return settings_of(self.config.evaluation, self.config.dataset, self.config.harvest.context_length)
+
+    @property
+    def record(self) -> PlanRecord:
+        """Return the plan's record, by which the sweep's state is read."""
+        return PlanRecord(
+            digest=self.digest,
+            name=self.config.name,
+            text=self.config.dataset,
+            rolling=self.config.harvest.rolling is not None,
+            sheds=self.sheds,
+            halving=self.config.train.halving is not None,
+            evaluation_settings=self.evaluation_settings,
+            passes=tuple(part.record for part in self.passes),
+        )
+
+    def read_state(self) -> SweepState:
+        """Read what the bucket holds of the sweep at this moment."""
+        return SweepState.read(self.bucket, self.record)
 
 
 def entries(train: TrainConfig, saes: list[PlannedSae]) -> list[Entry]:
-    """What the schedule has to know of SAEs."""
+    """Describe SAEs as the schedule needs them."""
     return [Entry(s.name, s.hooks, s.rivals if train.halving else None, s.priority, train.parts(s.config.width)) for s in saes]
 
 
 def by_stream(saes: list[PlannedSae]) -> list[list[PlannedSae]]:
-    """Those of each stream."""
+    """Group SAEs by the stream that feeds them."""
     streams: dict[tuple[Hook, ...], list[PlannedSae]] = {}
     for sae in saes:
         streams.setdefault(sae.hooks, []).append(sae)
@@ -151,49 +157,45 @@ def by_stream(saes: list[PlannedSae]) -> list[list[PlannedSae]]:
 
 
 def plan_sweep(config: SweepConfig) -> SweepPlan:
-    """Check everything that can be checked cheaply, and say what there is to do. Raises InputError, Conflict or StorageError."""
+    """Make every check that is cheap, and plan the passes and SAEs. Raises InputError, Conflict or StorageError."""
     located = config.located()
     bucket = Bucket(located.bucket)
     bucket.check_writable()
     card = describe(located.model)
-    hooks = tuple(card.hooks(config.harvest.layers, config.harvest.sites))
-    if card.context_length and config.harvest.context_length > card.context_length:
-        raise ModelError(
-            f"harvest.context_length: {card.name} takes at most {card.context_length} tokens, not {config.harvest.context_length}"
-        )
+    hooks = hooks_of(config, card)
+    check_context(config, card)
+    plan = SweepPlan(located, bucket, card, _passes_of(config, located, bucket, card, hooks), digest_of(config))
+    check_inputs(located)
+    check_shards(config, card, _stream(config, config.dataset, hooks))
+    if config.harvest.rolling:
+        for part in plan.passes:
+            check_rolling(part)
+    return plan
+
+
+def _passes_of(config: SweepConfig, located: SweepConfig, bucket: Bucket, card: ModelCard, hooks: Connection) -> list[Pass]:
+    """Plan the passes with their SAEs. Conflict if a dataset of another identity lies at the place of one."""
     reserved = 0 if config.evaluation.corpus else config.evaluation.sequences
     saes = _planned(config, card, hooks, reserved)
     groups = _passes(config, card, hooks, [sae.hooks for sae in saes])
-    plan = SweepPlan(located, bucket, card, [])
+    passes = []
     for number, group in enumerate(groups):
         dataset = config.dataset if len(groups) == 1 else f"{config.dataset}-pass-{number + 1}"
         # By the corpus as it is written in the file: a relative path stays the same when the folder moves.
         same = identity(config.model, card, config.corpus, config.harvest, group, reserved)
         task = HarvestTask(bucket, dataset, located.model, card, located.corpus, config.harvest, group, reserved, same, config.dataset)
         task.check_place()
-        plan.passes.append(Pass(located, bucket, task, [sae for sae in saes if pass_of(sae.hooks, groups) == number]))
-    check_corpus(located.corpus)
-    if located.evaluation.corpus:
-        check_corpus(located.evaluation.corpus)
-    if located.server.keys:
-        ServerKeys.load(located.server.keys)
-        TrainerKeys.load(located.server.keys)
-    _check_chunks(config, card, hooks)
-    shards = config.harvest.tokens // config.harvest.rows_per_shard
-    Order.check(config.dataset, shards, config.harvest.rows_per_shard, _stream(config, config.dataset, hooks))
-    if config.harvest.rolling:
-        for part in plan.passes:
-            _check_rolling(part, shards)
-    return plan
+        passes.append(Pass(located, bucket, task, [sae for sae in saes if pass_of(sae.hooks, groups) == number]))
+    return passes
 
 
 def row_bytes(card: ModelCard, hooks: Sequence[Hook], itemsize: int) -> int:
-    """Of a row at each of these hooks as it is stored, and of the labels that say which token it is."""
+    """Count the stored bytes of one token: a row at each hook, and the labels that name the token."""
     return itemsize * sum(card.widths[hook.site] for hook in hooks) + sum(label.itemsize for label in ROW_LABELS.values())
 
 
 def _passes(config: SweepConfig, card: ModelCard, hooks: Connection, wanted: list[Connection]) -> list[Connection]:
-    """The hooks of each pass: all that are asked for, or where they do not fit together, in parts those that SAEs read."""
+    """Return the hooks of each pass: all of the harvest, or where they exceed a budget, those that SAEs read, in parts."""
     harvest = config.harvest
     shards = harvest.tokens // harvest.rows_per_shard
     limits = [
@@ -207,46 +209,10 @@ def _passes(config: SweepConfig, card: ModelCard, hooks: Connection, wanted: lis
     passes = plan_passes(wanted, budgets, lambda some: row_bytes(card, some, itemsize))
     if harvest.outlier_norm and len(passes) > 1:
         raise InputError(
-            f"harvest.outlier_norm: a token is dropped for its norm at any hook of a pass, so rows would depend on how {len(passes)} "
-            f"passes are cut: leave it out, or raise {' and '.join(budget.field for budget in budgets)} until one pass is enough"
+            f"harvest.outlier_norm: a token is dropped for its norm at any hook of its pass, so rows would depend on how the {len(passes)} "
+            f"passes are cut: leave the field out, or raise {' and '.join(budget.field for budget in budgets)} until one pass is enough"
         )
     return passes
-
-
-def _check_rolling(part: Pass, shards: int) -> None:
-    """InputError if rolling mode would come to a stop, Conflict if it would delete what was harvested to be kept."""
-    harvest, train, side_by_side = part.config.harvest, part.config.train, part.config.server.shards_side_by_side
-    if not part.bucket.exists(part.harvest.layout.rolling) and part.committed:
-        raise Conflict(
-            f"dataset {part.harvest.dataset!r} was harvested to be kept, and rolling mode deletes what trainers have passed: leave "
-            "harvest.rolling out, or choose another harvest.dataset"
-        )
-    if (trainers := part.trainers(part.saes)) > train.at_once:
-        raise InputError(
-            f"harvest.rolling: all {len(part.saes)} SAEs have to train at once, because shards are deleted behind them, which takes "
-            f"{trainers} trainers, and train.at_once is {train.at_once}: raise it or train.group, or make several sweeps"
-        )
-    # Until its next checkpoint a trainer may have to go back to the last one, so all shards between are kept.
-    every = max(sae.config.checkpoint_every for sae in part.saes)
-    batches = max(1, side_by_side * harvest.rows_per_shard // train.batch_size)  # of shards that are read side by side
-    needed = min(shards, side_by_side * (-(-(every - 1) // batches) + 1))
-    if harvest.rolling < needed:
-        raise InputError(
-            f"harvest.rolling: between two checkpoints ({every} steps) up to {needed} shards are needed, and "
-            f"{harvest.rolling} may lie on disk: raise it, or lower train.checkpoint_every or server.shards_side_by_side"
-        )
-
-
-def _check_chunks(config: SweepConfig, card: ModelCard, hooks: Connection) -> None:
-    """InputError if a shard's rows cannot be cut into equal chunks of a sensible size: a prime number of rows cannot."""
-    rows = config.harvest.rows_per_shard
-    for site in {hook.site for hook in hooks}:
-        spec = ArraySpec.of(site, rows, card.widths[site], STORED_DTYPES[config.harvest.dtype])
-        if spec.chunks > 1 and spec.chunk_bytes < CHUNK_BYTES // 16:
-            raise InputError(
-                f"harvest.rows_per_shard: {rows} rows can only be cut into chunks of {spec.chunk_rows} rows: take a power of two, or a "
-                "number with many divisors"
-            )
 
 
 def _stream(config: SweepConfig, dataset: str, hooks: Connection) -> StreamSpec:
@@ -255,7 +221,7 @@ def _stream(config: SweepConfig, dataset: str, hooks: Connection) -> StreamSpec:
 
 
 def _planned(config: SweepConfig, card: ModelCard, hooks: Connection, reserved: int) -> list[PlannedSae]:
-    """Every SAE of every recipe, those of one stream together. InputError if two are the same, or hooks are not harvested."""
+    """Plan every SAE of every recipe, grouped by stream. InputError if two are equal, or a hook is not harvested."""
     same = identity(config.model, card, config.corpus, config.harvest, hooks, reserved)
     data = same if config.harvest.outlier_norm else without_hooks(same)
     saes = [
@@ -265,21 +231,35 @@ def _planned(config: SweepConfig, card: ModelCard, hooks: Connection, reserved: 
         for sae in grid.saes()
     ]
     _check_differing(saes)
-    taken = Counter(sae.name for sae in saes)
-    named = [replace(sae, name=f"{sae.name}/{sae.recipe.removeprefix('train.')}") if taken[sae.name] > 1 else sae for sae in saes]
-    priority = config.train.priority
-    for pattern in priority:
-        if not any(fnmatch(sae.name, pattern) for sae in named):
-            raise InputError(f"train.priority: no SAE of the sweep matches {pattern!r}; one of them is {named[0].name!r}")
-    ranked = [replace(sae, priority=max((n for p, n in priority.items() if fnmatch(sae.name, p)), default=0)) for sae in named]
+    ranked = _ranked(_uniquely_named(saes), config.train.priority)
     streams = {hooks: place for place, hooks in enumerate(dict.fromkeys(sae.hooks for sae in ranked))}
     return sorted(ranked, key=lambda sae: streams[sae.hooks])
 
 
+def _uniquely_named(saes: list[PlannedSae]) -> list[PlannedSae]:
+    """Add the recipe to names that several SAEs share."""
+    taken = Counter(sae.name for sae in saes)
+    return [replace(sae, name=f"{sae.name}/{sae.recipe.removeprefix('train.')}") if taken[sae.name] > 1 else sae for sae in saes]
+
+
+def _ranked(saes: list[PlannedSae], priority: dict[str, int]) -> list[PlannedSae]:
+    """Give each SAE the highest number of the patterns that match its name. InputError for a pattern without a match."""
+    for pattern in priority:
+        if not any(fnmatch(sae.name, pattern) for sae in saes):
+            raise InputError(f"train.priority: no SAE of the sweep matches {pattern!r}; one of them is {saes[0].name!r}")
+    return [replace(sae, priority=max((n for p, n in priority.items() if fnmatch(sae.name, p)), default=0)) for sae in saes]
+
+
 def _sae(
-    config: SweepConfig, card: ModelCard, data: dict, inputs: tuple[Hook, ...], targets: tuple[Hook, ...], sae: SaeConfig, place: str
+    config: SweepConfig,
+    card: ModelCard,
+    data: dict[str, Any],
+    inputs: tuple[Hook, ...],
+    targets: tuple[Hook, ...],
+    sae: SaeConfig,
+    place: str,
 ) -> PlannedSae:
-    """Its folder is named by all that decides its weights, so the same SAE in two sweeps, or in another pass, is trained once."""
+    """Plan one SAE. All that decides its weights names its folder, so an SAE of two sweeps, or of another pass, is trained once."""
     stream = _stream(config, config.dataset, inputs + targets)
     decisive = {"sae": sae_identity(sae, config.train.grids[place].filled), "dataset": data, "stream": vars(stream)}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
@@ -290,7 +270,7 @@ def _sae(
 
 
 def _hooks_of(grid: Grid, place: str, hooks: Connection) -> Connection:
-    """Those that a recipe is for: all, unless it names layers or sites."""
+    """Return the hooks that a recipe is for: all, unless it names layers or sites."""
     if not isinstance(grid, Variant):
         return hooks
     for field, named, harvested in (
@@ -310,4 +290,4 @@ def _check_differing(saes: list[PlannedSae]) -> None:
     for sae in saes:
         other = first.setdefault(sae.layout.root, sae)
         if other is not sae:
-            raise InputError(f"{other.recipe} and {sae.recipe} are the same SAE {sae.name}: leave it out of one of them")
+            raise InputError(f"{other.recipe} and {sae.recipe} both describe the SAE {sae.name}: leave it out of one of them")

@@ -1,9 +1,10 @@
-"""The evaluator: measures checkpoints of one hook after the other, and commits each."""
+"""The evaluator actor: measures checkpoints and commits each result."""
 
 import threading
 
 import ray
 import torch
+from ray.actor import ActorClass
 
 from scopemill.evaluator.config import EvaluationConfig
 from scopemill.evaluator.fidelity.jobs import Job, committed, settings_of
@@ -12,8 +13,8 @@ from scopemill.evaluator.fidelity.results import Evaluation, Result
 from scopemill.harvester.config import CorpusConfig, ModelConfig
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.language_model.model import LanguageModel
-from scopemill.harvester.text.packed_text import load_sequences, tokenized
-from scopemill.harvester.text.packing import Sequences, rows_of, sequences
+from scopemill.harvester.text.packed_text import load_sequences, tokenized_documents
+from scopemill.harvester.text.packing import Sequences, pack_sequences, row_mask
 from scopemill.proto import metrics
 from scopemill.proto.errors import CorpusError, Stopped
 from scopemill.proto.hooks import Hook
@@ -29,25 +30,33 @@ from scopemill.trainer.training import checkpoint
 def load_text(
     bucket: Bucket, dataset: str, model: ModelConfig, card: ModelCard, config: EvaluationConfig, context_length: int
 ) -> EvaluationText:
-    """The evaluation's sequences: of their own corpus, or those that the harvest set apart."""
+    """Load the text to evaluate on: the evaluation's own corpus, or the harvest's reserved sequences."""
     if config.corpus is None:
         block = load_sequences(bucket, DatasetLayout(dataset).reserved)
     else:
         block = _pack(model, card, config.corpus, config.sequences, context_length)
-    is_row = torch.from_numpy(rows_of(block.tokens, card.special))
+    is_row = torch.from_numpy(row_mask(block.tokens, card.special))
     return EvaluationText(torch.from_numpy(block.tokens), is_row, config.sequences_per_forward)
 
 
 def _pack(model: ModelConfig, card: ModelCard, corpus: CorpusConfig, wanted: int, context_length: int) -> Sequences:
-    packed = []
-    for sequence in sequences(tokenized(model, corpus), context_length, card.bos):
+    packed: list[Sequences] = []
+    for sequence in pack_sequences(tokenized_documents(model, corpus), context_length, card.bos):
         packed.append(sequence)
         if len(packed) == wanted:
             return Sequences.join(packed)
-    raise CorpusError(f"evaluation corpus {corpus.source!r} has {len(packed)} sequences of {context_length} tokens, not {wanted}")
+    raise CorpusError(
+        f"evaluation corpus {corpus.source!r} has {len(packed)} sequences of {context_length} tokens, not {wanted}: "
+        "lower evaluation.sequences or add text to the corpus"
+    )
 
 
 class Evaluator:
+    """Measure checkpoints of a sweep on one text.
+
+    The baseline of each hook is measured once and kept.
+    """
+
     def __init__(self, bucket_url: str, dataset: str, model: ModelConfig, card: ModelCard, config: EvaluationConfig, context_length: int):
         keep_freed_memory()
         torch.set_num_threads(max(1, int(config.cpus)))
@@ -59,7 +68,10 @@ class Evaluator:
         self._stop = threading.Event()
 
     def evaluate(self, job: Job) -> str:
-        """Measure a checkpoint and commit it, unless that is done; returns the SAE's name."""
+        """Measure a checkpoint, commit the result, and return the SAE's name. Idempotent.
+
+        Raises Stopped once ``stop`` was called.
+        """
         if self._stop.is_set():
             raise Stopped("the evaluator was asked to stop; committed evaluations are kept")
         if committed(self._bucket, job, self._settings):
@@ -75,17 +87,17 @@ class Evaluator:
         fidelity = measure(self._lm, sae, inputs, outputs, self._text, baseline, self._config.splice_special)
         result = _result(record, config, inputs, outputs if wiring.targets else (), layout, baseline, fidelity)
         evaluation = Evaluation(result, fidelity.histogram, baseline.rows, self._settings)
-        data = evaluation.sealed()
+        data = evaluation.to_record()
         if self._bucket.exists(layout.config) and job.step == checkpoint.newest(self._bucket, layout):
             self._bucket.write(layout.metrics, data)
-        self._bucket.write(layout.checkpoint(job.step).metrics, data)  # last: with it the evaluation is done
+        self._bucket.write(layout.checkpoint(job.step).metrics, data)  # written last: it commits the evaluation
         metrics.EVALUATIONS.inc()
         metrics.EVALUATED_FVU.labels(job.sae).set(fidelity.fvu)
         metrics.EVALUATED_DELTA_LOSS.labels(job.sae).set(evaluation.result.delta_loss)
         return job.sae
 
     def stop(self) -> None:
-        """Finish the checkpoint in work and no other."""
+        """Start no further checkpoint. The current one is finished."""
         self._stop.set()
 
 
@@ -122,8 +134,9 @@ def _result(
 
 
 def _recovered(ablated: float, spliced: float, clean: float) -> float:
-    """The share of the loss that ablation costs which the SAE gives back: 1 is perfect, 0 no better than ablation."""
+    """Return the share of the ablation's loss that the SAE recovers: 1 is perfect."""
     return (ablated - spliced) / (ablated - clean) if ablated != clean else float("nan")
 
 
-EvaluatorActor = ray.remote(max_concurrency=2, max_restarts=3, max_task_retries=3)(Evaluator)
+# One thread to evaluate and one for stop.
+EvaluatorActor: ActorClass[Evaluator] = ray.remote(max_concurrency=2, max_restarts=3, max_task_retries=3)(Evaluator)  # type: ignore[call-overload]

@@ -1,6 +1,7 @@
-"""Evaluation jobs: which checkpoint is measured with which settings, and whether that is done."""
+"""Evaluation jobs: a checkpoint to measure, its settings, and its committed result."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from scopemill.evaluator.config import EvaluationConfig
 from scopemill.evaluator.fidelity.results import Evaluation
@@ -10,15 +11,15 @@ from scopemill.proto.storage.bucket import Bucket
 
 @dataclass(frozen=True)
 class Job:
-    """One checkpoint to measure."""
+    """Describe one checkpoint to measure."""
 
-    sae: str  # its name in the sweep
-    root: str  # its folder in the bucket
+    sae: str  # name of the SAE in the sweep
+    root: str  # folder of the SAE in the bucket
     step: int
 
 
-def settings_of(config: EvaluationConfig, dataset: str, context_length: int) -> dict:
-    """What decides an evaluation's numbers, as kept beside them: with other settings it is another evaluation."""
+def settings_of(config: EvaluationConfig, dataset: str, context_length: int) -> dict[str, Any]:
+    """Return the settings that decide an evaluation's numbers. The result keeps a copy of them."""
     return {
         "corpus": config.corpus.model_dump() if config.corpus else f"reserved sequences of {dataset}",
         "sequences": config.sequences,
@@ -27,8 +28,8 @@ def settings_of(config: EvaluationConfig, dataset: str, context_length: int) -> 
     }
 
 
-def committed(bucket: Bucket, job: Job, settings: dict) -> Evaluation | None:
-    """The evaluation of a checkpoint, if it was done with these settings."""
+def committed(bucket: Bucket, job: Job, settings: dict[str, Any]) -> Evaluation | None:
+    """Return the committed evaluation of a checkpoint; None if there is none with these settings."""
     path = SaeLayout(job.root).checkpoint(job.step).metrics
     if not bucket.exists(path):
         return None

@@ -1,7 +1,7 @@
-"""How faithful an SAE is: FVU, L0, firing frequencies, and the language model's loss with its reconstruction spliced in.
+"""Measure an SAE's fidelity: FVU, L0, firing frequencies and spliced loss.
 
-Every sum is float64 over the whole evaluation. Legend: B sequences, T positions, d width of the hook, F latents.
-Rows are the positions whose token is not special; a loss counts where the token that is predicted is not special.
+Every sum is float64 over the whole evaluation. Legend: S sequences in all, B in a batch, T positions, d width of the hook.
+Rows are the positions whose token is not special. A loss counts if its predicted token is not special.
 """
 
 from dataclasses import dataclass
@@ -19,20 +19,21 @@ LOG_FREQUENCY_EDGES = [x / 4 for x in range(-28, 1)]  # log10 from 1e-7 to 1, fo
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """Tokens [S, T], which of them are rows, and how many go through the model at once."""
+    """Hold the text to evaluate on."""
 
-    tokens: torch.Tensor
-    is_row: torch.Tensor
+    tokens: torch.Tensor  # [S, T]
+    is_row: torch.Tensor  # [S, T], bool
     sequences_per_forward: int
 
     def batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return tokens and row mask, both [B, T], of each forward pass."""
         n = self.sequences_per_forward
         return list(zip(self.tokens.split(n), self.is_row.split(n), strict=True))
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What every SAE of a hook is held against. Losses in nats per token."""
+    """Record the reference values of one output's SAEs. Losses are in nats per token."""
 
     loss_clean: float
     loss_zero_ablated: float
@@ -43,6 +44,8 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Fidelity:
+    """Record one SAE's measurements. The loss is in nats per token."""
+
     loss_spliced: float
     fvu: float
     l0: float
@@ -51,7 +54,7 @@ class Fidelity:
 
 
 class _LossMean:
-    """Mean loss over the tokens that count."""
+    """Accumulate the mean loss over predicted tokens that are not special."""
 
     def __init__(self) -> None:
         self._sum, self._count = 0.0, 0
@@ -67,12 +70,16 @@ class _LossMean:
 
 
 class Moments:
-    """Mean and summed squared distance from it, by Chan's pairwise update: right also where the mean is large."""
+    """Accumulate the mean of rows and the sum of squared distances from it.
+
+    Chan's pairwise update stays accurate where the mean is large.
+    """
 
     def __init__(self, d: int):
         self.count, self.mean, self.squares = 0, np.zeros(d), 0.0
 
     def add(self, rows: torch.Tensor) -> None:
+        """Add rows [n, d]."""
         x = rows.double().cpu().numpy()
         if not len(x):
             return
@@ -85,24 +92,27 @@ class Moments:
 
 
 def measure_baseline(lm: LanguageModel, hooks: tuple[Hook, ...], text: EvaluationText, splice_special: bool) -> Baseline:
-    """The clean loss, the rows' variance, then the losses with the rows of all the hooks replaced by zero and by their means."""
+    """Measure the variance and the clean, zero-ablated and mean-ablated losses of a tuple of hooks.
+
+    Ablation replaces the rows of all hooks together.
+    """
     clean, zero, mean_ablated = _LossMean(), _LossMean(), _LossMean()
     moments: dict[Hook, Moments] = {}
 
-    def looker(hook: Hook) -> Edit:
-        def look(x: torch.Tensor) -> torch.Tensor:
+    def observer(hook: Hook) -> Edit:
+        def observe(x: torch.Tensor) -> torch.Tensor:
             moments.setdefault(hook, Moments(x.shape[-1])).add(x[is_row.to(x.device)])
             return x
 
-        return look
+        return observe
 
     for tokens, is_row in text.batches():
-        clean.add(lm.token_losses(tokens, {hook: looker(hook) for hook in hooks}), is_row)
+        clean.add(lm.token_losses(tokens, {hook: observer(hook) for hook in hooks}), is_row)
     means = {hook: torch.from_numpy(moments[hook].mean).float() for hook in hooks}
     for tokens, is_row in text.batches():
         zeroed = _replace(is_row, splice_special, torch.zeros_like)
         zero.add(lm.token_losses(tokens, dict.fromkeys(hooks, zeroed)), is_row)
-        averaged = {h: _replace(is_row, splice_special, lambda x, mean=means[h]: mean.to(x.device).expand_as(x)) for h in hooks}
+        averaged = {hook: _replace(is_row, splice_special, _constant(means[hook])) for hook in hooks}
         mean_ablated.add(lm.token_losses(tokens, averaged), is_row)
     variance = sum(moments[hook].squares for hook in hooks)
     return Baseline(clean.value, zero.value, mean_ablated.value, variance, moments[hooks[0]].count)
@@ -117,9 +127,9 @@ def measure(
     baseline: Baseline,
     splice_special: bool,
 ) -> Fidelity:
-    """One SAE, for raw activations, against the baseline of its outputs and the same text.
+    """Measure one SAE against the baseline of its outputs on the same text.
 
-    All of its outputs are replaced together by what it makes of the clean model's activations.
+    The SAE is finished: it takes raw activations. All outputs are replaced together by the reconstruction of the clean model's activations.
     """
     spliced = _LossMean()
     error, fired = 0.0, torch.zeros(sae.width, dtype=torch.float64)
@@ -128,10 +138,10 @@ def measure(
         counted = is_row.to(lm.device)[spliced_at]
         clean = lm.capture(tokens, {*inputs, *outputs})
         x, y = (torch.cat([clean[hook.name][spliced_at].float() for hook in hooks], dim=1) for hooks in (inputs, outputs))
-        latents, rebuilt = sae.reconstruct(x)
-        error += (y - rebuilt)[counted].double().square().sum().item()
+        latents, reconstruction = sae.reconstruct(x)
+        error += (y - reconstruction)[counted].double().square().sum().item()
         fired += (latents > 0)[counted].sum(0).double().cpu()
-        parts = dict(zip(outputs, rebuilt.split(sae.shape.outputs, dim=1), strict=True))
+        parts = dict(zip(outputs, reconstruction.split(sae.shape.outputs, dim=1), strict=True))
         edits = {hook: _put(spliced_at, part) for hook, part in parts.items()}
         spliced.add(lm.token_losses(tokens, edits), is_row)
     return Fidelity(
@@ -143,8 +153,13 @@ def measure(
     )
 
 
+def _constant(vector: torch.Tensor) -> Edit:
+    """Return an edit that gives the same vector (d,) for every row."""
+    return lambda x: vector.to(x.device).expand_as(x)
+
+
 def _put(where: torch.Tensor, rows: torch.Tensor) -> Edit:
-    """An edit that puts ``rows`` where ``where`` [B, T] says."""
+    """Return an edit that writes rows [n, d] where the mask [B, T] is True."""
 
     def edit(x: torch.Tensor) -> torch.Tensor:
         out = x.clone()
@@ -154,19 +169,20 @@ def _put(where: torch.Tensor, rows: torch.Tensor) -> Edit:
     return edit
 
 
-def _replace(is_row: torch.Tensor, splice_special: bool, value) -> Edit:
-    """An edit that replaces the rows (and, if asked, the special positions) by ``value`` of them."""
+def _replace(is_row: torch.Tensor, splice_special: bool, replacement: Edit) -> Edit:
+    """Return an edit that applies ``replacement`` to rows, and to special positions if asked."""
 
     def edit(x: torch.Tensor) -> torch.Tensor:
         where = (torch.ones_like(is_row) if splice_special else is_row).to(x.device)
         out = x.clone()
-        out[where] = value(x[where]).to(out.dtype)
+        out[where] = replacement(x[where]).to(out.dtype)
         return out
 
     return edit
 
 
 def _histogram(frequencies: np.ndarray) -> Histogram:
+    """Bin latents by firing frequency. The first bin includes all lower frequencies."""
     alive = np.log10(frequencies[frequencies > 0])
     counts, edges = np.histogram(np.clip(alive, LOG_FREQUENCY_EDGES[0], 0.0), bins=LOG_FREQUENCY_EDGES)
     return Histogram(edges=edges.tolist(), counts=counts.tolist(), never=int((frequencies == 0).sum()))

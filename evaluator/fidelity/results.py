@@ -1,8 +1,10 @@
-"""The sweep's table: one row per evaluated checkpoint, as Parquet and CSV, and what was measured beside it."""
+"""Results: one row per evaluated checkpoint, the sweep's table, and selections of rows."""
 
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.csv
@@ -12,17 +14,22 @@ from scopemill.proto.layout import SweepLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record, read_record
 
+Quality = Literal["fvu", "delta_loss"]
+
 
 @dataclass(frozen=True)
 class Result:
-    """One checkpoint's quality. Losses are cross-entropies in nats per token; delta = spliced - clean."""
+    """Record one checkpoint's quality.
 
-    hook: str  # of a transcoder or crosscoder: what it reads and rebuilds
-    layer: int  # the first that it reads
+    Losses are cross-entropies in nats per token; delta = spliced - clean.
+    """
+
+    hook: str  # for a transcoder or crosscoder: all hooks that it reads and reconstructs
+    layer: int  # of the first hook that the SAE reads
     site: str
     architecture: str
     width: int
-    sparsity: float  # as in the sweep file: a coefficient, or k
+    sparsity: float  # from the sweep file: a coefficient, or k
     step: int
     tokens: int
     l0: float
@@ -39,14 +46,14 @@ class Result:
 
     @property
     def place(self) -> str:
-        """For people: the layer and site of an SAE of one hook, all of what another one reads and rebuilds."""
+        """Return the place to show: layer and site of one hook, or all hooks."""
         single = self.hook.startswith("blocks.") and "--" not in self.hook
         return f"layer {self.layer} \u00b7 {self.site}" if single else self.hook
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often latents fire: counts of latents by log10 of the share of tokens on which they did."""
+    """Count latents by log10 of the share of tokens on which a latent fires."""
 
     edges: list[float]  # len(counts) + 1, log10
     counts: list[int]
@@ -55,28 +62,30 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``metrics.json`` of a checkpoint."""
+    """Record a checkpoint's evaluation, stored as its ``metrics.json``."""
 
     result: Result
     histogram: Histogram
     evaluated_tokens: int
-    settings: dict  # of the evaluation: another setting is another evaluation
+    settings: dict[str, Any]  # the settings that decide the numbers, see `jobs.settings_of`
 
-    def sealed(self) -> bytes:
+    def to_record(self) -> bytes:
+        """Return the evaluation as checksummed JSON."""
         return checksummed_record(asdict(self))
 
     @staticmethod
     def read(bucket: Bucket, path: str) -> "Evaluation":
-        """CorruptObject if it is damaged."""
+        """Read an evaluation. Raises CorruptObject if its checksum does not match."""
         data = read_record(bucket, path)
         return Evaluation(Result(**data["result"]), Histogram(**data["histogram"]), data["evaluated_tokens"], data["settings"])
 
 
-_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
-SCHEMA = pa.schema([(f.name, _TYPES[f.type]) for f in fields(Result)])
+_ARROW_TYPES: dict[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+SCHEMA = pa.schema([(f.name, _ARROW_TYPES[f.type]) for f in fields(Result)])
 
 
 def write_table(bucket: Bucket, layout: SweepLayout, results: list[Result]) -> None:
+    """Write the table of a sweep as Parquet and as CSV."""
     table = pa.Table.from_pylist([asdict(r) for r in results], schema=SCHEMA)
     as_parquet, as_csv = io.BytesIO(), io.BytesIO()
     parquet.write_table(table, as_parquet)
@@ -85,20 +94,25 @@ def write_table(bucket: Bucket, layout: SweepLayout, results: list[Result]) -> N
     bucket.write(layout.results_csv, as_csv.getvalue())
 
 
+def in_order(results: Iterable[Result]) -> list[Result]:
+    """Sort results by layer, site, architecture, width, sparsity and step."""
+    return sorted(results, key=lambda r: (r.layer, r.site, r.hook, r.architecture, r.width, r.sparsity, r.step))
+
+
 def last_steps(results: list[Result]) -> list[Result]:
-    """Of each SAE the newest checkpoint's row."""
+    """Return the row of each SAE's newest checkpoint."""
     newest: dict[str, Result] = {}
     for r in results:
-        sae = r.path.rsplit("/", 1)[0]  # the folder of its checkpoints
+        sae = r.path.rsplit("/", 1)[0]  # the folder of the SAE's checkpoints
         if sae not in newest or r.step > newest[sae].step:
             newest[sae] = r
     return list(newest.values())
 
 
-def pareto(results: list[Result], quality: str) -> list[Result]:
-    """The rows that no other beats in both L0 and ``quality`` (lower is better for both), by ascending L0.
+def pareto(results: list[Result], quality: Quality) -> list[Result]:
+    """Return the Pareto frontier of L0 and ``quality``, by ascending L0.
 
-    A row whose quality is not a number takes no part.
+    Lower is better for both. Rows whose L0 or quality is NaN are ignored.
     """
     frontier: list[Result] = []
     measured = [r for r in results if not math.isnan(getattr(r, quality)) and not math.isnan(r.l0)]

@@ -1,0 +1,1 @@
+"""The report: draw a sweep's plots and render its HTML page."""

@@ -1,4 +1,4 @@
-"""The sweep's report: one HTML page that carries its plots and needs nothing from anywhere."""
+"""The sweep's report: one HTML page with its plots inside, which loads nothing from elsewhere."""
 
 import json
 import math
@@ -11,17 +11,24 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from scopemill.evaluator.fidelity.results import Evaluation, Result, last_steps
-from scopemill.evaluator.report.figures import fidelity_figure, frequency_figure, frontiers, to_svg, training_figure
-from scopemill.evaluator.report.panels import in_order
+from scopemill.evaluator.fidelity.results import Evaluation, Quality, Result, in_order, last_steps
+from scopemill.evaluator.report.export import to_svg
+from scopemill.evaluator.report.fidelity_figure import fidelity_figure, frontiers
+from scopemill.evaluator.report.frequency_figure import frequency_figure
+from scopemill.evaluator.report.numbers import count, fraction, percent, signed, span
+from scopemill.evaluator.report.training_figure import training_figure
 from scopemill.proto.layout import width_label
 from scopemill.trainer.training.history import Row
 
-MINUS = "\u2212"
+HALF_PAGE_INCHES = 6.5
+QUALITY_NAMES: dict[Quality, str] = {"fvu": "FVU", "delta_loss": "\u0394 loss"}
 
 
 def render_report(title: str, facts: dict[str, str], evaluations: list[Evaluation], histories: dict[str, list[Row]]) -> str:
-    """The page. ``facts`` are shown as they are, by name; ``histories`` are by the name of their SAE."""
+    """Return the page as HTML.
+
+    ``facts`` are shown unchanged under their names; ``histories`` are by SAE name.
+    """
     results = in_order(e.result for e in evaluations)
     final = in_order(last_steps(results))
     return _ENVIRONMENT.get_template("report.html.j2").render(
@@ -31,7 +38,7 @@ def render_report(title: str, facts: dict[str, str], evaluations: list[Evaluatio
         final=_final_rows(final),
         every=results,
         figures=_figures(evaluations, histories),
-        evaluated_tokens=_span([e.evaluated_tokens for e in evaluations], lambda n: f"{n:,}"),
+        evaluated_tokens=span([e.evaluated_tokens for e in evaluations], lambda n: f"{n:,}"),
         splices_special=sorted({bool(e.settings.get("splice_special", False)) for e in evaluations}),
         settings=sorted({json.dumps(e.settings, indent=2, sort_keys=True, default=str) for e in evaluations}),
     )
@@ -39,7 +46,7 @@ def render_report(title: str, facts: dict[str, str], evaluations: list[Evaluatio
 
 @dataclass(frozen=True)
 class Tile:
-    """One headline number."""
+    """Hold one headline number."""
 
     name: str
     value: str
@@ -48,20 +55,22 @@ class Tile:
 
 @dataclass(frozen=True)
 class FinalRow:
-    """A final checkpoint and how it stands among those of its hook."""
+    """Compare a final checkpoint with the others of its hook."""
 
     result: Result
     opens_hook: bool
-    best: set[str]  # of "fvu" and "delta_loss": the lowest of the hook
-    frontier: list[str]  # the qualities, by their names for people, on whose Pareto frontier with L0 it lies
+    best: set[Quality]  # the qualities in which this checkpoint is the hook's lowest
+    frontier: list[str]  # names of the qualities on whose Pareto frontier this checkpoint lies
 
 
 @dataclass(frozen=True)
 class Plot:
+    """Hold a plot with its heading and caption."""
+
     heading: str
-    how_to_read: str
+    caption: str
     svg: Markup
-    half: bool  # of the page's width is enough
+    half: bool  # takes half of the page's width
 
 
 def _tiles(final: list[Result]) -> list[Tile]:
@@ -77,8 +86,8 @@ def _tiles(final: list[Result]) -> list[Tile]:
         tiles.append(Tile("Best FVU", fraction(best.fvu), _described(best)))
     clean = [r.loss_clean for r in final if math.isfinite(r.loss_clean)]
     if clean:
-        detail = f"nats/token; perplexity {_span([math.exp(c) for c in clean], lambda p: f'{p:.4g}')}"
-        tiles.append(Tile("Clean loss of the LM", _span(clean, lambda c: f"{c:.3f}"), detail))
+        detail = f"nats/token; perplexity {span([math.exp(c) for c in clean], lambda p: f'{p:.4g}')}"
+        tiles.append(Tile("Clean loss of the language model", span(clean, lambda c: f"{c:.3f}"), detail))
     return tiles
 
 
@@ -87,21 +96,20 @@ def _described(r: Result) -> str:
 
 
 def _final_rows(final: list[Result]) -> list[FinalRow]:
-    names = {"fvu": "FVU", "delta_loss": "\u0394 loss"}
-    on_frontier = {quality: {r for hook in frontiers(final, quality).values() for r in hook} for quality in names}
-    best = {quality: _lowest_per_hook(final, quality) for quality in names}
+    on_frontier = {quality: {r for hook in frontiers(final, quality).values() for r in hook} for quality in QUALITY_NAMES}
+    best = {quality: _lowest_per_hook(final, quality) for quality in QUALITY_NAMES}
     return [
         FinalRow(
             result=r,
             opens_hook=i > 0 and final[i - 1].hook != r.hook,
-            best={quality for quality in names if r in best[quality]},
-            frontier=[name for quality, name in names.items() if r in on_frontier[quality]],
+            best={quality for quality in QUALITY_NAMES if r in best[quality]},
+            frontier=[name for quality, name in QUALITY_NAMES.items() if r in on_frontier[quality]],
         )
         for i, r in enumerate(final)
     ]
 
 
-def _lowest_per_hook(final: list[Result], quality: str) -> set[Result]:
+def _lowest_per_hook(final: list[Result], quality: Quality) -> set[Result]:
     lowest: dict[str, Result] = {}
     for r in final:
         value = getattr(r, quality)
@@ -115,79 +123,42 @@ def _figures(evaluations: list[Evaluation], histories: dict[str, list[Row]]) -> 
     plots: list[tuple[str, str, Callable[[], Figure]]] = []
     if evaluations:
         plots += [
-            ("Reconstruction against sparsity", _READ_FVU, lambda: fidelity_figure(results, "fvu")),
-            ("Language-model loss against sparsity", _READ_DELTA, lambda: fidelity_figure(results, "delta_loss")),
-            ("How often latents fire", _READ_FREQUENCY, lambda: frequency_figure(evaluations)),
+            ("Reconstruction error against L0", _FVU_CAPTION, lambda: fidelity_figure(results, "fvu")),
+            ("Language-model loss against L0", _DELTA_CAPTION, lambda: fidelity_figure(results, "delta_loss")),
+            ("Firing frequencies of latents", _FREQUENCY_CAPTION, lambda: frequency_figure(evaluations)),
         ]
     if any(histories.values()):
-        plots.append(("Training", _READ_TRAINING, lambda: training_figure(histories)))
+        plots.append(("Training", _TRAINING_CAPTION, lambda: training_figure(histories)))
     return [_plot(heading, text, draw(), f"plot{i}-") for i, (heading, text, draw) in enumerate(plots)]
 
 
-def _plot(heading: str, how_to_read: str, figure: Figure, prefix: str) -> Plot:
-    inches = figure.get_size_inches()[0]
-    return Plot(heading, how_to_read, inline_svg(to_svg(figure), prefix), half=bool(inches < 6.5))
+def _plot(heading: str, caption: str, figure: Figure, prefix: str) -> Plot:
+    width = figure.get_size_inches()[0]
+    return Plot(heading, caption, inline_svg(to_svg(figure), prefix), half=bool(width < HALF_PAGE_INCHES))
 
 
-_READ_FVU = (
-    "Each panel is a hook and each solid marker a finished SAE: lower and further left is better, and an SAE off the dark line is "
-    "beaten in both L0 and FVU by another of its hook."
+_FVU_CAPTION = (
+    "Each panel is a hook, and each solid marker is the newest checkpoint of an SAE. Lower and further left is better. The dark line is "
+    "the Pareto frontier: for every SAE off this line, an SAE on the line is at least as good in both L0 and FVU."
 )
-_READ_DELTA = (
-    "As above, with what the reconstruction costs the language model: at 0 nats/token it predicts as well with the SAE spliced in as "
-    "without."
+_DELTA_CAPTION = (
+    "As above, for the cost to the language model. At 0 nats/token the model predicts as well with the SAE spliced in as without it."
 )
-_READ_FREQUENCY = (
-    "The share of a finished SAE's latents at each firing frequency: a hump at the right end is latents that fire on nearly every "
-    "token, a tail at the left is latents that hardly fire at all, and those that never fire are in the panel's note."
+_FREQUENCY_CAPTION = (
+    "Share of an SAE's latents at each firing frequency, for its newest checkpoint. A hump at the right end means latents that fire on "
+    "nearly every token. A tail at the left means latents that hardly ever fire. The note in each panel gives the share that never fires."
 )
-_READ_TRAINING = (
-    "Means over the logged intervals of training, of which L0 should have levelled off by the end; dead latents are those that have "
-    "not fired for the number of tokens that the sweep's dead_after_tokens says."
+_TRAINING_CAPTION = (
+    "Means over the logged intervals of training. L0 should be level by the end. A dead latent has not fired for dead_after_tokens tokens "
+    "(a field of the sweep file)."
 )
 
 
 def inline_svg(document: str, prefix: str) -> Markup:
-    """An SVG document as an element for a page: without its prolog, and with ids that no other figure's share."""
+    """Return an SVG document as a page's element: no prolog, and every id prefixed."""
     svg = document[document.index("<svg") :]
-    # Only inside tags, so that no text that people read is changed.
+    # Only inside tags, so that visible text is not changed.
     return Markup(re.sub(r"<[a-z][^>]*>", lambda tag: re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", tag[0]), svg))
-
-
-def count(value: float) -> str:
-    """An L0: whole from 100, else one decimal, below 1 two digits."""
-    return _plain(value, lambda v: f"{v:,.0f}" if abs(v) >= 100 else f"{v:.1f}" if abs(v) >= 1 or v == 0 else f"{v:.2g}")
-
-
-def fraction(value: float) -> str:
-    """An FVU: three decimals, or two digits if that would leave less."""
-    return _plain(value, lambda v: f"{v:.3f}" if abs(v) >= 0.01 or v == 0 else f"{v:.2g}")
-
-
-def percent(value: float) -> str:
-    """A share: one decimal; what is not zero does not read as zero, nor as 100% what is not."""
-    if 0 < value < 0.0005:
-        return "<0.1%"
-    if 0.9995 <= value < 1:
-        return ">99.9%"
-    return _plain(value, lambda v: f"{100 * v:.1f}%")
-
-
-def signed(value: float) -> str:
-    """A difference of losses, with its sign."""
-    return _plain(value, lambda v: f"{v:+.3f}" if abs(v) >= 0.01 or v == 0 else f"{v:+.2g}")
-
-
-def _plain(value: float, pattern: Callable[[float], str]) -> str:
-    return pattern(value).replace("-", MINUS) if math.isfinite(value) else "n/a"
-
-
-def _span(values: list, pattern: Callable[[float], str]) -> str:
-    """The one value that all share, or the range."""
-    if not values:
-        return "none"
-    low, high = pattern(min(values)), pattern(max(values))
-    return low if low == high else f"{low} to {high}"
 
 
 def _environment() -> Environment:

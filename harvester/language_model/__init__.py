@@ -1,0 +1,1 @@
+"""The language model: describe, load and run it, read its activations and edit them."""

@@ -1,9 +1,10 @@
-"""TransformerLens' bridge: how it is loaded, and what of it is replaced for speed."""
+"""TransformerLens' bridge: load it, and replace the parts of it that are slow."""
 
 import contextlib
 import gc
 import logging
 import warnings
+from collections.abc import Iterator
 from types import MethodType
 from typing import Any
 
@@ -13,66 +14,76 @@ from transformers.utils import logging as transformers_logging
 from scopemill.harvester.config import ModelConfig
 from scopemill.proto.errors import InputError, ModelError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-
-def boot(model: ModelConfig, **options: Any):
-    with _uncollected():
-        from transformer_lens.model_bridge import TransformerBridge  # seconds to import: only who loads a model pays
+def boot(model: ModelConfig, **options: Any) -> Any:
+    """Load a model under TransformerLens' bridge. ``options`` go to ``TransformerBridge.boot_transformers``."""
+    with _garbage_collection_off():
+        from transformer_lens.model_bridge import TransformerBridge  # takes seconds to import, so only when a model is loaded
 
     return TransformerBridge.boot_transformers(model.name, revision=model.revision, **options)
 
 
 @contextlib.contextmanager
-def _uncollected():
-    """No search for garbage, as an import of thousands of modules makes none: it took a third of the seconds."""
-    collects = gc.isenabled()
+def _garbage_collection_off() -> Iterator[None]:
+    """Switch garbage collection off.
+
+    Importing thousands of modules makes no garbage, and looking for garbage took a third of the time.
+    """
+    was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if collects:
+        if was_on:
             gc.enable()
 
 
-def skip_norm_observations(bridge: Any) -> None:
-    """Let each norm run as Hugging Face wrote it. The bridge computes every norm a second time, for its `hook_scale` and
-    `hook_normalized`, which are no sites of ours: a quarter of a small model's forward pass."""
+def use_hugging_face_norms(bridge: Any) -> None:
+    """Run each norm as Hugging Face wrote it.
+
+    The bridge computes every norm a second time for its ``hook_scale`` and ``hook_normalized``. Scopemill reads neither,
+    and they cost a quarter of a small model's forward pass.
+    """
     for module in bridge.modules():
         if hasattr(module, "_hf_autograd_forward_with_hooks") and isinstance(module.original_component, torch.nn.Module):
             module._hf_autograd_forward_with_hooks = module.original_component.forward
 
 
-def attend_as_hugging_face(bridge: Any) -> None:
-    """Let attention run as Hugging Face wrote it, in one fused call where the architecture has that. The bridge computes it
-    step by step, for scores and patterns that are no sites of ours; ``attn_z`` is the input of the last projection either way."""
+def use_hugging_face_attention(bridge: Any) -> None:
+    """Run attention as Hugging Face wrote it.
+
+    This is one fused call where the architecture has one. The bridge computes attention step by step for its hooks on
+    scores and patterns, which Scopemill does not read. ``attn_z`` is the input of the output projection either way.
+    """
     from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 
     attentions = [module for module in bridge.modules() if isinstance(module, AttentionBridge)]
     if not all(_projects_through_the_bridge(module) for module in attentions):
         return
     for attention in attentions:
-        # Past the bridge's __setattr__, which would set it on the Hugging Face module that it wraps.
+        # The bridge's __setattr__ would set the attribute on the wrapped Hugging Face module.
         attention.__dict__["forward"] = MethodType(AttentionBridge.forward, attention)
-    with quiet(), contextlib.suppress(ValueError):  # such as Gemma 2, whose scores are capped
+    with quiet_libraries(), contextlib.suppress(ValueError):  # Gemma 2, for one, caps its scores and has no fused call
         bridge.original_model.set_attn_implementation("sdpa")
 
 
 def _projects_through_the_bridge(attention: Any) -> bool:
-    """Make sure that Hugging Face's attention calls the bridge's last projection, whose input is ``attn_z``; False if that cannot be.
+    """Make Hugging Face's attention call the bridge's output projection; False if impossible.
 
-    Where the bridge splits a fused projection, as GPT-2's, it keeps its own to itself.
+    ``attn_z`` is read at this projection. The call is impossible where the bridge splits a fused projection, such as
+    GPT-2's, and keeps its own projection.
     """
-    last, own = getattr(attention, "o", None), attention.original_component
-    if last is None:
+    projection, original = getattr(attention, "o", None), attention.original_component
+    if projection is None:
         return False
-    if getattr(own, last.name, None) is last.original_component:
-        setattr(own, last.name, last)
-    return any(module is last for module in own.modules())
+    if getattr(original, projection.name, None) is projection.original_component:
+        setattr(original, projection.name, projection)
+    return any(module is projection for module in original.modules())
 
 
 @contextlib.contextmanager
-def model_errors(model: ModelConfig):
+def as_model_error(model: ModelConfig) -> Iterator[None]:
+    """Turn every error of the block into a ModelError that names the model."""
     try:
         yield
     except InputError:
@@ -83,8 +94,8 @@ def model_errors(model: ModelConfig):
 
 
 @contextlib.contextmanager
-def quiet():
-    """No progress bars and no notes of the libraries while a model loads."""
+def quiet_libraries() -> Iterator[None]:
+    """Silence the libraries' progress bars, warnings and notes while a model loads."""
     verbosity, level = transformers_logging.get_verbosity(), logging.root.manager.disable
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -1,6 +1,6 @@
-"""The language model: what it is (before its weights are loaded), its activations, and its loss under edits.
+"""The language model with its weights: its activations, and its loss under edits.
 
-Legend of shapes: B sequences, T positions, V vocabulary, d width of a hook.
+Legend of shapes: B sequences, T positions, d width of a hook.
 """
 
 import contextlib
@@ -10,70 +10,76 @@ from typing import Any
 import torch
 
 from scopemill.harvester.config import ModelConfig
-from scopemill.harvester.language_model.bridge import DTYPES, attend_as_hugging_face, boot, model_errors, quiet, skip_norm_observations
+from scopemill.harvester.dtypes import TORCH_DTYPES
+from scopemill.harvester.language_model.bridge import (
+    as_model_error,
+    boot,
+    quiet_libraries,
+    use_hugging_face_attention,
+    use_hugging_face_norms,
+)
 from scopemill.proto.hooks import Hook
 
-Edit = Callable[[torch.Tensor], torch.Tensor]
+Edit = Callable[[torch.Tensor], torch.Tensor]  # [B, T, d] -> [B, T, d]
+Visitor = Callable[[str, torch.Tensor], None]  # a hook's name and its activations [B, T, d]
 
 
-class _AllCaptured(Exception):
-    """Ends a forward pass: what comes after it, the head over the whole vocabulary above all, nobody wants."""
+class _AllHooksReached(Exception):
+    """End a forward pass early: later layers and the unembedding are not needed."""
 
 
 class LanguageModel:
-    """A model under TransformerLens' bridge, for reading activations and for replacing them."""
+    """Run a model under TransformerLens' bridge to read its activations or replace them."""
 
     def __init__(self, model: ModelConfig):
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if model.device == "auto" else model.device)
-        with quiet(), model_errors(model):
-            self._bridge = boot(model, dtype=DTYPES[model.dtype], device=self.device)
+        with quiet_libraries(), as_model_error(model):
+            self._bridge = boot(model, dtype=TORCH_DTYPES[model.dtype], device=self.device)
         self._bridge.eval().requires_grad_(False)
-        skip_norm_observations(self._bridge)
-        attend_as_hugging_face(self._bridge)
+        use_hugging_face_norms(self._bridge)
+        use_hugging_face_attention(self._bridge)
 
     def capture(self, tokens: torch.Tensor, hooks: Iterable[Hook]) -> dict[str, torch.Tensor]:
-        """Activations [B, T, d] of every hook for tokens [B, T], by the hooks' names."""
+        """Return the activations [B, T, d] of every hook for tokens [B, T]."""
         captured: dict[str, torch.Tensor] = {}
         self.visit(tokens, hooks, captured.__setitem__)
         return captured
 
-    def visit(self, tokens: torch.Tensor, hooks: Iterable[Hook], see: Callable[[str, torch.Tensor], None]) -> None:
-        """Show ``see`` the activations [B, T, d] of every hook for tokens [B, T], each once, as soon as they are there.
+    def visit(self, tokens: torch.Tensor, hooks: Iterable[Hook], visitor: Visitor) -> None:
+        """Run tokens [B, T] and call ``visitor`` when the pass reaches each hook.
 
-        It is one pass, that ends where the last of them is reached. The heads of ``attn_z`` are concatenated. The tensors
-        are on the model's device, in its precision; who does not keep them spares their memory.
+        The pass ends at the last hook. The heads of ``attn_z`` are concatenated. Tensors are on the model's device, in the
+        model's precision; a visitor that does not keep them saves their memory.
         """
         left = {hook.name for hook in hooks}
 
-        def show(name: str) -> Callable:
-            def fn(x: torch.Tensor, hook: Any) -> None:
-                see(name, x.flatten(start_dim=2))
+        def visit_at(name: str) -> Callable:
+            def hook_fn(x: torch.Tensor, hook: Any) -> None:
+                visitor(name, x.flatten(start_dim=2))
                 left.discard(name)
                 if not left:
-                    raise _AllCaptured
+                    raise _AllHooksReached
 
-            return fn
+            return hook_fn
 
-        with torch.inference_mode(), contextlib.suppress(_AllCaptured):
-            self._bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=[(name, show(name)) for name in left], return_type=None)
+        with torch.inference_mode(), contextlib.suppress(_AllHooksReached):
+            self._bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=[(name, visit_at(name)) for name in left], return_type=None)
 
     def token_losses(self, tokens: torch.Tensor, edits: Mapping[Hook, Edit] | None = None) -> torch.Tensor:
-        """Cross-entropy [B, T-1] in nats of each token from the second on, in float32.
+        """Return the cross-entropy [B, T-1] of each next token, in nats and float32.
 
-        ``edits`` replace activations on the way: each gets [B, T, d] and gives the same shape back.
+        Each edit replaces the activations of its hook during the pass.
         """
 
-        def replace(edit: Edit) -> Callable:
-            def fn(x: torch.Tensor, hook: Any) -> torch.Tensor:
+        def apply(edit: Edit) -> Callable:
+            def hook_fn(x: torch.Tensor, hook: Any) -> torch.Tensor:
                 return edit(x.flatten(start_dim=2)).to(x.dtype).reshape(x.shape)
 
-            return fn
+            return hook_fn
 
         tokens = tokens.to(self.device).long()
+        fwd_hooks = [(hook.name, apply(edit)) for hook, edit in (edits or {}).items()]
         with torch.inference_mode():
-            logits = self._bridge.run_with_hooks(
-                tokens, fwd_hooks=[(hook.name, replace(edit)) for hook, edit in (edits or {}).items()], return_type="logits"
-            )
-            return torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(
-                len(tokens), -1
-            )
+            logits = self._bridge.run_with_hooks(tokens, fwd_hooks=fwd_hooks, return_type="logits")
+            predictions, targets = logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten()
+            return torch.nn.functional.cross_entropy(predictions, targets, reduction="none").view(len(tokens), -1)

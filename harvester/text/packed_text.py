@@ -1,4 +1,4 @@
-"""Packed text: a corpus tokenised, cut into sequences and kept in the bucket."""
+"""Packed text: a corpus tokenized, packed into buckets and stored."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -7,57 +7,68 @@ import numpy as np
 import safetensors.numpy
 
 from scopemill.harvester.config import CorpusConfig, ModelConfig
-from scopemill.harvester.language_model.card import load_tokenizer
+from scopemill.harvester.language_model.describe import load_tokenizer
 from scopemill.harvester.task import HarvestTask
-from scopemill.harvester.text import corpus as corpora
-from scopemill.harvester.text.packing import Sequences, buckets, sequences
+from scopemill.harvester.text.corpus import documents
+from scopemill.harvester.text.packing import Sequences, group_into_buckets, pack_sequences
 from scopemill.proto.errors import CorpusError
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record, checksummed_tensors, read_record, read_tensors
 
-TOKENIZER_BATCH = 256  # documents at once: the tokenizer works on them in parallel
+TOKENIZER_BATCH = 256  # documents per call: the tokenizer works on them in parallel
 
 
-def tokenized(model: ModelConfig, corpus: CorpusConfig) -> Iterator[np.ndarray]:
-    """The tokens of each document, without special ones."""
+def tokenized_documents(model: ModelConfig, corpus: CorpusConfig) -> Iterator[np.ndarray]:
+    """Yield the tokens of each document, without special tokens added."""
     tokenizer = load_tokenizer(model)
-    documents = corpora.documents(corpus)
-    while batch := list(islice(documents, TOKENIZER_BATCH)):
+    texts = documents(corpus)
+    while batch := list(islice(texts, TOKENIZER_BATCH)):
         for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
             yield np.asarray(ids, dtype=np.int64)
 
 
 def pack_corpus(task: HarvestTask) -> int:
-    """Pack the corpus into buckets of rows and commit them; returns how many there are.
+    """Pack the corpus into buckets, commit them and return their number. Idempotent.
 
-    CorpusError if what is left after the reserved sequences fills no bucket.
+    Raises CorpusError if the corpus is too short for the reserved sequences and one bucket.
     """
-    bucket, layout, corpus, harvest = task.bucket, task.text_layout, task.corpus, task.config
+    bucket, layout, harvest = task.bucket, task.text_layout, task.config
     if bucket.exists(layout.packing):
         return read_record(bucket, layout.packing)["shards"]
-    packed = sequences(tokenized(task.model, corpus), harvest.context_length, task.card.bos)
+    packed = pack_sequences(tokenized_documents(task.model, task.corpus), harvest.context_length, task.card.bos)
     if task.reserved:
-        held = list(islice(packed, task.reserved))
-        if len(held) < task.reserved:
-            raise CorpusError(f"corpus {corpus.source!r} has {len(held)} sequences; evaluation alone reserves {task.reserved}")
-        save_sequences(bucket, layout.reserved, Sequences.join(held))
+        _reserve(task, packed)
     spare = int(harvest.rows_per_shard * harvest.outlier_spare) if harvest.outlier_norm else 0
     shards = 0
-    complete = buckets(packed, harvest.rows_per_shard + spare, task.card.special)
+    complete = group_into_buckets(packed, harvest.rows_per_shard + spare, task.card.special)
     for block in islice(complete, harvest.tokens // harvest.rows_per_shard):
         save_sequences(bucket, layout.packed(shards), block)
         shards += 1
     if not shards:
         raise CorpusError(
-            f"corpus {corpus.source!r} is shorter than one shard: lower harvest.rows_per_shard ({harvest.rows_per_shard}) or give more text"
+            f"corpus {task.corpus.source!r} is shorter than one shard: lower harvest.rows_per_shard ({harvest.rows_per_shard}) "
+            "or add text to the corpus"
         )
     bucket.create(layout.packing, checksummed_record({"shards": shards, "identity": task.text_identity}))
     return shards
 
 
+def _reserve(task: HarvestTask, packed: Iterator[Sequences]) -> None:
+    """Take the first sequences of the corpus and store them for the evaluation."""
+    reserved = list(islice(packed, task.reserved))
+    if len(reserved) < task.reserved:
+        raise CorpusError(
+            f"corpus {task.corpus.source!r} has {len(reserved)} sequences; evaluation alone reserves {task.reserved}: "
+            "lower evaluation.sequences, name an evaluation.corpus, or add text to the corpus"
+        )
+    save_sequences(task.bucket, task.text_layout.reserved, Sequences.join(reserved))
+
+
 def save_sequences(bucket: Bucket, path: str, block: Sequences) -> None:
+    """Write sequences as one checksummed safetensors object."""
     bucket.write(path, *checksummed_tensors(safetensors.numpy.save({name: np.ascontiguousarray(x) for name, x in vars(block).items()})))
 
 
 def load_sequences(bucket: Bucket, path: str) -> Sequences:
+    """Read sequences that ``save_sequences`` wrote."""
     return Sequences(**safetensors.numpy.load(read_tensors(bucket, path)))

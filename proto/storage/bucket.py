@@ -1,4 +1,4 @@
-"""The bucket: a tree of objects under any fsspec URL, each written whole or not at all."""
+"""Store objects under any fsspec URL, each written whole or not at all."""
 
 import errno
 import os
@@ -17,51 +17,56 @@ from scopemill.proto.storage.retry import retry
 
 Bytes = bytes | bytearray | memoryview
 T = TypeVar("T")
-TEMPORARY = ".tmp-"  # begins the name of what is being written beside its place
-PIECE_BYTES = 256 * 1024  # of a local file at once: fits a core's cache
+TEMPORARY = ".tmp-"  # prefix of a file that is still being written, beside its final name
+PIECE_BYTES = 256 * 1024  # of a local file per read: fits a core's cache
 
 
 class Bucket:
-    """Objects by relative path, as ``bucket.read("activations/demo/dataset.json")``.
+    """Read and write objects by relative path, as ``bucket.read("activations/demo/dataset.json")``.
 
-    A reader never sees half an object: a local file is written beside its place and renamed, S3 makes an object
-    visible when its upload ends. ``create`` is the commit: of several writers' bytes exactly one's are kept.
+    A reader never sees half an object: a local file is written under a temporary name and renamed, and S3 shows an object
+    when its upload ends. ``create`` is the commit: the bytes of exactly one of several writers are kept.
 
-    Every verb is tried again while its failure may pass (`patience`), and may be: to repeat one changes nothing. What is
-    left is one StorageError that names the object.
+    Every method is idempotent, and retries transient failures (`retry`). A remaining failure is one StorageError that
+    names the object.
     """
 
     def __init__(self, url: str):
         self.url = str(url).rstrip("/")
         if not self.url or self.url.endswith(":"):
-            raise InputError(f"bucket {url!r} names no place: give a folder or a URL such as s3://bucket/prefix")
+            raise InputError(f"bucket {url!r} names no folder: give a folder or a URL such as s3://bucket/prefix")
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
-            raise InputError(f"bucket {url!r} is not a place that can be opened: {error}") from error
+            raise InputError(f"bucket {url!r} cannot be opened: {error}") from error
         self._local = isinstance(self._fs, LocalFileSystem)
-        if not self._local:  # other processes write here too: a remembered listing would be wrong
+        if not self._local:  # other processes write here too: a cached listing would be wrong
             self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["Bucket"], tuple[str]]:
         return Bucket, (self.url,)
 
     def __repr__(self) -> str:
         return f"Bucket({self.url!r})"
 
     def place(self, path: str) -> str:
-        """Where an object lies, for people and for other programs."""
+        """Return the full address of an object, for messages and other programs."""
         return f"{self.url}/{path}"
 
     def read(self, path: str) -> bytes:
-        return self._do("read", path, lambda full: self._fs.cat_file(full))
+        """Return an object's bytes; raise MissingObject for an absent object."""
 
-    def read_into(self, path: str, buffer: memoryview, see: Callable[[memoryview, int], None] = lambda piece, at: None) -> memoryview:
-        """The object's bytes: in ``buffer`` where the store can, else in memory of their own.
+        def read(full: str) -> bytes:
+            data: bytes = self._fs.cat_file(full)
+            return data
 
-        Recycled memory is read into 20 times faster than fresh memory, so a local file goes into the buffer. ``see``
-        gets each piece and where it begins, while it is still in the processor's cache; a read that is tried again begins at
-        0 again. StorageError if the object is larger than the buffer.
+        return self._do("read", path, read)
+
+    def read_into(self, path: str, buffer: memoryview, see: Callable[[memoryview, int], None] = lambda piece, start: None) -> memoryview:
+        """Return the object's bytes: a view of ``buffer`` for a local file, else fresh memory.
+
+        Reading into recycled memory is 20 times faster than into fresh memory. ``see(piece, start)`` gets each piece while
+        it is in the processor's cache; a retry starts again at 0. Raises StorageError for an object larger than the buffer.
         """
 
         def read(full: str) -> memoryview:
@@ -83,16 +88,16 @@ class Bucket:
 
     @property
     def is_local(self) -> bool:
-        """Whether objects are files of this machine, which can be read in parts."""
+        """Return True if objects are files of this machine, which can be read in parts."""
         return self._local
 
     def open_local(self, path: str) -> BinaryIO:
-        """The file of an object, of a bucket that is local."""
+        """Open an object of a local bucket as a file."""
         return self._do("read", path, lambda full: open(full, "rb", buffering=0))
 
     @staticmethod
     def read_at(file: BinaryIO, place: str, start: int, into: memoryview) -> int:
-        """Fill ``into`` from a byte of such a file on; returns how many bytes came, fewer only at its end."""
+        """Fill ``into`` from byte ``start`` of a file; return the bytes read, fewer only at its end."""
         try:
             filled = read = os.preadv(file.fileno(), [into], start)
             while read and filled < len(into):
@@ -102,14 +107,17 @@ class Bucket:
         return filled
 
     def write(self, path: str, *parts: Bytes) -> None:
-        """Write an object, replacing what was there. Parts are joined without a copy where the store can."""
+        """Write an object, or replace it.
+
+        A local file is written part by part, without a joined copy.
+        """
         self._do("write", path, lambda full: self._put(full, parts))
 
     def create(self, path: str, data: Bytes) -> bool:
-        """Write an object unless it is there. True if it now holds these bytes.
+        """Write an object unless it exists. Return True if the object holds these bytes.
 
-        The reply to a write that succeeded may be lost, and the client library tries again by itself: then we find our own
-        object. So who asks for bytes that lie there already is told True, whoever wrote them.
+        The reply to a successful write may be lost, and a retry then finds the object of its own first attempt. So the
+        result is True for an existing object with these bytes, whoever wrote it.
         """
 
         def create(full: str) -> bool:
@@ -119,19 +127,20 @@ class Bucket:
                         os.link(temporary, full)
                 else:
                     self._fs.pipe_file(full, bytes(data), mode="create")
-            except OSError as error:  # s3fs gives the lost race of If-None-Match as EINVAL
+            except OSError as error:  # s3fs reports a lost race of If-None-Match as EINVAL
                 if not isinstance(error, FileExistsError) and not (error.errno == errno.EINVAL and self._is_object(full)):
                     raise
-                return self._fs.cat_file(full) == bytes(data)
+                return bool(self._fs.cat_file(full) == bytes(data))
             return True
 
         return self._do("write", path, create)
 
     def exists(self, path: str) -> bool:
+        """Return True if there is an object at the path; a folder is none."""
         return self._do("look for", path, self._is_object)
 
     def names(self, path: str) -> list[str]:
-        """Names directly under a folder, sorted; empty if there is no such folder."""
+        """Return the sorted names directly under a folder; empty for an absent folder."""
 
         def names(full: str) -> list[str]:
             try:
@@ -144,13 +153,13 @@ class Bucket:
         return self._do("list", path, names)
 
     def find(self, path: str, temporary: bool = False) -> list[str]:
-        """Every object below a folder, by its path in the bucket, sorted; or what writers that died have left there."""
+        """Return the sorted paths of objects below a folder, or of killed writers' temporary files."""
         start = len(self._root.rstrip("/")) + 1
         found = self._do("list", path, lambda full: self._fs.find(full))
         return sorted(p[start:] for p in found if PurePosixPath(p).name.startswith(TEMPORARY) == temporary)
 
     def remove(self, path: str) -> None:
-        """Delete an object; nothing if it is not there."""
+        """Delete an object; do nothing if it is absent."""
 
         def remove(full: str) -> None:
             with suppress(FileNotFoundError):
@@ -159,7 +168,7 @@ class Bucket:
         self._do("delete", path, remove)
 
     def remove_tree(self, path: str) -> None:
-        """Delete all objects below a folder; nothing if there are none."""
+        """Delete all objects below a folder; do nothing if there are none."""
 
         def remove(full: str) -> None:
             with suppress(FileNotFoundError):
@@ -168,7 +177,10 @@ class Bucket:
         self._do("delete", path, remove)
 
     def check_writable(self) -> None:
-        """StorageError unless an object can be written here. Tried once: a URL that is wrong should be told at once."""
+        """Raise StorageError unless an object can be written here.
+
+        There is no retry: a wrong URL should fail at once.
+        """
         probe = f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
             with self._errors("write", probe):
@@ -179,7 +191,7 @@ class Bucket:
 
     def _check_fits(self, path: str, size: int, buffer: memoryview) -> None:
         if size > len(buffer):
-            raise StorageError(f"{self.place(path)} has {size} bytes where at most {len(buffer)} belong")
+            raise StorageError(f"{self.place(path)} has {size} bytes, but at most {len(buffer)} are expected")
 
     def _full(self, path: str) -> str:
         if path.startswith("/") or not path.strip("/") or not {".", ".."}.isdisjoint(path.split("/")):
@@ -187,9 +199,9 @@ class Bucket:
         return f"{self._root.rstrip('/')}/{path}"
 
     def _is_object(self, full: str) -> bool:
-        # fsspec's own isfile takes every failure for "no": after a moment of throttling, all would be done again.
+        # fsspec's isfile returns False for every failure: after a moment of throttling, finished work would be done again.
         try:
-            return self._fs.info(full)["type"] == "file"
+            return bool(self._fs.info(full)["type"] == "file")
         except (FileNotFoundError, NotADirectoryError):
             return False
 
@@ -216,7 +228,7 @@ class Bucket:
             temporary.unlink(missing_ok=True)
 
     def _do(self, verb: str, path: str, attempt: Callable[[str], T]) -> T:
-        """The attempt's result on the object's full path, with patience; else one of our errors."""
+        """Return the attempt's result on the full path, with retries; raise StorageError otherwise."""
         full = self._full(path)
         with self._errors(verb, path):
             return retry(lambda: attempt(full), metrics.STORE_RETRIES.labels(verb).inc)
@@ -230,8 +242,8 @@ class Bucket:
                 raise MissingObject(f"{self.place(path)} is not there") from error
             raise StorageError(f"cannot {verb} {self.place(path)}: {error.strerror or error}") from error
         except Exception as error:
-            # Stores raise what their client library raises (botocore's missing credentials, aiohttp's closed
-            # connection): to our callers each is the same thing.
+            # Stores raise errors of their client library (botocore's missing credentials, aiohttp's closed connection):
+            # callers treat all of them alike.
             if isinstance(error, StorageError):
                 raise
             raise StorageError(f"cannot {verb} {self.place(path)}: {type(error).__name__}: {error}") from error

@@ -1,7 +1,8 @@
-"""Objects that carry their own checksum: safetensors' header has room for text, and JSON for a field more.
+"""Write and read safetensors and JSON objects that carry their own checksum.
 
-So tensors and records stay files that anybody reads, and what was damaged in the store or on its way is found before it is used.
-Chunks of shards have theirs in Zarr's codec and in the commit record.
+The checksum is one more field: of the header's metadata in safetensors, of the record in JSON. So other programs still
+read these files, and damaged bytes are found before use. Chunks of shards have their checksums in Zarr's codec and in
+the commit record (`proto.chunks`).
 """
 
 import json
@@ -15,12 +16,12 @@ from scopemill.proto.errors import CorruptObject
 from scopemill.proto.storage.bucket import Bucket, Bytes
 
 SEAL = "crc32c"
-_LENGTH = 8  # bytes that say how long safetensors' header is
+_LENGTH = 8  # bytes of the number that opens a safetensors file: the header's length
 T = TypeVar("T")
 
 
 def checksummed_tensors(data: bytes) -> tuple[Bytes, Bytes]:
-    """The parts of a safetensors object that carries its checksum, from one that does not."""
+    """Return the two parts of a safetensors object with its checksum added."""
     header, body = _parts(data)
     text = json.dumps({"__metadata__": {SEAL: _checksum(header, body)}} | header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
@@ -28,12 +29,12 @@ def checksummed_tensors(data: bytes) -> tuple[Bytes, Bytes]:
 
 
 def checksummed_record(fields: dict[str, Any]) -> bytes:
-    """A JSON object with its checksum as one field more."""
+    """Return a JSON object with its checksum as an additional field."""
     return json.dumps(fields | {SEAL: _checksum(fields)}, indent=1).encode()
 
 
 def read_tensors(bucket: Bucket, path: str) -> bytes:
-    """A sealed safetensors object. CorruptObject if it is damaged, or not one."""
+    """Read a checksummed safetensors object; raise CorruptObject for a damaged or another object."""
 
     def read() -> bytes:
         data = bucket.read(path)
@@ -50,14 +51,16 @@ def read_tensors(bucket: Bucket, path: str) -> bytes:
 
 
 def read_record(bucket: Bucket, path: str) -> dict[str, Any]:
-    """The fields of a sealed JSON object. CorruptObject if it is damaged, or none."""
+    """Read a checksummed JSON object's fields; raise CorruptObject for a damaged or another object."""
 
     def read() -> dict[str, Any]:
         try:
-            fields = json.loads(bucket.read(path))
+            fields: dict[str, Any] = json.loads(bucket.read(path))
             whole = fields.pop(SEAL) == _checksum(fields)
         except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
-            raise CorruptObject(f"{bucket.place(path)} carries no checksum: it is damaged, or another version made it") from error
+            raise CorruptObject(
+                f"{bucket.place(path)} carries no checksum: it is damaged or of another version; restore it, or delete it and make it again"
+            ) from error
         if not whole:
             raise _corrupt(bucket.place(path))
         return fields
@@ -66,7 +69,10 @@ def read_record(bucket: Bucket, path: str) -> dict[str, Any]:
 
 
 def retry_corrupt_read(read: Callable[[], T]) -> T:
-    """What is read; once more if it is corrupt, for it may have been damaged on its way while what lies in the store is whole."""
+    """Return the result of a read; retry once if it is corrupt.
+
+    Bytes may be damaged on their way while the stored object is whole.
+    """
     try:
         return read()
     except CorruptObject:
@@ -84,10 +90,12 @@ def _parts(data: bytes) -> tuple[dict[str, Any], memoryview]:
 
 
 def _checksum(fields: dict[str, Any], body: Bytes = b"") -> str:
-    """Of the fields, however they are written down, and of what follows them."""
+    """Return the checksum of fields, in any order and spacing, and of a body."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return f"{crc32c.crc32c(body, crc32c.crc32c(text.encode())):08x}"
 
 
 def _corrupt(place: str) -> CorruptObject:
-    return CorruptObject(f"{place} does not match the checksum that it carries: restore it, or delete what it belongs to and make it anew")
+    return CorruptObject(
+        f"{place} does not match the checksum that it carries: restore it, or delete the folder that it belongs to and make it again"
+    )

@@ -164,7 +164,7 @@ def test_a_server_takes_no_more_streams_at_a_time_than_it_was_started_for(bucket
             StreamClient(server.address, OTHER, "b", 0, 4)
             raise AssertionError("it was taken")
         except WireError as error:
-            assert "is more than the 1 that this server was started for at a time" in str(error)
+            assert "exceeds the limit of 1 streams at a time that this server was started with" in str(error)
         first.close()
     finally:
         server.stop()

@@ -17,12 +17,12 @@ from support.synthetic import make_dataset
 from scopemill.activation_server import client as client_module
 from scopemill.activation_server import mailbox as mailbox_module
 from scopemill.activation_server import server as server_module
-from scopemill.activation_server import shared_memory as ring_module
+from scopemill.activation_server import shared_memory as memory_module
 from scopemill.activation_server import stream as stream_module
 from scopemill.activation_server.client import StreamClient
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.server import ActivationServer
-from scopemill.activation_server.shared_memory import Ring, RingView
+from scopemill.activation_server.shared_memory import SharedSlots, SharedSlotsView
 from scopemill.activation_server.stream_reader import StreamReader
 from scopemill.proto import wire
 from scopemill.proto.dataset import read_manifest
@@ -37,7 +37,7 @@ BATCHES = 100
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Bucket:
-    bucket = Bucket(str(tmp_path_factory.mktemp("ring")))
+    bucket = Bucket(str(tmp_path_factory.mktemp("shared memory")))
     make_dataset(bucket, hooks={HOOK: 128}, shards=4, rows=512)
     return bucket
 
@@ -73,7 +73,7 @@ class Trainee(Thread):
         super().__init__(daemon=True)
         self.client = StreamClient(server.address, STREAM, name, 0, BATCHES, take=self.take)
         self.got: list[str] = []
-        self.pause, self.from_ring = pause, 0
+        self.pause, self.from_shared = pause, 0
         self.go = Event()
         if go:
             self.go.set()
@@ -86,7 +86,7 @@ class Trainee(Thread):
         self.go.wait(60)
         for _, digest in self.client:
             self.got.append(digest)
-            self.from_ring += self.client._ring is not None
+            self.from_shared += self.client._shared is not None
             time.sleep(self.pause)
         self.client.close()
 
@@ -105,22 +105,22 @@ def test_trainers_through_the_ring_and_through_the_socket_get_the_same_bytes(ser
     monkeypatch.setattr(client_module, "this_host", lambda: "another host")
     remote = [Trainee(server, name, pause) for name, pause in (("c", 0), ("d", 0.002))]
     assert all(trainee.finish() == wanted for trainee in local + remote)
-    assert [t.from_ring for t in local + remote] == [BATCHES, BATCHES, 0, 0]
+    assert [t.from_shared for t in local + remote] == [BATCHES, BATCHES, 0, 0]
 
 
 def test_a_trainer_that_cannot_open_the_memory_says_so_and_gets_the_bytes(serve, wanted, monkeypatch, caplog):
     caplog.set_level("INFO", logger=client_module.log.name)
-    monkeypatch.setattr(ring_module, "_name", lambda token: "something else")  # as if the process id were another's
-    monkeypatch.setattr(ring_module.Ring, "__init__", own_name(ring_module.Ring.__init__, monkeypatch))
+    monkeypatch.setattr(memory_module, "_name", lambda token: "something else")  # as if the process id were another's
+    monkeypatch.setattr(memory_module.SharedSlots, "__init__", own_name(memory_module.SharedSlots.__init__, monkeypatch))
     trainee = Trainee(serve(), "a")
-    assert trainee.finish() == wanted and trainee.from_ring == 0
+    assert trainee.finish() == wanted and trainee.from_shared == 0
     assert "cannot be opened (" in caplog.text and "is not something else" in caplog.text
 
 
 def own_name(original, monkeypatch):
     def init(self, *arguments):
         with monkeypatch.context() as patch:
-            patch.setattr(ring_module, "_name", lambda token: f"scopemill-{token}")
+            patch.setattr(memory_module, "_name", lambda token: f"scopemill-{token}")
             original(self, *arguments)
 
     return init
@@ -130,10 +130,10 @@ def test_where_there_is_no_such_memory_batches_go_through_the_socket(serve, want
     def refuse(*arguments):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(ring_module.os, "memfd_create", refuse)
+    monkeypatch.setattr(memory_module.os, "memfd_create", refuse)
     trainee = Trainee(serve(), "a")
-    assert trainee.finish() == wanted and trainee.from_ring == 0
-    assert "no shared memory here" in caplog.text
+    assert trainee.finish() == wanted and trainee.from_shared == 0
+    assert "this host has no shared memory" in caplog.text
 
 
 def test_slots_beyond_the_ring_go_through_the_socket(serve, wanted, monkeypatch):
@@ -164,7 +164,7 @@ def take(arrays):
     return first.hexdigest()
 client = StreamClient(address, StreamSpec("synthetic", (hook,), 64, 5, 2), "process", 0, int(stop), take=take)
 for k, digest in client:
-    print(k, digest, client._ring is not None, flush=True)
+    print(k, digest, client._shared is not None, flush=True)
 """
 
 
@@ -228,8 +228,8 @@ def test_a_trainer_that_was_frozen_over_half_a_batch_sees_that_it_was_overwritte
 
 
 def test_a_segment_is_what_it_says_or_is_refused():
-    ring = Ring(3, 100)
-    view = RingView(ring.segment, 100)
+    ring = SharedSlots(3, 100)
+    view = SharedSlotsView(ring.segment, 100)
     memory, generation = ring.slot(2)
     memory[:] = bytes(range(100))
     generation += 7
@@ -245,10 +245,10 @@ def test_a_segment_is_what_it_says_or_is_refused():
         wire.Segment(s.process, 0, s.token, s.slots),
     ):
         with pytest.raises((OSError, ValueError, OverflowError)):
-            RingView(wrong, 100)
+            SharedSlotsView(wrong, 100)
     ring.close()
     with pytest.raises((OSError, ValueError)):
-        RingView(s, 100)
+        SharedSlotsView(s, 100)
     assert bytes(view.slot(2)) == bytes(range(100))  # who has it open keeps it
 
 

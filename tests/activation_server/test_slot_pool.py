@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from scopemill.activation_server.slot_pool import Slot, Slots
+from scopemill.activation_server.slot_pool import Slot, SlotPool
 
 NAMES = st.sampled_from("abc")
 
@@ -22,7 +22,7 @@ class Lending(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.slots = Slots(lambda n: Slot(memoryview(bytearray(8)), np.zeros(1, np.uint64), n))
+        self.slots = SlotPool(lambda n: Slot(memoryview(bytearray(8)), np.zeros(1, np.uint64), n))
         self.index = 0
         self.held: dict[int, Slot] = {}
         self.frames: list[tuple[Slot, Frame]] = []
@@ -63,12 +63,12 @@ class Lending(RuleBasedStateMachine):
 
     @rule(name=NAMES, back=st.integers(-2, 6))
     def ask(self, name, back):
-        self.slots.passed(name, self.index - back)
+        self.slots.end_loans(name, self.index - back)
         self.lent = {(n, i): slot for (n, i), slot in self.lent.items() if n != name or i >= self.index - back}
 
     @rule(name=NAMES)
     def leave(self, name):
-        self.slots.returned(name)
+        self.slots.end_all_loans(name)
         self.lent = {(n, i): slot for (n, i), slot in self.lent.items() if n != name}
 
     @precondition(lambda self: self.held)

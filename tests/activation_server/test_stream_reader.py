@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from support.synthetic import make_dataset
 
+from scopemill.activation_server import chunk_reader as chunk_module
 from scopemill.activation_server import stream_reader as reader_module
+from scopemill.activation_server.chunk_reader import ChunkFetcher
 from scopemill.activation_server.order import Order
 from scopemill.activation_server.stream_reader import StreamReader
 from scopemill.proto.dataset import STORED_DTYPES, DatasetManifest
@@ -30,8 +32,8 @@ A, B = "blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunk objects of a few rows, so that a small shard has many, each with blocks that fill it unevenly."""
-    monkeypatch.setattr("scopemill.proto.dataset.CHUNK_BYTES", 256)
-    monkeypatch.setattr("scopemill.proto.dataset.BLOCK_BYTES", 100)
+    monkeypatch.setattr("scopemill.proto.chunks.CHUNK_BYTES", 256)
+    monkeypatch.setattr("scopemill.proto.chunks.BLOCK_BYTES", 100)
 
 
 @pytest.fixture
@@ -110,8 +112,8 @@ def test_row_r_is_the_same_token_at_every_hook_in_whatever_order_they_are_asked_
 def dataset(tmp_path_factory):
     """A dataset of many small chunks; the patch has to hold while it is written and while it is read."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scopemill.proto.dataset.CHUNK_BYTES", 256)
-        patch.setattr("scopemill.proto.dataset.BLOCK_BYTES", 100)
+        patch.setattr("scopemill.proto.chunks.CHUNK_BYTES", 256)
+        patch.setattr("scopemill.proto.chunks.BLOCK_BYTES", 100)
         bucket = Bucket(str(tmp_path_factory.mktemp("reader")))
         manifest = make_dataset(bucket, hooks={A: 8}, shards=5, rows=36)
         stream = spec(batch=11, k=2)
@@ -156,8 +158,8 @@ def test_the_next_shards_are_on_their_way_before_the_present_ones_end(bucket, sm
     manifest = make_dataset(bucket, hooks={A: 8}, shards=shards, rows=rows)
     stream = spec(batch=k * 4, k=k)
     order, fetched = Order(manifest, stream), []
-    original = StreamReader._fetch
-    monkeypatch.setattr(StreamReader, "_fetch", lambda self, shard, array, i: fetched.append((shard, i)) or original(self, shard, array, i))
+    original = ChunkFetcher._fetch
+    monkeypatch.setattr(ChunkFetcher, "_fetch", lambda self, shard, array, i: fetched.append((shard, i)) or original(self, shard, array, i))
     reader = StreamReader(bucket, manifest, stream)
     for index in range(3 * reader.batches_per_epoch - 1):
         assert_same_bits(read(reader, manifest, stream, index, stop=10**9), gathered(bucket, manifest, stream, index))
@@ -190,7 +192,7 @@ def test_memory_for_chunks_is_reused(bucket, small_chunks, whole_chunks, monkeyp
         made.append(size)
         return bytearray(size)
 
-    monkeypatch.setattr(reader_module, "bytearray", counted, raising=False)
+    monkeypatch.setattr(chunk_module, "bytearray", counted, raising=False)
     manifest = make_dataset(bucket, hooks={A: 8, B: 4}, shards=6, rows=96)
     stream = spec((A, B), batch=12, k=2)
     reader = StreamReader(bucket, manifest, stream)
@@ -216,8 +218,8 @@ def flipped(data: bytes) -> bytes:
     ("damage", "error", "sentence"),
     [
         (flipped, CorruptObject, "does not match its checksum"),
-        (lambda data: data[:-5], CorruptObject, "bytes, not the"),
-        (lambda data: data + b"x", StorageError, "where at most|bytes, not the"),
+        (lambda data: data[:-5], CorruptObject, "bytes, not the committed"),
+        (lambda data: data + b"x", StorageError, "but at most|bytes, not the committed"),
         (lambda data: b"", CorruptObject, "has 0 bytes"),
         (None, MissingObject, "is not there"),
     ],
@@ -374,6 +376,6 @@ def test_a_read_that_waits_for_a_shard_can_be_interrupted(bucket):
     withheld(bucket, Order(manifest, stream).shards(0)[0])
     roll(bucket, 0)
     threading.Timer(0.1, reader.interrupt).start()
-    with pytest.raises(Stopped, match="batch 0 was still to be harvested"):
+    with pytest.raises(Stopped, match="stopped while batch 0 waited for shard"):
         read(reader, manifest, stream, 0)
     reader.close()

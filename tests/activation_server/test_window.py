@@ -18,8 +18,8 @@ NAMES = ["a", "b", "c", "d"]
 class Place:
     """What the model knows of one consumer: what it was sent, what of that has arrived, what it has said so far."""
 
-    def __init__(self, cursor: int, stop: int, here: bool, deadline: float = 0.0):
-        self.stop, self.here, self.deadline = stop, here, deadline
+    def __init__(self, cursor: int, stop: int, connected: bool, deadline: float = 0.0):
+        self.stop, self.connected, self.deadline = stop, connected, deadline
         self.told = cursor  # the cursor that it last named, or where it skipped to
         self.received = cursor
         self.sent = cursor  # the next to be sent
@@ -28,8 +28,8 @@ class Place:
         self.detached = self.finished = False
 
     @property
-    def hungry(self) -> bool:
-        return self.here and len(self.on_their_way) < self.credit and self.sent < self.stop
+    def ready(self) -> bool:
+        return self.connected and len(self.on_their_way) < self.credit and self.sent < self.stop
 
 
 class WindowMachine(RuleBasedStateMachine):
@@ -54,7 +54,7 @@ class WindowMachine(RuleBasedStateMachine):
 
     def starving(self) -> bool:
         low = self.low()
-        return any(p.hungry and p.told > low and p.sent >= low + self.capacity for p in self.attached().values())
+        return any(p.ready and p.told > low and p.sent >= low + self.capacity for p in self.attached().values())
 
     def obey(self, decisions, read_for: str | None = None) -> list:
         """Carry decisions out in the model, each checked as it comes; ``read_for``: whose private read has just ended."""
@@ -66,7 +66,7 @@ class WindowMachine(RuleBasedStateMachine):
             match decision:
                 case Send(name, index):
                     place = self.places[name]
-                    assert place.here and index == place.sent, "in order, once, and only to who is there"
+                    assert place.connected and index == place.sent, "in order, once, and only to who is there"
                     assert len(place.on_their_way) < place.credit and index < place.stop, "within credit, and up to its stop"
                     if read_for == name:
                         read_for = None
@@ -101,7 +101,7 @@ class WindowMachine(RuleBasedStateMachine):
                     place.told = max(place.told, place.sent)
                 case GaveUp(name):
                     place = self.places.pop(name)
-                    assert not place.here and self.now >= place.deadline
+                    assert not place.connected and self.now >= place.deadline
         return decisions
 
     # Consumers
@@ -110,7 +110,7 @@ class WindowMachine(RuleBasedStateMachine):
     def expect(self, name, cursor, length):
         decisions = self.window.expect(name, cursor, cursor + length, self.now)
         if name not in self.places:
-            self.places[name] = Place(cursor, cursor + length, here=False, deadline=self.now + JOIN_SECONDS)
+            self.places[name] = Place(cursor, cursor + length, connected=False, deadline=self.now + JOIN_SECONDS)
         self.obey(decisions)
         self.reads_at_the_next_event = True
 
@@ -128,7 +128,7 @@ class WindowMachine(RuleBasedStateMachine):
         low, old = self.low(), self.places.pop(name, None)
         alone_in_window = self.low() is None
         decisions = self.window.join(name, cursor, stop, self.now)
-        self.places[name] = Place(cursor, stop, here=True)
+        self.places[name] = Place(cursor, stop, connected=True)
         behind = low is not None and cursor < low and not alone_in_window
         assert (Detached(name) in decisions) == behind
         if old and not old.detached and old.told < old.stop and cursor >= old.told:
@@ -139,7 +139,7 @@ class WindowMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES), take=st.integers(0, 4), credit=st.integers(1, 4))
     def ask(self, name, take, credit):
         place = self.places.get(name)
-        if place and place.here:
+        if place and place.connected:
             arrived = [place.received, *(index + 1 for index in place.on_their_way if index >= place.received)]
             self._ask(name, place, arrived[min(take, len(arrived) - 1)], credit)
 
@@ -153,8 +153,8 @@ class WindowMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES), arrives=st.integers(0, 4))
     def lose(self, name, arrives):
         if place := self.places.get(name):
-            if place.here:
-                place.here, place.deadline = False, self.now + JOIN_SECONDS
+            if place.connected:
+                place.connected, place.deadline = False, self.now + JOIN_SECONDS
                 place.received = min(place.sent, place.received + arrives)  # it may have got more than it could say
                 self.obey(self.window.lost(name, self.now))
 
@@ -201,7 +201,7 @@ class WindowMachine(RuleBasedStateMachine):
             self.reads_at_the_next_event = True
             return
         place = self.places.get(name)
-        wanted = place is not None and place.detached and place.hungry and place.sent == index
+        wanted = place is not None and place.detached and place.ready and place.sent == index
         decisions = self.window.loaded_alone(name, index, self.now)
         assert not wanted or decisions[0] == Send(name, index)
         self.obey(decisions, read_for=name if wanted else None)
@@ -214,11 +214,11 @@ class WindowMachine(RuleBasedStateMachine):
         self.now += seconds
         self.starved_since_then += seconds if starving else 0
         self.starved_without_a_break = self.starved_without_a_break + seconds if starving else 0.0
-        attached = {name: p for name, p in self.attached().items() if p.here or p.deadline > self.now}
+        attached = {name: p for name, p in self.attached().items() if p.connected or p.deadline > self.now}
         told = {name: p.told for name, p in self.places.items()}
         decisions = self.obey(self.window.tick(self.now))
-        assert {d.consumer for d in decisions if isinstance(d, GaveUp)}.isdisjoint(n for n, p in self.places.items() if p.here)
-        assert all(p.here or p.deadline > self.now for p in self.places.values()), "no place is kept for longer than promised"
+        assert {d.consumer for d in decisions if isinstance(d, GaveUp)}.isdisjoint(n for n, p in self.places.items() if p.connected)
+        assert all(p.connected or p.deadline > self.now for p in self.places.values()), "no place is kept for longer than promised"
         overtaken = [d.consumer for d in decisions if isinstance(d, Detached | Skipped)]
         if overtaken:
             assert {type(d) for d in decisions} & {Detached, Skipped} == {Detached if self.lag == "detach" else Skipped}
@@ -238,7 +238,7 @@ class WindowMachine(RuleBasedStateMachine):
     @invariant()
     def what_can_be_sent_has_been(self):
         for place in self.places.values():
-            assert place.detached or not place.hungry or place.sent not in self.memory
+            assert place.detached or not place.ready or place.sent not in self.memory
 
     @invariant()
     def only_who_was_announced_is_outside_the_window(self):
@@ -249,9 +249,9 @@ class WindowMachine(RuleBasedStateMachine):
     def lags_and_waits_are_told_as_they_are(self):
         foremost = max((p.told for p in self.places.values()), default=0)
         assert self.window.lags() == {name: foremost - p.told for name, p in self.places.items() if p.told < p.stop}
-        waiting = [p for p in self.places.values() if p.here and p.sent < p.stop]
-        held_back = [p for p in waiting if p.hungry and not p.detached and p.sent >= self.low() + self.capacity]
-        wanted = {"credit": sum(not p.hungry for p in waiting), "window": len(held_back)}
+        waiting = [p for p in self.places.values() if p.connected and p.sent < p.stop]
+        held_back = [p for p in waiting if p.ready and not p.detached and p.sent >= self.low() + self.capacity]
+        wanted = {"credit": sum(not p.ready for p in waiting), "window": len(held_back)}
         wanted["read"] = len(waiting) - sum(wanted.values())
         assert self.window.waits() == Counter(wanted)
 
@@ -261,9 +261,9 @@ class WindowMachine(RuleBasedStateMachine):
         if self.reads_at_the_next_event:
             return
         for name, place in self.places.items():
-            if place.detached and place.hungry:
+            if place.detached and place.ready:
                 assert name in self.alone
-            elif place.hungry and len(self.memory) + len(self.loading) < self.capacity:
+            elif place.ready and len(self.memory) + len(self.loading) < self.capacity:
                 assert place.sent in self.loading or place.sent >= self.low() + self.capacity
 
     def teardown(self):

@@ -25,11 +25,11 @@ from scopemill.activation_server.server import ActivationServer  # noqa: E402
 from scopemill.activation_server.stream_reader import StreamReader  # noqa: E402
 from scopemill.deploy.demo.run import MODEL  # noqa: E402
 from scopemill.deploy.demo.standard_library import write_corpus  # noqa: E402
-from scopemill.harvester.actor import IN_FLIGHT, Harvester  # noqa: E402
-from scopemill.harvester.calibration import load_sequences  # noqa: E402
+from scopemill.harvester.actor import Harvester  # noqa: E402
 from scopemill.harvester.config import CorpusConfig, HarvestConfig, ModelConfig  # noqa: E402
-from scopemill.harvester.language_model.model import describe  # noqa: E402
-from scopemill.harvester.task import HarvestTask, identity  # noqa: E402
+from scopemill.harvester.language_model.describe import describe  # noqa: E402
+from scopemill.harvester.task import IN_FLIGHT, HarvestTask, identity  # noqa: E402
+from scopemill.harvester.text.packed_text import load_sequences  # noqa: E402
 from scopemill.proto.dataset import DatasetManifest, read_manifest  # noqa: E402
 from scopemill.proto.layout import DatasetLayout  # noqa: E402
 from scopemill.proto.storage.bucket import Bucket  # noqa: E402

@@ -70,8 +70,8 @@ def results_of(architecture: str, kind: Kind) -> list[Result]:
         "server": {"shards_side_by_side": 4, "window_mib": 256},
         "train": {
             "template": "quick", "architecture": architecture, "widths": [1024], "sparsities": list(kind.sparsities), "tokens": 500_000,
-            "checkpoint_every": 10_000, "cpus": 0.5, "sparsity_warmup_steps": 150,
-        } | kind.fields,
+            "checkpoint_every": 10_000, "cpus": 0.5,
+        } | ({} if kind.sparsities == KS else {"sparsity_warmup_steps": 150}) | kind.fields,
         "evaluation": {
             "corpus": {"source": str(BUCKET / "corpus" / "held_out.jsonl"), "format": "jsonl"}, "sequences": 64,
             "sequences_per_forward": 64, "cpus": 2, "checkpoints": "last",
@@ -84,7 +84,7 @@ def results_of(architecture: str, kind: Kind) -> list[Result]:
             driver.harvest()
             driver.train()
             driver.evaluate()
-    return [e.result for sae in read_status(plan).saes for e in sae.evaluations]
+    return [e.result for sae in read_status(plan.bucket, plan.record).saes for e in sae.evaluations]
 
 
 def draw(results: dict[str, list[Result]]) -> None:

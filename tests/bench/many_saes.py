@@ -105,7 +105,8 @@ def many(
     began, cpu = time.perf_counter(), time.process_time()
     try:
         (part,) = plan.passes
-        Training(part, part.manifest, part.saes, driver.targets, tiny_sweep.quiet()).run(Scrapes(folder / "targets.json", measured))
+        training = Training(part, plan.read_state().passes[0], part.saes, driver.targets, tiny_sweep.quiet())
+        training.run(Scrapes(folder / "targets.json", measured))
     finally:
         ray.actor.ActorMethod._remote = remote
     measured.seconds, measured.driver_cpu_seconds = time.perf_counter() - began, time.process_time() - cpu

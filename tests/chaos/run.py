@@ -1,8 +1,8 @@
-"""The restart matrix: kill each process of a tiny sweep at its worst moments, run the same again, and compare every bit.
+"""Run the restart matrix: kill each process of a tiny sweep at its worst moments, resume, and compare every bit.
 
 ``python tests/chaos/run.py`` prints the matrix and fails unless every row ends as the undisturbed run did; ``--short``
-takes the three rows that a user meets first. Nothing is searched for and killed: `inside/sitecustomize.py` makes the
-process in question kill itself at an appointed call, and the driver is a child of this process.
+runs the three rows that a user meets first. No process is searched for: `inside/sitecustomize.py` makes the process of
+a row kill itself at a chosen call, and the driver is a child of this process.
 """
 
 import argparse
@@ -23,21 +23,21 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PHASES = ("harvest", "train", "evaluate")
 COMMAND = [sys.executable, "-m", "scopemill.deploy", "sweep"]
-PATIENCE = 120.0  # seconds for one command
-BUDGET = 480.0  # seconds after which no further row begins
+COMMAND_SECONDS = 120.0  # for one command
+BUDGET_SECONDS = 480.0  # after which no further row starts
 
 
 @dataclass(frozen=True)
 class Row:
-    """Whom to kill (``whom`` at or after a call), and in which phase."""
+    """Describe one kill: the process ``victim``, before or after a call, in one phase."""
 
     name: str
     phase: str
     call: str
     when: str
-    where: str = ""
+    where: str = ""  # a pattern of the call's arguments
     nth: int = 1
-    whom: str = "self"
+    victim: str = "self"
     short: bool = False
 
 
@@ -51,24 +51,26 @@ ROWS = [
     Row("trainer, in the middle of a checkpoint", "train", "Bucket.write", "before", "00000016/optimizer", short=True),
     Row("trainer, in the middle of one object", "train", "os.replace", "before", "00000024/weights"),
     Row("trainer, just after a checkpoint", "train", "Bucket.create", "after", "00000016/checkpoint.json"),
-    Row("trainer, while it exports", "train", "Bucket.write", "before", "/cfg.json"),
-    Row("evaluator, before it commits", "evaluate", "Bucket.write", "before", "00000016/metrics.json"),
-    Row("driver, while it trains", "train", "Loop.step", "after", nth=10, whom="driver"),
-    Row("the whole Ray cluster, while it trains", "train", "Loop.step", "after", nth=10, whom="raylet"),
+    Row("trainer, during its export", "train", "Bucket.write", "before", "/cfg.json"),
+    Row("evaluator, before its commit", "evaluate", "Bucket.write", "before", "00000016/metrics.json"),
+    Row("driver, during training", "train", "Loop.step", "after", nth=10, victim="driver"),
+    Row("the whole Ray cluster, during training", "train", "Loop.step", "after", nth=10, victim="raylet"),
 ]
 
 
 @dataclass
 class Outcome:
+    """Record how a row ended."""
+
     row: str
-    repeated: int  # times that the same had to be started again by hand: Ray did the rest
-    orphans: int  # that `clean` found and removed
+    repeated: int  # times that the command had to be run again: Ray did the rest
+    orphans: int  # found and removed by `clean`
     seconds_lost: float
-    wrong: list[str] = field(default_factory=list)  # what is not as in the undisturbed run
+    wrong: list[str] = field(default_factory=list)  # differences from the undisturbed run
 
 
 class Bench:
-    """A folder with the reference run, and one place after the other where a row takes place."""
+    """Hold a folder with the reference run and a folder for each row."""
 
     def __init__(self, folder: Path):
         from support import tiny_sweep
@@ -76,13 +78,13 @@ class Bench:
         self.folder, self.orders = folder, Path(os.environ["SCOPEMILL_CHAOS"])
         self._sweep, self._text = tiny_sweep.sweep, tiny_sweep.write_text(folder)
         self.began = time.monotonic()
-        self.seconds: dict[str, float] = {}  # of the reference run, by phase
-        self.batches: dict[tuple[str, int], str] = {}  # its batches' digests, by SAE and index
+        self.seconds: dict[str, float] = {}  # seconds of the reference run, by phase
+        self.batches: dict[tuple[str, int], str] = {}  # digests of the reference run's batches, by SAE and index
         self.command_seconds = 0.0
         self.reference = self.place("reference")
 
     def place(self, name: str, upto: str = "harvest", **sections: dict) -> Path:
-        """A sweep file with a bucket of its own, in which the phases before ``upto`` are the reference's."""
+        """Make a sweep file with its own bucket, which starts with the reference's results of the phases before ``upto``."""
         import yaml
 
         place = self.folder / name
@@ -117,7 +119,7 @@ def planned(place: Path):
 
 
 def drive(place: Path, phase: str) -> None:
-    """A phase, as the command does it, in the cluster that is there."""
+    """Run a phase as the command does, in the running cluster."""
     from rich.console import Console
 
     from scopemill.deploy.orchestrator.driver import SweepDriver
@@ -127,10 +129,10 @@ def drive(place: Path, phase: str) -> None:
 
 
 def command(place: Path, struck: Callable[[], bool] | None = None) -> int:
-    """The whole command in a process of its own; killed as soon as ``struck``. Returns its exit status."""
+    """Run the whole command in its own process, kill it as soon as ``struck`` holds, and return its exit status."""
     with open(place / "output.txt", "a") as output:
         process = subprocess.Popen([*COMMAND, str(place / "sweep.yaml")], stdout=output, stderr=output, cwd=place)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + COMMAND_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
             if struck and struck():
                 break
@@ -143,12 +145,12 @@ def command(place: Path, struck: Callable[[], bool] | None = None) -> int:
 def run_row(bench: Bench, number: int, row: Row) -> Outcome:
     from scopemill.proto.errors import ScopemillError
 
-    if time.monotonic() - bench.began > BUDGET:
-        return Outcome(row.name, 0, 0, 0.0, [f"not begun: {BUDGET:.0f} seconds have passed"])
+    if time.monotonic() - bench.began > BUDGET_SECONDS:
+        return Outcome(row.name, 0, 0, 0.0, [f"not started: {BUDGET_SECONDS:.0f} seconds have passed"])
     place = bench.place(f"row-{number}", row.phase)
     bench.order(row)
     began, repeated = time.monotonic(), 0
-    if row.whom == "self":
+    if row.victim == "self":
         try:
             drive(place, row.phase)
         except ScopemillError:
@@ -156,13 +158,13 @@ def run_row(bench: Bench, number: int, row: Row) -> Outcome:
             drive(place, row.phase)
         lost = time.monotonic() - began - bench.seconds[row.phase]
     else:
-        command(place, bench.struck if row.whom == "driver" else None)
+        command(place, bench.struck if row.victim == "driver" else None)
         repeated = 1
         status = command(place)
         lost = time.monotonic() - began - bench.command_seconds
         if status:
-            return Outcome(row.name, repeated, 0, lost, [f"the same command again ended with {status}"])
-    wrong = [] if bench.struck() else ["nothing was killed"]
+            return Outcome(row.name, repeated, 0, lost, [f"the repeated command ended with exit status {status}"])
+    wrong = [] if bench.struck() else ["no process was killed"]
     if row.phase == "train":
         wrong += journal_problems(planned(place), bench.journal(), bench.batches)
     from scopemill.deploy.catalog.clean import clean
@@ -174,35 +176,35 @@ def run_row(bench: Bench, number: int, row: Row) -> Outcome:
 
 
 def run_otherwise(bench: Bench) -> Outcome:
-    """Nobody is killed, but the work is shared out in another way: what each actor did must not show."""
+    """Kill no process, but divide the work in another way, which must change no byte."""
     place = bench.place("otherwise", harvest={"actors": 3, "cpus": 0.5, "sequences_per_forward": 32}, train={"at_once": 1})
     for phase in PHASES:
         began = time.monotonic()
         drive(place, phase)
-        bench.seconds[phase] = min(bench.seconds[phase], time.monotonic() - began)  # the reference run found all processes cold
+        bench.seconds[phase] = min(bench.seconds[phase], time.monotonic() - began)  # the reference run started with cold processes
     wrong = journal_problems(planned(place), bench.journal(), bench.batches)
     wrong += differences(bench.reference / "bucket", place / "bucket", measured=True)
-    return Outcome("nobody; three harvesters, one trainer for all SAEs", 0, 0, 0.0, wrong)
+    return Outcome("none; three harvesters, one trainer for all SAEs", 0, 0, 0.0, wrong)
 
 
 def differences(reference: Path, bucket: Path, measured: bool) -> list[str]:
-    """Objects that are not there, too many, or not the same bytes. Histories hold seconds, and so differ."""
+    """Return the objects that are missing, that are extra, or that have other bytes. Histories hold seconds, and so differ."""
 
     def objects(root: Path) -> dict[str, Path]:
         files = (path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] in ("activations", "saes"))
         skipped = {"history.parquet", "provenance.json"} | (set() if measured else {"metrics.json"})
-        return {path.relative_to(root).as_posix(): path for path in files if path.name not in skipped}
+        return {path.relative_to(root).as_posix(): path for path in files if path.name not in skipped and path.parent.name != "live"}
 
     wanted, got = objects(reference), objects(bucket)
-    if not any("saes/" in path for path in got):  # only the harvest took place here
+    if not any("saes/" in path for path in got):  # only the harvest ran here
         wanted = {path: file for path, file in wanted.items() if not path.startswith("saes/")}
-    listed = [f"missing: {path}" for path in wanted.keys() - got.keys()] + [f"too many: {path}" for path in got.keys() - wanted.keys()]
+    listed = [f"missing: {path}" for path in wanted.keys() - got.keys()] + [f"extra: {path}" for path in got.keys() - wanted.keys()]
     same = wanted.keys() & got.keys()
     return sorted(listed + [f"other bytes: {path}" for path in same if wanted[path].read_bytes() != got[path].read_bytes()])
 
 
 def journal_problems(plan, journal: list[tuple[str, str, int, str]], batches: dict[tuple[str, int], str]) -> list[str]:
-    """Every life of a trainer begins at a checkpoint's cursor and takes the batches from there in order: each once, all of them."""
+    """Check that every life of a trainer starts at a checkpoint's cursor and takes every batch from there, once and in order."""
     lives: dict[tuple[str, str], list[int]] = defaultdict(list)
     wrong = []
     for pid, sae, k, digest in journal:
@@ -215,7 +217,7 @@ def journal_problems(plan, journal: list[tuple[str, str, int, str]], batches: di
         for ks in own:
             if ks[0] not in cursors or ks != list(range(ks[0], ks[0] + len(ks))):
                 wrong.append(f"{sae.name}: a trainer took the batches {ks}")
-        # Of each life what counts is what came before the next one's beginning: together that is every batch, once.
+        # The batches of a life that count precede the start of the next life. Together they are every batch, once.
         counted = [k for life, following in zip(own, [*own[1:], [sae.config.steps]], strict=True) for k in life if k < following[0]]
         if counted != list(range(sae.config.steps)):
             wrong.append(f"{sae.name}: the batches that count are {counted}")
@@ -231,23 +233,25 @@ def matrix(short: bool) -> list[Outcome]:
         Path(folder, "orders").mkdir()
         bench = Bench(Path(folder))
         with local_cluster(num_cpus=4):
-            for phase in [phase for phase in PHASES if any(row.phase == phase for row in rows)]:  # what no row breaks off, none compares
+            for phase in [
+                phase for phase in PHASES if any(row.phase == phase for row in rows)
+            ]:  # a phase that no row interrupts is not compared
                 began = time.monotonic()
                 drive(bench.reference, phase)
                 bench.seconds[phase] = time.monotonic() - began
             bench.batches = {(sae, k): digest for _, sae, k, digest in bench.journal()}
             outcomes = [] if short else [shown(run_otherwise(bench))]
-            outcomes += [shown(run_row(bench, i, row)) for i, row in enumerate(rows) if row.whom == "self"]
+            outcomes += [shown(run_row(bench, i, row)) for i, row in enumerate(rows) if row.victim == "self"]
         if not short:
             began = time.monotonic()
             command(bench.place("undisturbed", "train"))
             bench.command_seconds = time.monotonic() - began
-        return outcomes + [shown(run_row(bench, 100 + i, row)) for i, row in enumerate(rows) if row.whom != "self"]
+        return outcomes + [shown(run_row(bench, 100 + i, row)) for i, row in enumerate(rows) if row.victim != "self"]
 
 
 def shown(outcome: Outcome) -> Outcome:
-    by, ended = "started again" if outcome.repeated else "by itself", "; ".join(outcome.wrong) or "same bits"
-    say(f"| {outcome.row} | {by} | {outcome.orphans} | {outcome.seconds_lost:.0f} s | {ended} |")
+    resumed, result = "by the same command" if outcome.repeated else "by itself", "; ".join(outcome.wrong) or "same bits"
+    say(f"| {outcome.row} | {resumed} | {outcome.orphans} | {outcome.seconds_lost:.0f} | {result} |")
     return outcome
 
 
@@ -257,14 +261,14 @@ def say(line: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="only the three rows that `make test` takes")
+    parser.add_argument("--short", action="store_true", help="run only the three rows of `make test`")
     short = parser.parse_args().short
     inherited = [str(HERE / "inside"), str(HERE.parents[1] / ".import"), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in inherited if path)
     sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / ".import")]
-    say("| killed | went on | orphans cleaned | lost | ended with |\n|---|---|---|---|---|")
+    say("| killed | resumed | orphans removed | seconds lost | result |\n|---|---|---|---|---|")
     began = time.monotonic()
-    with redirect_stdout(io.StringIO()):  # Ray prints a paragraph for every worker that died, which here is the point
+    with redirect_stdout(io.StringIO()):  # Ray prints a paragraph for every dead worker, and here workers die on purpose
         outcomes = matrix(short)
     say(f"\n{len(outcomes)} rows in {time.monotonic() - began:.0f} s")
     return 1 if any(outcome.wrong for outcome in outcomes) else 0

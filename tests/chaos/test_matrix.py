@@ -1,4 +1,4 @@
-"""The restart matrix' short form; `make chaos` takes every row. And that the matrix notices what it is there for."""
+"""The restart matrix in its short form (`make chaos` runs every row), and that the matrix notices wrong batches and bytes."""
 
 import subprocess
 import sys
@@ -42,5 +42,5 @@ def test_other_bytes_missing_and_further_objects_are_noticed(tmp_path):
             path = tmp_path / root / "saes" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-    assert differences(tmp_path / "one", tmp_path / "two", measured=True) == ["missing: saes/c", "other bytes: saes/b", "too many: saes/a"]
+    assert differences(tmp_path / "one", tmp_path / "two", measured=True) == ["extra: saes/a", "missing: saes/c", "other bytes: saes/b"]
     assert differences(tmp_path / "one", tmp_path / "one", measured=True) == []

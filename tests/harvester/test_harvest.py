@@ -20,7 +20,7 @@ from scopemill.harvester import actor
 from scopemill.harvester.actor import Harvester
 from scopemill.harvester.config import CorpusConfig, HarvestConfig
 from scopemill.harvester.shard import write_shard
-from scopemill.harvester.task import HarvestTask, identity
+from scopemill.harvester.task import IN_FLIGHT, HarvestTask, identity
 from scopemill.harvester.text.packed_text import load_sequences
 from scopemill.proto import metrics
 from scopemill.proto.dataset import committed_shards, read_commit, read_manifest, vector
@@ -458,7 +458,7 @@ def test_failed_shards_do_not_block_those_that_follow(setting):
     packed = setting.bucket.read(LAYOUT.packed(0))
     setting.bucket.remove(LAYOUT.packed(0))
     harvester = setting.harvester()
-    for _ in range(actor.IN_FLIGHT + 1):
+    for _ in range(IN_FLIGHT + 1):
         with pytest.raises(Exception, match=LAYOUT.packed(0)):
             harvester.harvest(0)
     setting.bucket.write(LAYOUT.packed(0), packed)
@@ -470,7 +470,7 @@ def test_a_harvester_that_is_stopped_keeps_what_is_committed(setting):
     harvester.prepare()
     harvester.harvest(0)
     harvester.stop()
-    for _ in range(actor.IN_FLIGHT + 1):
+    for _ in range(IN_FLIGHT + 1):
         with pytest.raises(Stopped):
             harvester.harvest(1)
     assert harvester.harvest(0) == 0

@@ -1,9 +1,11 @@
 """Finished SAEs exchanged with the packages whose formats they are in: ``python tests/interop/run.py PYTHON``.
 
 PYTHON is that of an environment with what requirements.txt names. Folders of every kind are written here and loaded there, and the
-other way round; latents and reconstructions of the same activations have to agree to 1e-5 of the largest.
+other way round; latents and reconstructions of the same activations have to agree to 1e-5 of the largest. Then one process
+of that environment imports our core and sae_lens together (together.py).
 """
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -36,6 +38,10 @@ def main(python: str) -> int:
         for answer in sorted((folder / "theirs").rglob("answer.safetensors")):
             name = answer.parent.relative_to(folder / "theirs").parts[0]
             compared[f"theirs {name}"] = compare(answer.parent, read_finished(str(answer.parent)))
+        subprocess.run([python, Path(__file__).with_name("together.py"), folder / "together.json"], check=True, stdout=subprocess.DEVNULL)
+        together = json.loads((folder / "together.json").read_text())
+    compared |= {f"together {name}": tuple(errors) for name, errors in together["differences"].items()}
+    print("in one process:", ", ".join(f"{name} {version}" for name, version in together["versions"].items()))
     return told(compared)
 
 

@@ -16,15 +16,13 @@ from support.synthetic import fill, make_dataset
 from zarr.storage import FsspecStore
 
 from scopemill.harvester.shard import ShardBuffers, write_shard
-from scopemill.proto import dataset as schema
+from scopemill.proto import chunks
+from scopemill.proto.chunks import ArraySpec, chunk_parts, read_chunk
 from scopemill.proto.dataset import (
     ROW_LABELS,
-    ArraySpec,
     DatasetManifest,
-    chunk_parts,
     committed_shards,
     pack_vector,
-    read_chunk,
     read_commit,
     read_manifest,
     refuse_other_identity,
@@ -49,7 +47,7 @@ for _byte in range(256):
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Arrays of a few hundred bytes have several chunks."""
-    monkeypatch.setattr(schema, "CHUNK_BYTES", 640)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 640)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -384,14 +382,14 @@ def filled(buffers: ShardBuffers, value: float) -> ShardBuffers:
 
 def test_a_dataset_of_another_format_says_what_to_do(bucket, manifest):
     bucket.write(LAYOUT.manifest, checksummed_record(manifest.model_dump(mode="json") | {"format": 1}))
-    with pytest.raises(CorruptObject, match="has format 1, and this version reads format 3 only: harvest it anew under another name"):
+    with pytest.raises(CorruptObject, match="has format 1, but this version reads format 3 only: harvest again under another dataset name"):
         read_manifest(bucket, "synthetic")
 
 
 @pytest.mark.parametrize("block_bytes", [1, 100, 256, 10**9])
 def test_blocks_cover_every_chunk_and_have_the_checksums_of_their_bytes(monkeypatch, tmp_path, block_bytes):
-    monkeypatch.setattr(schema, "CHUNK_BYTES", 700)
-    monkeypatch.setattr(schema, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 700)
+    monkeypatch.setattr(chunks, "BLOCK_BYTES", block_bytes)
     bucket = Bucket(str(tmp_path))
     made = make_dataset(bucket, "blocks", hooks={"blocks.0.hook_resid_post": 5}, shards=1, rows=60, dtype="bfloat16")
     spec, commit, folder = made.array("blocks.0.hook_resid_post"), read_commit(bucket, "blocks", 0), DatasetLayout("blocks")

@@ -1,4 +1,4 @@
-"""SAEs to train on a small synthetic dataset, and what became of them."""
+"""Assign SAEs of a small synthetic dataset, and read what their training wrote."""
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def assign(folder: str = "a", **changes) -> Assignment:
 
 
 def train(trainer: GroupTrainer | Trainer, *arguments) -> int:
-    """The steps that its only SAE has done; what went wrong is raised."""
+    """Return the steps done by the only SAE; raise its error."""
     (outcome,) = trainer.run(*arguments).values()
     if isinstance(outcome, ScopemillError):
         raise outcome

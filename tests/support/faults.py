@@ -1,7 +1,7 @@
-"""Faults of object stores, injected into any fsspec filesystem: ``faulty(Bucket("memory://x"), storm)``.
+"""Inject faults of object stores into any fsspec filesystem: ``faulty(Bucket("memory://x"), storm)``.
 
-A fault is asked at every request and answers with an exception, with other bytes, or not at all. It sees the verb (the
-fsspec method), the path and, after a read, the data.
+Every request passes every fault. A fault raises an error, changes the bytes, or does nothing. It sees the verb (the fsspec
+method), the path and the result.
 """
 
 import errno
@@ -18,11 +18,11 @@ READS, WRITES = {"cat_file"}, {"pipe_file"}
 
 
 class ClientPayloadError(Exception):
-    """As aiohttp raises it when a body ends before its length."""
+    """Stand in for aiohttp's error for a body that ends early."""
 
 
 class FaultyFileSystem:
-    """What the bucket calls of a filesystem, with faults in between. ``log`` holds every request: (verb, path)."""
+    """Forward requests to a filesystem through faults. ``log`` holds each request as (verb, path)."""
 
     def __init__(self, fs, faults: list["Fault"]):
         self._fs, self._faults = fs, faults
@@ -47,7 +47,7 @@ class FaultyFileSystem:
 
 
 class Fault:
-    """Strikes the first ``times`` requests of some verbs whose path holds ``where``."""
+    """Strike the first ``times`` requests with one of ``verbs`` (none: any) and ``where`` in the path."""
 
     def __init__(self, times: float = 1, verbs: set[str] = frozenset(), where: str = ""):
         self._left, self._verbs, self._where = times, verbs, where
@@ -66,7 +66,7 @@ class Fault:
 
 
 class Raises(Fault):
-    """The request is refused and nothing is done."""
+    """Refuse the request: nothing is done."""
 
     def __init__(self, error: Exception, times: float = 1, verbs: set[str] = frozenset(), where: str = ""):
         super().__init__(times, verbs, where)
@@ -78,7 +78,7 @@ class Raises(Fault):
 
 
 class LostReply(Raises):
-    """The request is carried out, but who asked is told of an error."""
+    """Carry out the request, but raise an error."""
 
     def before(self, verb: str, path: str) -> None:
         pass
@@ -90,7 +90,7 @@ class LostReply(Raises):
 
 
 class Damages(Fault):
-    """What is read is not what lies in the store."""
+    """Return other bytes than the stored ones."""
 
     def __init__(self, damage: Callable[[bytes], bytes], times: float = 1, where: str = ""):
         super().__init__(times, READS, where)
@@ -101,7 +101,7 @@ class Damages(Fault):
 
 
 class Latency(Fault):
-    """Every request takes a while: up to ``seconds``."""
+    """Delay every request by up to ``seconds``."""
 
     def __init__(self, seconds: float):
         super().__init__(times=float("inf"))
@@ -112,7 +112,7 @@ class Latency(Fault):
 
 
 class LostRace(Fault):
-    """Just before an object is created, another writer does so."""
+    """Let another writer create the object just before."""
 
     def __init__(self, other: Callable[[], None], where: str = ""):
         super().__init__(1, WRITES, where)
@@ -124,7 +124,7 @@ class LostRace(Fault):
 
 
 def slow_down(times: float = 3, verbs: set[str] = frozenset(), where: str = "") -> Fault:
-    """A storm of 503, as s3fs raises it once it has given up itself."""
+    """Return a fault like s3fs' error for 503, after its own retries."""
     return Raises(OSError(errno.EBUSY, "Please reduce your request rate."), times, verbs, where)
 
 
@@ -153,9 +153,9 @@ def zeros(data: bytes) -> bytes:
 
 
 def faulty(bucket: Bucket, *faults: Fault) -> Bucket:
-    """The same bucket seen through faults; ``bucket.requests`` is the `FaultyFileSystem`."""
+    """Return the bucket seen through faults; ``bucket.requests`` is the `FaultyFileSystem`."""
     seen = Bucket(bucket.url)
     fs, _ = fsspec.core.url_to_fs(bucket.url, **({"auto_mkdir": True} if seen._local else {}))
     seen._fs = seen.requests = FaultyFileSystem(fs, list(faults))
-    seen._local = False  # a folder too is spoken to through fsspec, where the faults are
+    seen._local = False  # a folder too is read through fsspec, where the faults are
     return seen

@@ -1,5 +1,6 @@
-"""What fsspec's ``hf://`` asks of Hugging Face's hub, answered on loopback from a folder of ``<owner>/<name>/``."""
+"""Serve a folder of ``<owner>/<name>/`` on loopback, like Hugging Face's hub for fsspec's ``hf://``, and take commits into it."""
 
+import base64
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +9,14 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 COMMIT = "0" * 40
 
 
 @contextmanager
 def running_hub(root: Path) -> Iterator[str]:
-    """The address of a hub for as long as the block runs; it is to be the environment's HF_ENDPOINT."""
+    """Run a hub while the block runs; yield its address, for the environment's HF_ENDPOINT."""
 
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -28,13 +31,44 @@ def running_hub(root: Path) -> Iterator[str]:
                 case _:
                     self._answer(b"{}", status=404)
 
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            match unquote(urlsplit(self.path).path).strip("/").split("/"):
+                case ["api", "validate-yaml"]:
+                    front = yaml.safe_load(json.loads(body)["content"].split("---")[1])
+                    self._answer(json.dumps({"errors": [] if isinstance(front, dict) else ["no mapping"], "warnings": []}).encode())
+                case ["api", "repos", "create"]:
+                    asked = json.loads(body)
+                    name = asked["name"] if "/" in asked["name"] else f"{asked['organization']}/{asked['name']}"
+                    there = (root / name).is_dir()
+                    (root / name).mkdir(parents=True, exist_ok=True)
+                    url = f"http://{self.headers['Host']}/{name}"
+                    self._answer(json.dumps({"url": url, "id": name}).encode(), status=409 if there else 200)
+                case ["api", "models", owner, name, "preupload", _] if (root / owner / name).is_dir():
+                    files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+                    self._answer(json.dumps({"files": [file | {"shouldIgnore": False, "oid": None} for file in files]}).encode())
+                case ["api", "models", owner, name, "commit", _] if (root / owner / name).is_dir():
+                    for line in map(json.loads, body.splitlines()):
+                        if line["key"] == "file":
+                            file = root / owner / name / line["value"]["path"]
+                            file.parent.mkdir(parents=True, exist_ok=True)
+                            file.write_bytes(base64.b64decode(line["value"]["content"]))
+                    url = f"http://{self.headers['Host']}/{owner}/{name}/commit/{COMMIT}"
+                    self._answer(json.dumps({"commitUrl": url, "commitOid": COMMIT, "success": True}).encode())
+                case _:
+                    self._answer(b"{}", status=404)
+
         def _answer(self, body: bytes, status: int = 200) -> None:
             self.send_response(status)
             headers = {"Content-Length": str(len(body)), "ETag": '"0"', "X-Repo-Commit": COMMIT}
             for name, value in (headers | ({"X-Error-Code": "RepoNotFound"} if status == 404 else {})).items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         def log_message(self, *_) -> None:
             pass

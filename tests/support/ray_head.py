@@ -1,6 +1,6 @@
-"""A Ray cluster of two nodes as an operator starts it, with the Jobs API and token authentication, on loopback.
+"""Start a Ray cluster of two nodes on loopback, as an operator does, with the Jobs API and token authentication.
 
-Each node has an address of its own, so where a process is can be told by where it listens; the second one has a label.
+Each node has its own address, so the address of a process tells its node. The second node has a label.
 """
 
 import os
@@ -24,10 +24,10 @@ LABEL = {"room": "second"}
 
 @contextmanager
 def ray_head() -> Iterator[tuple[str, dict[str, str]]]:
-    """Two nodes of one CPU each. The dashboard's address, and the environment of those who know the token."""
+    """Start two nodes of one CPU each; yield the dashboard's address and an environment that holds the token."""
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("RAY_ADDRESS", None)
-    environment["PIP_NO_DEPS"] = "1"  # Ray installs a job's wheel by pip; what it depends on is here
+    environment["PIP_NO_DEPS"] = "1"  # Ray installs a job's wheel by pip; its dependencies are installed already
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # jobs call ``python``
     folder = tempfile.mkdtemp(prefix="mill-", dir="/tmp")  # short: the paths of Ray's sockets have to fit in 107 bytes
     gcs, dashboard, client, *agents = free_ports(5)
@@ -43,18 +43,18 @@ def ray_head() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 @contextmanager
-def _node(address: str, options: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
-    command = [Path(sys.executable).with_name("ray"), "start", "--block", f"--node-ip-address={address}", "--num-cpus=1",
+def _node(address: str, options: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--node-ip-address={address}", "--num-cpus=1",
                "--object-store-memory=134217728", *options]  # fmt: skip
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGTERM)  # with --block it ends its processes
+        process.send_signal(signal.SIGTERM)  # with --block, ray ends the processes of the node
         process.wait(END_SECONDS)
 
 
-def _wait_until_up(process: subprocess.Popen, url: str, token: str) -> None:
+def _wait_until_up(process: subprocess.Popen[bytes], url: str, token: str) -> None:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     deadline = time.monotonic() + START_SECONDS
     while True:

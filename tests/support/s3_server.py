@@ -1,9 +1,9 @@
-"""A real S3 server on loopback, in one process: OpenStack Swift with its S3 interface.
+"""Run a real S3 server on loopback, in one process: OpenStack Swift with its S3 interface.
 
     python tests/support/s3_server.py ROOT PORT ACCESS SECRET
 
-Everything it keeps lies in ROOT, on a file system with extended attributes. It prints ``ready`` and its address once
-it answers; PORT 0 takes a free one. It ends with the process that started it.
+The server keeps its files in ROOT, on a file system with extended attributes. It prints ``ready`` and its address once
+it answers. PORT 0 means a free port. The server ends with the process that started it.
 
 Swift is a proxy in front of three servers (accounts, containers, objects). Each is a WSGI application, so all four can run as green
 threads of one process. ``running_s3_server`` starts such a process for as long as a block runs.
@@ -106,7 +106,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What every S3 client library reads."""
+        """Return the environment variables that S3 client libraries read."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -117,7 +117,7 @@ class S3Server:
 
 @contextmanager
 def running_s3_server(root: Path | str) -> Iterator[S3Server]:
-    """A server of its own process on a free port, which keeps its files in ``root``. RuntimeError if it does not come up."""
+    """Run a server in its own process on a free port; raise RuntimeError if it does not start."""
     # tempauth wants an account and a user.
     access_key, secret = "scopemill:tests", secrets.token_hex(16)
     with tempfile.TemporaryFile() as errors:
@@ -149,7 +149,7 @@ def serve(root: Path, port: int, access_key: str, secret: str) -> None:
 
     parent = os.getppid()
     eventlet_monkey_patch()
-    # Swift's modules read their configuration as they are imported: it has to be there first.
+    # Swift's modules read their configuration on import: the files must exist before.
     (root / "devices" / "disk").mkdir(parents=True, exist_ok=True)
     (root / "swift.conf").write_text(SWIFT_CONF)
     set_swift_dir(str(root))
@@ -168,7 +168,7 @@ def serve(root: Path, port: int, access_key: str, secret: str) -> None:
 
 
 def write_ring(path: Path, port: int) -> None:
-    """Swift's map of where data lies: one copy of everything, on the one server at ``port``."""
+    """Write Swift's ring: one copy of all data, on the server at ``port``."""
     from swift.common.ring import RingBuilder
 
     builder = RingBuilder(part_power=2, replicas=1, min_part_hours=0)
@@ -179,7 +179,7 @@ def write_ring(path: Path, port: int) -> None:
 
 
 def answer(socket, application) -> None:
-    """Serve a WSGI application on a socket, for ever."""
+    """Serve a WSGI application on a socket forever."""
     import eventlet.wsgi
     from swift.common.wsgi import SwiftHttpProtocol
 
@@ -188,10 +188,10 @@ def answer(socket, application) -> None:
 
 
 def create_once(global_conf: dict, **local_conf: str):
-    """A filter that lets one conditional PUT of an object through at a time, so that exactly one writer creates it.
+    """Return a filter that lets one conditional PUT of an object through at a time: exactly one writer creates it.
 
-    Amazon's S3 promises that. Swift does answer 412 when the object is there, but it looks before it takes the bytes: of those who write
-    at the same moment several would succeed.
+    Amazon's S3 promises this. Swift answers 412 for an existing object, but checks before it has the bytes: several
+    simultaneous writers would succeed.
     """
     from eventlet.semaphore import Semaphore
 
@@ -210,12 +210,12 @@ def create_once(global_conf: dict, **local_conf: str):
 
 
 def memory_cache(global_conf: dict, **local_conf: str):
-    """A filter in place of memcached, without which tempauth refuses to work."""
+    """Return a filter that replaces memcached, which tempauth requires."""
     return MemoryCache
 
 
 class MemoryCache:
-    """What Swift uses of memcached, in a dict. Nothing runs at the same time as it: green threads switch only when they wait."""
+    """Do in a dict what Swift uses of memcached. No lock is needed: green threads switch only when they wait."""
 
     def __init__(self, app):
         self.app = app

@@ -202,6 +202,8 @@ class Reference:
         return value + sum(share * share / config.frequency_limit for share in firing) if config.frequency_limit else value
 
     def _largest_dead(self, z: np.ndarray) -> np.ndarray:
+        if not self.config.counts_latents:
+            return np.zeros_like(z, dtype=bool)
         on = self.dead & (z > 0)
         ranks = np.argsort(np.argsort(np.where(self.dead, -z, np.inf), axis=1), axis=1)
         return on & (ranks < (self.config.auxk_latents or self.shape.d_out // 2))

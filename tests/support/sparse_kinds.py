@@ -3,7 +3,7 @@
 import torch
 
 from scopemill.trainer.config.grid import TrainConfig
-from scopemill.trainer.config.recipe import OWN_ACTIVATION, PAIRED, SaeConfig
+from scopemill.trainer.config.recipe import OWN_ACTIVATION, PAIRED, SaeConfig, only_read
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.registry import ARCHITECTURES, initial_sae
@@ -25,7 +25,7 @@ def shape_of(word: str) -> Shape:
 def make(word: str, activation: str, **fields) -> tuple[SaeConfig, Sae]:
     counted = activation in ("topk", "batchtopk")
     given = dict(sparsities=[8 if counted else 0.01], widths=[F], batch_size=B, tokens=B * 50, dead_after_tokens=1000) | fields
-    config = TrainConfig(template="quick", architecture=word, activation=activation, **given).saes()[0]
+    config = TrainConfig(template="quick", **only_read(dict(architecture=word, activation=activation, **given))).saes()[0]
     sae = initial_sae(config, shape_of(word), torch.zeros(shape_of(word).d_out))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Activation datasets without a language model: rows that say where they came from."""
+"""Make activation datasets without a language model; each row says where it came from."""
 
 import numpy as np
 import torch

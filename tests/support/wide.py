@@ -21,14 +21,16 @@ CPU = torch.device("cpu")
 T = TypeVar("T")
 
 
-def in_parts(parts: int, width: int, work: Callable[[DistributedShard], T]) -> list[T]:
+def on_ranks(parts: int, width: int, work: Callable[[DistributedShard], T]) -> list[T]:
     """What each part's work gives, the leader's first. An error of any is raised."""
     meeting = Rendezvous(LOOPBACK)
 
     def one(rank: int) -> T:
         with meeting.process_group(parts, CPU) if rank == 0 else join(meeting.address, LOOPBACK, rank, parts, CPU) as group:
             torch.set_num_threads(1)
-            return work(DistributedShard(group, width))
+            shard = DistributedShard(group, width)
+            shard.total(0)  # a rank that is done while others still connect would look lost to them
+            return work(shard)
 
     with ThreadPoolExecutor(parts) as pool:
         return list(pool.map(one, range(parts)))

@@ -1,4 +1,4 @@
-"""Declare the fields of the training recipe in parts: each part is what one kind of SAE reads."""
+"""Declare the fields of the recipe in parts, by which SAEs read them."""
 
 from typing import ClassVar, Literal
 
@@ -80,7 +80,7 @@ class EverySae(Config):
 
     @property
     def counts_latents(self) -> bool:
-        """Return whether ``sparsity`` is k (below 1: a share of the width) instead of a coefficient."""
+        """Return whether ``sparsity`` is k, or below 1 a share of the width."""
         return self.latents in ("topk", "batchtopk")
 
 
@@ -102,7 +102,7 @@ class SparsityWarmup(Config):
 
 
 class NoSparsityPenalty(Config):
-    """Fix the warm-up of SAEs whose sparsity is k: there is no coefficient to warm up."""
+    """Fix the sparsity warm-up where sparsity is k, not a coefficient."""
 
     sparsity_warmup_steps: ClassVar[int] = 0
     sparsity_warmup_fraction: ClassVar[float] = 0.0

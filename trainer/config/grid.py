@@ -1,17 +1,25 @@
-"""Describe what to train: a sweep's ``train`` section is a grid of SAEs, and a template fills its fields."""
+"""Describe what to train: a sweep's ``train`` section, a grid of SAEs."""
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
-from pydantic.functional_validators import ModelWrapValidatorHandler
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from scopemill.proto.config import Config, NodeLabels
 from scopemill.proto.errors import TemplateError
-from scopemill.trainer.config.recipe import UNDIVIDED, Recipe, SaeConfig, kind_of, readers, sae_config
+from scopemill.trainer.config.recipe import UNDIVIDED, Recipe, SaeConfig, kind_of, only_read, readers, sae_config
 from scopemill.trainer.config.templates import load_template
 
+MonitorName = Literal["jsonl", "tensorboard", "wandb"]
 ONE_FOR_ALL = ("tokens", "batch_size", "log_every")  # SAEs of a stream share batches, and rivals are compared at the same steps
 
 
@@ -36,7 +44,10 @@ class HalvingConfig(Config):
         return self
 
     def steps(self, steps: int, log_every: int) -> tuple[int, ...]:
-        """Return the step of each rung: the first row of the history at or after the rung's share."""
+        """Return the step of each rung.
+
+        This is the step of the first row of the history at or after the rung's share of the steps.
+        """
         return tuple(math.ceil(rung * steps / log_every - 1e-9) * log_every for rung in self.rungs)
 
 
@@ -78,7 +89,7 @@ class Grid(Recipe):
 
     @property
     def _told(self) -> set[str]:
-        """The recipe's fields that a dump names."""
+        """Return the recipe's fields that a dump names."""
         return kind_of(self.filled).reads
 
     @property
@@ -88,7 +99,7 @@ class Grid(Recipe):
 
     @property
     def filled(self) -> dict[str, Any]:
-        """Return every field of the recipe, also the fields that its kind of SAE does not read."""
+        """Return every field of the recipe, read or not."""
         return {name: getattr(self, name) for name in Recipe.model_fields}
 
     def saes(self) -> list[SaeConfig]:
@@ -110,7 +121,7 @@ class Variant(Grid):
 
 
 class TrainConfig(Grid):
-    """Describe a sweep's ``train`` section: every width with every sparsity at every hook, or several variants."""
+    """Describe a sweep's ``train`` section: one grid of SAEs, or several variants."""
 
     widths: tuple[int, ...] = Field((), strict=False, description="Numbers of latents; required here or in each variant.")
     sparsities: tuple[float, ...] = Field(
@@ -136,6 +147,11 @@ class TrainConfig(Grid):
     cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per trainer; also the number of its threads, at least one.")
     gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per trainer; with a fraction, trainers share a GPU.")
     labels: NodeLabels = Field({}, description="Labels of the Ray nodes that trainers run on; absent: any node.")
+    monitors: tuple[MonitorName, ...] = Field(
+        ("jsonl",),
+        strict=False,
+        description="Where each SAE's history goes while it trains: jsonl (JSON lines in the SAE's folder), tensorboard, wandb.",
+    )
     priority: dict[str, int] = Field(
         {},
         description="Which SAEs train first: a mapping from patterns of SAE names, such as '*resid_post*', to numbers; larger numbers "
@@ -215,7 +231,7 @@ class TrainConfig(Grid):
             raise ValueError(
                 f"{sharded}, and a {grid.architecture} cannot be sharded: raise latents_per_trainer to {width}, or leave it out"
             )
-        if grid.resample_every:
+        if only_read(grid.filled).get("resample_every"):
             raise ValueError(
                 f"{sharded}, and a sharded SAE is not resampled: leave resample_every out, or raise latents_per_trainer to {width}"
             )

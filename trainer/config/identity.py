@@ -1,4 +1,4 @@
-"""Name what decides an SAE's weights, for the id in its folder's name. An id never changes once an SAE may have it."""
+"""Collect what an SAE's id is computed from. Ids of existing SAEs never change."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Describe how one SAE is trained: a configuration holds only the fields that its kind of SAE reads."""
+"""Describe how one SAE is trained, with only the fields that its kind reads."""
 
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -77,7 +77,7 @@ class Recipe(
     fields.Resampling, fields.Skip, fields.Matryoshka, fields.DecoderBias, fields.AuxK, fields.Tanh, fields.TargetL0, fields.FrequencyTerm,
     fields.JumpReLU, fields.SparsityWarmup, fields.Adam, fields.Sites, fields.EverySae,
 ):  # fmt: skip
-    """Hold every field of every kind of SAE: what a sweep file or a template may say about training."""
+    """Hold every recipe field: what a sweep file or a template may give."""
 
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ else:
 
 
 class SaeConfig(_Fields):
-    """Hold everything that decides one SAE's weights, given its stream. Made by ``sae_config``."""
+    """Hold everything that decides one SAE's weights, given its stream.
+
+    ``sae_config`` makes the configuration of the right kind, a subclass with the fields that this kind reads.
+    """
 
     width: int = Field(ge=1, description="Number of latents; for clt and per_layer_transcoder the number in each layer.")
     sparsity: float = Field(
@@ -152,13 +155,13 @@ class SaeConfig(_Fields):
 
 
 def sae_config(given: Mapping[str, Any]) -> SaeConfig:
-    """Return the configuration of one SAE; recipe fields that its kind does not read are dropped."""
+    """Return one SAE's configuration, without recipe fields that its kind does not read."""
     given = dict(given)
     return _class_of(kind_of(given)).model_validate(only_read(given))
 
 
 def kind_of(given: Mapping[str, Any]) -> Kind:
-    """Return the kind that the given fields name, with the defaults where a field is absent."""
+    """Return the kind of SAE that the given fields, or the defaults, name."""
     words = {name: value for name in ("architecture", "activation", "penalty") if isinstance(value := given.get(name), str)}
     architecture = words.get("architecture", "jumprelu")
     latents = latents_of(architecture, words.get("activation"))
@@ -183,7 +186,10 @@ def kinds() -> list[Kind]:
 
 
 def readers(field: str) -> str:
-    """Return which SAEs read a field, in words: "matryoshka", or "SAEs with jumprelu latents and penalty tanh"."""
+    """Return which SAEs read a field, in words.
+
+    For example "matryoshka", or "SAEs with jumprelu latents and penalty tanh".
+    """
     reading = [kind for kind in kinds() if field in kind.reads]
     architectures, latents, penalties = ({kind[i] for kind in reading} for i in range(3))
     silent = set(get_args(ArchitectureName)) - architectures

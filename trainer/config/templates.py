@@ -1,6 +1,6 @@
-"""Templates: named settings with their source, as YAML files that come with the package or that the user keeps.
+"""Read and write templates: YAML files with named settings and their source.
 
-A user's own lie in ``$SCOPEMILL_TEMPLATES``, or else in ``~/.config/scopemill/templates``.
+The package has templates, and the user may keep others, in ``$SCOPEMILL_TEMPLATES`` or else in ``~/.config/scopemill/templates``.
 """
 
 import os
@@ -19,28 +19,36 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 @dataclass(frozen=True)
 class Template:
-    """Fields of the ``train`` section. ``source`` says where they come from, and what of them is ours."""
+    """Hold fields of the ``train`` section.
+
+    ``source`` says where the values come from, and which are ours.
+    """
 
     name: str
     source: str
     fields: dict[str, Any]
-    own: bool  # the user's, not the package's
+    own: bool  # True for the user's, False for the package's
 
     def to_yaml(self) -> str:
+        """Return the template's file as text."""
         return yaml.safe_dump({"source": self.source} | self.fields, sort_keys=False, width=120)
 
 
 def own_folder() -> Path:
+    """Return the folder of the user's own templates."""
     return Path(os.environ.get("SCOPEMILL_TEMPLATES") or Path.home() / ".config" / "scopemill" / "templates")
 
 
 def templates() -> list[Template]:
-    """All of them, the package's first."""
+    """Return every template, the package's first."""
     return [load_template(name) for name in _names()]
 
 
 def load_template(name: str) -> Template:
-    """TemplateError, with the names there are, for one that is not there or not to be read."""
+    """Return the template of a name.
+
+    Raises TemplateError, with the known names, if the template is unknown or unreadable.
+    """
     for folder in _folders():
         path = folder / f"{name}.yaml"
         if _NAME.fullmatch(name) and path.is_file():
@@ -49,25 +57,31 @@ def load_template(name: str) -> Template:
 
 
 def parse_template(name: str, text: str, place: str, own: bool = True) -> Template:
+    """Return the template in a YAML text; TemplateError, naming ``place``, if the text is none."""
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise TemplateError(f"template {place} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict) or not isinstance(data.get("source"), str):
-        raise TemplateError(f"template {place} is not a mapping of train fields with a 'source' that says where they come from")
+        raise TemplateError(f"template {place} is not a mapping of train fields with a 'source' that says where the values come from")
     return Template(name, data.pop("source"), data, own)
 
 
 def save_template(template: Template, replace: bool = False) -> Path:
-    """Keep a template among the user's own; its place. TemplateError if its name is taken or no name."""
+    """Write a template to the user's own and return its path.
+
+    Raises TemplateError if the name is taken or invalid.
+    """
     if not _NAME.fullmatch(template.name):
-        raise TemplateError(f"template name {template.name!r}: small letters, digits, '.' and '-' only")
+        raise TemplateError(
+            f"template name {template.name!r}: use only small letters, digits, '.' and '-', and begin with a letter or digit"
+        )
     folder = own_folder()
     path = folder / f"{template.name}.yaml"
     if (_shipped() / path.name).exists():
         raise TemplateError(f"template {template.name!r} comes with the package: choose another name")
     if path.exists() and not replace:
-        raise TemplateError(f"template {template.name!r} is there already ({path}): choose another name, or replace it")
+        raise TemplateError(f"template {template.name!r} is there already ({path}): choose another name, or add --replace")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(template.to_yaml(), encoding="utf-8")
     return path

@@ -1,4 +1,4 @@
-"""What an SAE is connected to: the hooks that it reads and those that it rebuilds."""
+"""Describe which hooks an SAE reads and reconstructs."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,76 +10,95 @@ from scopemill.trainer.config.recipe import LAYERED, PAIRED, Recipe
 
 @dataclass(frozen=True)
 class Port:
-    """One hook's rows: ``d`` wide, stored as raw / ``scale``."""
+    """Describe one hook's rows: ``d`` wide, stored as raw / ``scale``."""
 
     hook: str
     d: int
     scale: float
 
     def unit(self, recipe: Recipe) -> float:
-        """What the SAE sees is raw / unit; a layer norm sees the same whatever the unit."""
+        """Return the unit: the SAE sees raw / unit.
+
+        With a layer norm the unit makes no difference.
+        """
         return {"scale": self.scale, "sqrt_d": self.scale / self.d**0.5}.get(recipe.normalization, 1.0)
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """``targets`` is empty for an SAE that rebuilds what it reads."""
+    """Hold the hooks of one SAE.
+
+    ``targets`` is empty for an SAE that reconstructs its input.
+    """
 
     inputs: tuple[Port, ...]
     targets: tuple[Port, ...] = ()
 
     @property
     def outputs(self) -> tuple[Port, ...]:
+        """Return the hooks to reconstruct."""
         return self.targets or self.inputs
 
     @property
     def hooks(self) -> tuple[str, ...]:
-        """The hooks of the stream that feeds it, in the order of a batch's arrays."""
+        """Return the hooks of the SAE's stream, in the order of a batch's arrays."""
         return tuple(port.hook for port in self.inputs + self.targets)
 
     def input_units(self, recipe: Recipe) -> list[float]:
+        """Return the unit of each input."""
         return [port.unit(recipe) for port in self.inputs]
 
     def output_units(self, recipe: Recipe) -> list[float]:
+        """Return the unit of each output."""
         return [port.unit(recipe) for port in self.outputs]
 
     @property
     def shape(self) -> "Shape":
+        """Return the widths of the hooks."""
         return Shape(tuple(p.d for p in self.inputs), tuple(p.d for p in self.outputs), autoencoder=not self.targets)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the wiring as a JSON mapping."""
         return asdict(self)
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Wiring":
+        """Return the wiring in a JSON mapping of `to_json`."""
         return Wiring(*(tuple(Port(**port) for port in data[side]) for side in ("inputs", "targets")))
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Widths of an SAE's inputs and outputs, hook by hook. Rows of several hooks lie side by side in one [B, d_in]."""
+    """Hold the widths of an SAE's inputs and outputs, per hook.
+
+    Rows of several hooks are concatenated to [B, d_in].
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    autoencoder: bool  # rebuilds what it reads
+    autoencoder: bool  # reconstructs its input
 
     @staticmethod
     def square(d: int) -> "Shape":
+        """Return the shape of an SAE that reconstructs one hook."""
         return Shape((d,), (d,), autoencoder=True)
 
     @property
     def d_in(self) -> int:
+        """Return the sum of the input widths."""
         return sum(self.inputs)
 
     @property
     def d_out(self) -> int:
+        """Return the sum of the output widths."""
         return sum(self.outputs)
 
 
 def connections(recipe: Recipe, hooks: tuple[Hook, ...], place: str = "train") -> list[tuple[tuple[Hook, ...], tuple[Hook, ...]]]:
-    """Inputs and targets of every SAE that an architecture makes of hooks. InputError, naming the recipe's place, if it makes none.
+    """Return the inputs and targets of every SAE that a recipe makes of hooks.
 
-    A transcoder joins two sites of a layer; a crosscoder spans the layers of a site; a cross-layer transcoder both.
+    A transcoder joins two sites of a layer; a crosscoder spans the layers of a site; a cross-layer transcoder does both. Raises
+    InputError, naming the recipe's ``place``, if the hooks make no SAE.
     """
     by_site: dict[str, list[Hook]] = {}
     for hook in sorted(hooks):
@@ -88,8 +107,8 @@ def connections(recipe: Recipe, hooks: tuple[Hook, ...], place: str = "train") -
         for field in ("input_site", "target_site"):
             if getattr(recipe, field) not in by_site:
                 raise InputError(
-                    f"{place}.{field}: a {recipe.architecture} needs the site {getattr(recipe, field)!r}, and there is only "
-                    f"{', '.join(by_site)} of harvest.sites"
+                    f"{place}.{field}: a {recipe.architecture} needs the site {getattr(recipe, field)!r}, and harvest.sites gives only "
+                    f"{', '.join(by_site)}: add the site to harvest.sites"
                 )
         inputs, targets = tuple(by_site[recipe.input_site]), tuple(by_site[recipe.target_site])
         if recipe.architecture in LAYERED:
@@ -99,14 +118,15 @@ def connections(recipe: Recipe, hooks: tuple[Hook, ...], place: str = "train") -
         single = next((site for site, of_site in by_site.items() if len(of_site) < 2), None)
         if single:
             raise InputError(
-                f"{place}.architecture: a {recipe.architecture} spans layers, and there is one of {single} only: see harvest.layers"
+                f"{place}.architecture: a {recipe.architecture} spans layers, and {single} is harvested at one layer only: add layers to "
+                "harvest.layers"
             )
         return [(tuple(of_site), ()) for of_site in by_site.values()]
     return [((hook,), ()) for hook in hooks]
 
 
 def label(inputs: tuple[Hook, ...], targets: tuple[Hook, ...]) -> str:
-    """One folder name for what an SAE is connected to: the hook's own name for an SAE of one hook."""
+    """Return the folder name of an SAE's hooks; one hook gives its own name."""
     return "--".join(_side(side) for side in (inputs, targets) if side)
 
 

@@ -1,20 +1,31 @@
-"""Finished SAEs in files: one module for each format that is read or written, and the one place that knows them all."""
+"""Read and write finished SAEs: one module for each file format, and one table of them all."""
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from scopemill.proto.errors import InputError, SaeFormatError
+import torch
+
+from scopemill.proto.errors import CorruptObject, InputError, MissingObject, SaeFormatError, StorageError
+from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
+from scopemill.proto.storage.checksums import read_record
 from scopemill.trainer.formats import dictionary_learning, gemma_scope, saelens, sparsify
 from scopemill.trainer.formats.finished import FinishedSae
 from scopemill.trainer.sae.base import Sae
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?(/.+)?")
+
 
 @dataclass(frozen=True)
 class Format:
+    """Describe a file format: its weights file, its reader, and its writer if it is written."""
+
     weights: str  # the file in a folder that tells the format
     read: Callable[[str], FinishedSae]
-    files: Callable[[str, FinishedSae], dict[str, bytes]] | None = None  # of a place's folder, in the order of writing
+    files: Callable[[str, FinishedSae], dict[str, bytes]] | None = None  # the folder's files, in the order of writing
 
 
 FORMATS = {
@@ -28,39 +39,71 @@ WRITTEN = [word for word, format in FORMATS.items() if format.files]
 
 
 def read_finished(folder: str) -> FinishedSae:
-    """The finished SAE in a folder (any fsspec URL), for raw activations; float32, on the CPU, no gradients.
+    """Return the finished SAE in a folder (any fsspec URL): float32, on the CPU, without gradients.
 
-    Its format is told by what lies there. SaeFormatError if the folder holds none, one of a kind that is not known, or one
-    whose files do not fit each other.
+    The weights file tells the format. SaeFormatError if the folder holds no SAE, one of an unknown kind, or files that do not
+    fit each other.
     """
     bucket = Bucket(folder)
     for format in FORMATS.values():
         if bucket.exists(format.weights):
-            return format.read(folder)
-    raise SaeFormatError(f"{folder} is not a finished SAE: it holds none of {', '.join(f.weights for f in FORMATS.values())}")
+            return format.read(folder).described()
+    raise SaeFormatError(f"{folder} is not a finished SAE: it holds none of {', '.join(f.weights for f in FORMATS.values())}.")
 
 
 def write_finished(folder: str, word: str, finished: FinishedSae) -> None:
-    """Write a folder in a format. SaeFormatError, and nothing is written, if the format cannot hold the SAE."""
+    """Write a finished SAE into a folder, in a format. SaeFormatError, and nothing is written, if the format cannot hold it."""
     format = FORMATS.get(word)
     if not format or not format.files:
-        raise InputError(f"format {word!r} is not written: there are {', '.join(WRITTEN)}")
+        raise InputError(f"format {word!r} is not written; choose from {', '.join(WRITTEN)}.")
     finished.check(folder)
     bucket, files = Bucket(folder), format.files(folder, finished)
-    bucket.remove(list(files)[-1])  # what makes an older SAE there a finished one
+    bucket.remove(list(files)[-1])  # the file that makes an older SAE in this folder a finished one
     for name, data in files.items():
         bucket.write(name, data)
 
 
 def write_saelens(bucket: Bucket, root: str, finished: FinishedSae) -> None:
-    """What training ends with: the folder ``root`` of a bucket as SAELens has it, whatever the weights have become."""
+    """Write a trained SAE into the folder ``root`` of a bucket, in SAELens' format and without checks of its values."""
     for name, data in saelens.saelens_files(bucket.place(root), finished).items():
         bucket.write(f"{root}/{name}", data)
 
 
-def load_sae(folder: str) -> Sae:
-    """The SAE of ``read_finished``."""
-    return read_finished(folder).sae
+def load_sae(place: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Sae:
+    """Return the finished SAE of a folder, an fsspec URL or a Hugging Face id, ready for raw activations.
+
+    An id is ``owner/repository``, with a folder after it if the repository holds several SAEs; a local folder of that name
+    comes first. What a sweep has measured is in ``sae.cfg.metadata["evaluation"]``. SaeFormatError if there is no SAE.
+    """
+    given = str(place)
+    folder = _hub_url(given) or given
+    try:
+        finished = read_finished(folder)
+    except (SaeFormatError, StorageError) as error:
+        if folder == given:
+            raise
+        raise SaeFormatError(f"{given} is not a local folder, and no SAE could be read from Hugging Face: {error}") from error
+    if measured := _measured(Bucket(folder)):
+        finished = replace(finished, metadata=finished.metadata | {"evaluation": measured}).described()
+    return finished.sae.to(device=device, dtype=dtype)
 
 
-__all__ = ["FORMATS", "WRITTEN", "FinishedSae", "Format", "load_sae", "read_finished", "write_finished", "write_saelens"]
+def save_sae(sae: Sae, place: str | Path, format: str = "saelens") -> None:
+    """Write a finished SAE into a folder (any fsspec URL). SaeFormatError, and nothing is written, if the format cannot hold it."""
+    write_finished(str(place), format, FinishedSae.of(sae))
+
+
+def _hub_url(place: str) -> str | None:
+    """Return the URL of a Hugging Face id; None for a URL, and for a folder that is there."""
+    return f"hf://{place}" if _HUB_ID.fullmatch(place) and not Path(place).exists() else None
+
+
+def _measured(bucket: Bucket) -> dict[str, float]:
+    """Return the numbers of the folder's metrics.json, or nothing if there is none of ours."""
+    with suppress(CorruptObject, MissingObject):
+        result = read_record(bucket, SaeLayout("").metrics.lstrip("/")).get("result", {})
+        return {name: value for name, value in result.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+    return {}
+
+
+__all__ = ["FORMATS", "WRITTEN", "FinishedSae", "Format", "load_sae", "read_finished", "save_sae", "write_finished", "write_saelens"]

@@ -1,6 +1,6 @@
-"""Finished SAEs as dictionary_learning leaves them: ``ae.pt`` and ``config.json``. Read only.
+"""Read dictionary_learning's format: a folder of ``ae.pt`` and ``config.json``.
 
-``ae.pt`` is a pickle. torch's loader for weights takes tensors out of it and refuses everything else, so none of its code runs.
+``ae.pt`` is a pickle. torch's weights-only loader takes tensors and refuses everything else, so no code of the file runs.
 """
 
 import io
@@ -29,12 +29,12 @@ WEIGHTS, CONFIG = "ae.pt", "config.json"
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec.T"}
 _MATRICES = {"W_enc": "W_enc.T", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 _THRESHOLD = {"threshold": "activation.threshold"}
-_UNUSED = ("k", "group_sizes")  # read from the config, and of training
+_UNUSED = ("k", "group_sizes")  # k is read from the config; group sizes matter in training only
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """``centred``: whether the decoder's bias is subtracted before encoding."""
+    """Map a class's tensors to parameters; ``centred``: the decoder's bias is subtracted before encoding."""
 
     activation: Callable[..., Activation]
     centred: bool
@@ -53,28 +53,29 @@ _LAYOUTS = {
     "BatchTopKSAE": _Layout(JumpReLU, True, _LINEAR | {"b_dec": "b_dec"} | _THRESHOLD),
     "MatryoshkaBatchTopKSAE": _Layout(JumpReLU, True, _MATRICES | _THRESHOLD),
 }  # fmt: skip
-_SITES = {"resid_post": "resid_post", "mlp_out": "mlp_out", "attention_out": "attn_out"}  # of a submodule's name
+_SITES = {"resid_post": "resid_post", "mlp_out": "mlp_out", "attention_out": "attn_out"}  # by the name of a submodule
 
 
 def read_dictionary_learning(folder: str) -> FinishedSae:
+    """Return the SAE of a dictionary_learning folder. SaeFormatError if its class is unknown or its files do not fit."""
     bucket = Bucket(folder)
     place, config = bucket.place(CONFIG), read_config(bucket, CONFIG)
     trainer = config.get("trainer")
     if not isinstance(trainer, dict) or not isinstance(trainer.get("dict_class"), str) or trainer["dict_class"] not in _LAYOUTS:
         name = trainer.get("dict_class") if isinstance(trainer, dict) else None
-        raise SaeFormatError(f"{place}: trainer.dict_class {name!r} is not known: there are {', '.join(_LAYOUTS)}")
+        raise SaeFormatError(f"{place}: trainer.dict_class {name!r} is not known; known are {', '.join(_LAYOUTS)}.")
     layout = _LAYOUTS[trainer["dict_class"]]
     d, width = check_count(place, trainer, "activation_dim"), check_count(place, trainer, "dict_size")
     with torch.device("meta"):
         if layout.activation is TopK:
-            activation = TopK(width, check_count(place, trainer, "k", most=width))
+            activation: Activation = TopK(width, check_count(place, trainer, "k", most=width))
         else:
             activation = layout.activation(width)
         sae = Sae(Shape.square(d), width, activation, layout.centred)
     tensors = _tensors(bucket.place(WEIGHTS), read_bytes(bucket, WEIGHTS))
     _check_k(bucket.place(WEIGHTS), tensors, trainer)
     if layout.activation is TopK:
-        tensors.pop("threshold", None)  # another way to encode, which is not its own
+        tensors.pop("threshold", None)  # used by another way to encode only
     elif "threshold" in tensors and tensors["threshold"].ndim == 0:
         tensors["threshold"] = tensors["threshold"].expand(width)
     weights = {name: tensor for name, tensor in tensors.items() if name not in _UNUSED}
@@ -87,21 +88,21 @@ def _tensors(place: str, data: bytes) -> Tensors:
     try:
         tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise SaeFormatError(f"{place} is not read: it holds something else than tensors, which may be code") from error
-    except Exception as error:  # torch says by many kinds of error that a file is damaged
+        raise SaeFormatError(f"{place} is not read: it holds something else than tensors, which may be code.") from error
+    except Exception as error:  # torch raises many kinds of error for a damaged file
         raise SaeFormatError(f"{place} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise SaeFormatError(f"{place} is not a mapping of names to tensors")
+        raise SaeFormatError(f"{place} is not a mapping of names to tensors.")
     return dict(tensors)
 
 
 def _check_k(place: str, tensors: Tensors, trainer: dict[str, Any]) -> None:
     if "k" in tensors and (tensors["k"].numel() != 1 or tensors["k"].item() != trainer.get("k")):
-        raise SaeFormatError(f"{place}: k is {tensors['k'].tolist()}, where {CONFIG} says {trainer.get('k')!r}")
+        raise SaeFormatError(f"{place}: k is {tensors['k'].tolist()}, and {CONFIG} says {trainer.get('k')!r}.")
 
 
 def _hooks(trainer: dict[str, Any]) -> tuple[str, ...]:
-    """The hook, where the submodule's name and the layer say which it is."""
+    """Return the hook that the submodule's name and the layer name, or nothing."""
     site = _SITES.get(re.sub(r"_layer_?\d+$", "", str(trainer.get("submodule_name"))))
     layer = trainer.get("layer")
     return (Hook(layer, site).name,) if site and type(layer) is int and layer >= 0 else ()

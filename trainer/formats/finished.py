@@ -1,28 +1,41 @@
-"""A finished SAE and what it belongs to: what every format is read into and written from."""
+"""Hold a finished SAE with its hooks, model and metadata: every format is read into this, and written from it."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from scopemill.proto.errors import SaeFormatError
 from scopemill.trainer.formats.tensors import check_values
+from scopemill.trainer.sae.activations.topk import TopK
 from scopemill.trainer.sae.base import Sae
 
 
 @dataclass(frozen=True)
 class FinishedSae:
-    """``sae`` takes raw activations of the hooks ``inputs``, side by side, and rebuilds those of ``outputs``."""
+    """Hold an SAE that takes raw activations of the hooks ``inputs``, side by side, and reconstructs ``outputs``."""
 
     sae: Sae
     inputs: tuple[str, ...]  # names of hooks; empty where a format does not say
     outputs: tuple[str, ...]
     model: str | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)  # what else is known, in SAELens' words
+    metadata: dict[str, Any] = field(default_factory=dict)  # whatever else is known, under SAELens' names
+
+    @staticmethod
+    def of(sae: Sae) -> "FinishedSae":
+        """Return a finished SAE as its own description has it."""
+        cfg = sae.cfg or sae.describe()
+        return FinishedSae(sae, cfg.inputs, cfg.outputs, cfg.model, dict(cfg.metadata))
+
+    def described(self) -> "FinishedSae":
+        """Give the SAE its description, and return this."""
+        targets = () if self.sae.shape.autoencoder else self.outputs
+        self.sae.with_cfg(self.sae.describe(self.inputs, targets, self.model, self.metadata))
+        return self
 
     def check(self, place: str) -> None:
-        """SaeFormatError, naming the place, for one that would not be read back: no format is to hold it."""
+        """Raise SaeFormatError, naming the place, for an SAE that could not be read back."""
         sae = self.sae
         check_values(place, dict(sae.named_parameters()))
-        if sae.activation.name == "topk" and not 1 <= sae.activation.k <= sae.width:
-            raise SaeFormatError(f"{place}: k is {sae.activation.k}, not a number from 1 to the {sae.width} latents")
+        if isinstance(sae.activation, TopK) and not 1 <= sae.activation.k <= sae.width:
+            raise SaeFormatError(f"{place}: k is {sae.activation.k}; it has to be a number from 1 to the {sae.width} latents.")
         if not sae.shape.autoencoder and not self.outputs:
-            raise SaeFormatError(f"{place}: a transcoder without the hook that it rebuilds is of no use; say which it is")
+            raise SaeFormatError(f"{place}: a transcoder needs the hook that it reconstructs (hook_name_out).")

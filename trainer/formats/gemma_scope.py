@@ -1,7 +1,7 @@
-"""Finished JumpReLU SAEs in Gemma Scope's files, and back: ``params.npz`` of Gemma Scope 1, ``params.safetensors`` of 2.
+"""Read and write Gemma Scope's JumpReLU SAEs: ``params.npz`` of Gemma Scope 1, ``params.safetensors`` of Gemma Scope 2.
 
-They take raw activations and have no pre-encoder bias: one that an SAE still has is folded. An embedding SAE of Gemma Scope 1
-takes rows of the embedding matrix; the hook gives them times sqrt(d), so that is folded as well, both ways.
+These SAEs take raw activations and have no pre-encoder bias, so a pre-encoder bias is folded when writing. An embedding SAE of
+Gemma Scope 1 takes rows of the embedding matrix, and the hook gives those rows times sqrt(d): this factor is folded both ways.
 """
 
 import io
@@ -34,31 +34,35 @@ _SKIP = {"affine_skip_connection": "skip.W_skip"}
 
 
 def read_gemma_scope(folder: str) -> FinishedSae:
+    """Return the SAE of a Gemma Scope 1 folder. SaeFormatError if its file or its path is none of Gemma Scope's."""
     bucket = Bucket(folder)
     place = bucket.place(WEIGHTS_1)
     try:
         with np.load(io.BytesIO(read_bytes(bucket, WEIGHTS_1)), allow_pickle=False) as arrays:
             tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    # numpy says by many kinds of error that a file is no archive, is cut off, or holds pickled objects
+    # numpy raises many kinds of error for a file that is no archive, is truncated, or holds pickled objects
     except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise SaeFormatError(f"{place} cannot be read: {error}") from error
     return _read(bucket, place, GENERATION_1, tensors, _NAMES_1)
 
 
 def read_gemma_scope_2(folder: str) -> FinishedSae:
+    """Return the SAE of a Gemma Scope 2 folder. SaeFormatError if its file or its path is none of Gemma Scope's."""
     bucket = Bucket(folder)
     tensors = read_safetensors(bucket, WEIGHTS_2)
     return _read(bucket, bucket.place(WEIGHTS_2), GENERATION_2, tensors, _NAMES_2 | (_SKIP if _SKIP.keys() <= tensors.keys() else {}))
 
 
 def gemma_scope_files(place: str, finished: FinishedSae) -> dict[str, bytes]:
-    """The folder's one file. The folder's path has to say what the SAE is, for nothing else does."""
+    """Return the folder's one file. The folder's path has to describe the SAE, since the file holds only tensors."""
     file = io.BytesIO()
-    np.savez(file, **{name: tensor.numpy() for name, tensor in _tensors(place, finished, GENERATION_1, _NAMES_1).items()})
+    arrays = {name: tensor.float().numpy() for name, tensor in _tensors(place, finished, GENERATION_1, _NAMES_1).items()}
+    np.savez(file, **arrays)  # type: ignore[arg-type]
     return {WEIGHTS_1: file.getvalue()}
 
 
 def gemma_scope_2_files(place: str, finished: FinishedSae) -> dict[str, bytes]:
+    """Return the folder's one file. The folder's path has to describe the SAE, since the file holds only tensors."""
     names = _NAMES_2 | (_SKIP if finished.sae.skip else {})
     return {WEIGHTS_2: safetensors.torch.save(_tensors(place, finished, GENERATION_2, names))}
 
@@ -68,7 +72,7 @@ def _read(bucket: Bucket, place: str, generation: Generation, tensors: Tensors, 
     encoder, decoder = list(names)[:2]
     (d_in, width), (_, d_out) = shape_of(place, tensors, encoder), shape_of(place, tensors, decoder)
     if width_label(width) != origin.width:
-        raise SaeFormatError(f"{place} holds {width} latents, where its path says width_{origin.width}")
+        raise SaeFormatError(f"{place} holds {width} latents, and its path says width_{origin.width}.")
     autoencoder = origin.input == origin.output
     kind = Sae if autoencoder else SkipTranscoder if "affine_skip_connection" in names else Transcoder
     with torch.device("meta"):
@@ -85,17 +89,17 @@ def _read(bucket: Bucket, place: str, generation: Generation, tensors: Tensors, 
 
 
 def _tensors(place: str, finished: FinishedSae, generation: Generation, names: Mapping[str, str]) -> Tensors:
-    """SaeFormatError for an SAE that Gemma Scope's files cannot hold, or a path that says something else of it."""
+    """Return the file's tensors. SaeFormatError if the format cannot hold the SAE, or the path describes another SAE."""
     sae = finished.sae
     kinds = (Sae, Matryoshka, Transcoder) + ((SkipTranscoder,) if generation is GENERATION_2 else ())
     if type(sae) not in kinds or sae.activation.name != "jumprelu" or sae.layer_norm or (sae.skip and type(sae) is not SkipTranscoder):
         kind = type(sae).__name__ + (" with a skip" if sae.skip else "") + (" under layer_norm" if sae.layer_norm else "")
-        raise SaeFormatError(f"{place}: Gemma Scope's files hold JumpReLU SAEs, and this is a {kind} with {sae.activation.name} latents")
+        raise SaeFormatError(f"{place}: Gemma Scope's files hold JumpReLU SAEs, and this is a {kind} with {sae.activation.name} latents.")
     origin, l0 = generation.parse(place)
     if origin != origin_of(finished):
-        raise SaeFormatError(f"{place} says something else than the SAE is, whose path ends in {generation.path_of(finished, l0)}")
+        raise SaeFormatError(f"{place} describes another SAE; the path of this one ends in {generation.path_of(finished, l0)}.")
     if sae.centred or origin.input == EMBEDDING:
-        sae = fold(sae, [1.0], [1.0])  # a copy, its pre-encoder bias folded
+        sae = fold(sae, [1.0], [1.0])  # a copy with its pre-encoder bias folded
     if origin.input == EMBEDDING:
         _scale_units(sae, sae.shape.d_in**-0.5)
     return laid_out(sae, names)
@@ -103,7 +107,7 @@ def _tensors(place: str, finished: FinishedSae, generation: Generation, names: M
 
 @torch.no_grad()
 def _scale_units(sae: Sae, factor: float) -> None:
-    """In place, the SAE of activations that are larger by a factor; its latents stay as they are."""
-    sae.W_enc /= factor
-    sae.W_dec *= factor
-    sae.b_dec *= factor
+    """Scale the SAE in place to activations that are larger by a factor; its latents keep their values."""
+    sae.W_enc.div_(factor)
+    sae.W_dec.mul_(factor)
+    sae.b_dec.mul_(factor)

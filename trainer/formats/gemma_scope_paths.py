@@ -1,11 +1,11 @@
-"""What a Gemma Scope path says: its files hold tensors alone, so model, hooks, width and sparsity are in their folder's name.
+"""Parse and write Gemma Scope's paths, which name the model, hooks, width and L0 of an SAE.
 
     gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71           Gemma Scope 1: res, mlp, att or transcoders
     gemma-scope-2b-pt-res/embedding/width_4k/average_l0_44
     gemma-scope-2-1b-pt/resid_post/layer_12_width_16k_l0_small       Gemma Scope 2: resid_post, mlp_out, attn_out or transcoder
     gemma-scope-2-1b-pt/transcoder_all/layer_3_width_16k_l0_big_affine
 
-The model's size stands for Gemma 2 or 3; for any other model its name stands there.
+Gemma 2 and 3 are named by their size; any other model by its name.
 """
 
 import re
@@ -21,7 +21,7 @@ _KINDS_1 = {
     "res": ("hook_resid_post", "hook_resid_post"),
     "mlp": ("hook_mlp_out", "hook_mlp_out"),
     "att": ("attn.hook_z", "attn.hook_z"),
-    # Gemma Scope 1's read what the norm gives before its gain, Gemma Scope 2's what the MLP consumes.
+    # Gemma Scope 1's transcoders read the norm's output before its gain, Gemma Scope 2's the MLP's input after it.
     "transcoders": ("ln2.hook_normalized", "hook_mlp_out"),
 }
 _KINDS_2 = {
@@ -44,44 +44,46 @@ _PATH_2 = re.compile(
 
 @dataclass(frozen=True)
 class Origin:
+    """Describe an SAE as a path does: its model, hooks and width."""
+
     model: str  # as Hugging Face has it, without the owner
     input: str
-    output: str  # the same hook, but for a transcoder
+    output: str  # of a transcoder the target hook, else the same as input
     width: str  # "16k"
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Gemma Scope 1 or 2: where its files lie."""
+    """Describe where the files of Gemma Scope 1 or 2 lie."""
 
     pattern: re.Pattern[str]
     kinds: dict[str, tuple[str, str]]
     path: str  # a template
     example: str
     gemma: str  # the family's name
-    plain: tuple[str, str]  # how its repositories mark what was not tuned for instructions, and how its models do
+    plain: tuple[str, str]  # the mark of a pretrained model in repository names, and in model names
 
     def parse(self, place: str) -> tuple[Origin, str]:
-        """What the path of a folder says, and its L0 (a number, or Gemma Scope 2's word). SaeFormatError if it says nothing."""
+        """Return what a path describes, and its L0: a number, or Gemma Scope 2's word. SaeFormatError for another path."""
         found = self.pattern.search(_whole(place))
         if not found:
-            raise SaeFormatError(f"{place} is not a Gemma Scope path: one ends like {self.example}")
+            raise SaeFormatError(f"{place} is not a Gemma Scope path; such a path ends like {self.example}.")
         sides = self.kinds[found["kind"]]
         hooks = [EMBEDDING if found["layer"] is None else f"blocks.{int(found['layer'])}.{side}" for side in sides]
         return Origin(self._model(found["model"]), hooks[0], hooks[1], found["width"]), found["l0"]
 
     def path_of(self, finished: FinishedSae, l0: str) -> str:
-        """The path, from the repository's name on, that says of an SAE what ``parse`` reads. SaeFormatError if there is none."""
+        """Return the path of an SAE, from the repository's name on. SaeFormatError if Gemma Scope has no such path."""
         origin = origin_of(finished)
         for kind, (one, other) in self.kinds.items():
             layer = re.fullmatch(r"blocks\.(\d+)\." + re.escape(one), origin.input)
             embedding = kind == "res" and origin.input == origin.output == EMBEDDING
             if embedding or (layer and origin.output == f"blocks.{layer[1]}.{other}"):
-                where = "embedding" if embedding else f"layer_{layer[1]}"
+                where = f"layer_{layer[1]}" if layer else "embedding"
                 affine = "_affine" if finished.sae.skip else ""
                 return self.path.format(model=self._short(origin.model), kind=kind, where=where, width=origin.width, l0=l0, affine=affine)
         known = "; ".join(one if one == other else f"{one} to {other}" for one, other in self.kinds.values())
-        raise SaeFormatError(f"Gemma Scope has no place for an SAE from {origin.input} to {origin.output}: it has {known}")
+        raise SaeFormatError(f"Gemma Scope has no place for an SAE from {origin.input} to {origin.output}: it has {known}.")
 
     def _model(self, short: str) -> str:
         if re.fullmatch(r"\d+[bm]-(pt|it)", short):
@@ -104,15 +106,15 @@ GENERATION_2 = Generation(
 
 
 def origin_of(finished: FinishedSae) -> Origin:
-    """What a Gemma Scope path would have to say. SaeFormatError for an SAE of several hooks, or of an unknown one."""
+    """Return what a path of this SAE has to describe. SaeFormatError for several hooks, or an unknown hook or model."""
     if len(finished.inputs) != 1 or len(finished.outputs) != 1 or not finished.model:
         raise SaeFormatError(
             f"Gemma Scope's paths name a model and one hook, and this SAE has the model {finished.model!r} and "
-            f"the hooks {', '.join(finished.inputs) or 'unknown'}"
+            f"the hooks {', '.join(finished.inputs) or 'unknown'}."
         )
     return Origin(finished.model.rsplit("/", 1)[-1], finished.inputs[0], finished.outputs[0], width_label(finished.sae.width))
 
 
 def _whole(place: str) -> str:
-    """A relative path may leave out what the folders above it say."""
+    """Return the absolute path: a relative one may leave out folders that describe the SAE."""
     return place.rstrip("/") if "://" in place else str(Path(place).absolute())

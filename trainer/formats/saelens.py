@@ -1,8 +1,8 @@
-"""Finished SAEs as folders in SAELens' format, and back: ``cfg.json`` and ``sae_weights.safetensors``.
+"""Read and write SAELens' format: a folder of ``cfg.json`` and ``sae_weights.safetensors``.
 
-SAELens keeps ``W_enc`` as [d_in, d_sae], here it is [F, d_in]. BatchTopK, and Matryoshka over it, are JumpReLUs by now, with
-the threshold that they learnt. What SAELens has no word for (crosscoders, cross-layer transcoders, skip SAEs, TopK transcoders)
-is kept in the same kind of folder under our own word. Folders of SAELens before version 6 are read too.
+SAELens stores ``W_enc`` as [d_in, d_sae]; an `Sae` holds [F, d_in]. A trained BatchTopK, also under Matryoshka, is a JumpReLU with
+the learnt threshold. Architectures without a word in SAELens (crosscoders, cross-layer transcoders, skip SAEs, TopK transcoders)
+use the same files under a word of our own. Folders of SAELens before version 6 are read too.
 """
 
 import json
@@ -27,7 +27,7 @@ from scopemill.trainer.sae.skip import Skip
 from scopemill.trainer.sae.transcoder import SkipTranscoder, Transcoder
 
 SAE_LENS_VERSION = "6.54.0"  # whose folder format this is
-# SAELens' word for a kind of body with an activation.
+# SAELens' words, each for a class with an activation.
 WORDS: dict[str, tuple[type[Sae], str]] = {
     "standard": (Sae, "relu"),
     "gated": (Sae, "gated"),
@@ -38,7 +38,7 @@ WORDS: dict[str, tuple[type[Sae], str]] = {
     "skip_transcoder": (SkipTranscoder, "relu"),
     "jumprelu_skip_transcoder": (SkipTranscoder, "jumprelu"),
 }
-# Ours, with the activation in a field of its own.
+# Our own words; the activation has a field of its own.
 OWN_WORDS: dict[str, type[Sae]] = {
     "scopemill.skip": Sae,
     "scopemill.transcoder": Transcoder,
@@ -49,8 +49,8 @@ OWN_WORDS: dict[str, type[Sae]] = {
 }
 FINISHED_ACTIVATIONS = ("relu", "gated", "jumprelu", "topk")
 CONFIG, WEIGHTS = (path.lstrip("/") for path in (SaeLayout("").config, SaeLayout("").weights))
-_HOOKS = ("hook_name", "hook_name_out", "model_name")  # of the metadata; the rest is carried as it is
-# What an older, flat cfg.json knows beside the SAE itself.
+_HOOKS = ("hook_name", "hook_name_out", "model_name")  # fields of the metadata; other fields are kept unchanged
+# The metadata of an older, flat cfg.json.
 _LEGACY_METADATA = (
     *_HOOKS, "hook_head_index", "context_size", "prepend_bos", "seqpos_slice", "dataset_path", "model_from_pretrained_kwargs",
     "exclude_special_tokens", "neuronpedia_id",
@@ -58,12 +58,33 @@ _LEGACY_METADATA = (
 
 
 def saelens_files(place: str, finished: FinishedSae) -> dict[str, bytes]:
-    """The folder's files. ``cfg.json`` comes last: the folder is finished because it is there."""
+    """Return the folder's files; ``cfg.json`` comes last, since its presence makes the folder a finished SAE."""
     tensors = laid_out(finished.sae, _names(finished.sae))
     return {WEIGHTS: safetensors.torch.save(tensors), CONFIG: json.dumps(_to_config(finished), indent=1).encode()}
 
 
+def to_saelens(sae: Sae) -> Any:
+    """Return an SAE as an SAE of the package sae_lens, on the same device and in the same dtype.
+
+    InputError if sae_lens is not installed, or has no word for the architecture.
+    """
+    try:
+        import sae_lens  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise InputError("to_saelens needs the package sae-lens: run `pip install sae-lens`.") from error
+    word = word_of(sae)
+    if word not in WORDS:
+        raise InputError(f"SAELens has no architecture for a {word.removeprefix('scopemill.')}; it has {', '.join(WORDS)}.")
+    config = _to_config(FinishedSae.of(sae)) | {"device": str(sae.device)}
+    theirs = sae_lens.SAE.from_dict(config)
+    tensors = laid_out(sae, _names(sae))
+    theirs.process_state_dict_for_loading(tensors)
+    theirs.load_state_dict(tensors)
+    return theirs.to(device=sae.device, dtype=sae.dtype)
+
+
 def read_saelens(folder: str) -> FinishedSae:
+    """Return the SAE of a SAELens folder. SaeFormatError if its files are damaged, unknown, or do not fit each other."""
     bucket = Bucket(folder)
     place, config = bucket.place(CONFIG), _read_config(bucket)
     tensors = read_safetensors(bucket, WEIGHTS)
@@ -78,27 +99,28 @@ def read_saelens(folder: str) -> FinishedSae:
     inputs = _hooks(place, metadata, "hook_name", sae.shape.inputs)
     outputs = inputs if sae.shape.autoencoder else _hooks(place, metadata, "hook_name_out", sae.shape.outputs)
     if not outputs and not sae.shape.autoencoder:
-        raise SaeFormatError(f"{place}: a {config['architecture']} needs metadata.hook_name_out, the hook that it rebuilds")
+        raise SaeFormatError(f"{place}: a {config['architecture']} needs metadata.hook_name_out, the hook that it reconstructs.")
     return FinishedSae(sae, inputs, outputs, metadata.get("model_name"), {k: v for k, v in metadata.items() if k not in _HOOKS})
 
 
 def fold_factors(place: str, sae: Sae, factors: torch.Tensor) -> None:
-    """Multiply factors [F] that count at decoding into the decoder's rows."""
+    """Multiply factors [F], which apply when latents are decoded, into the decoder's rows."""
     if list(factors.shape) != [sae.width] or not factors.isfinite().all():
-        raise SaeFormatError(f"{place}: tensor scaling_factor is not {sae.width} finite numbers, one for each latent")
+        raise SaeFormatError(f"{place}: tensor scaling_factor has to hold {sae.width} finite numbers, one for each latent.")
     sae.W_dec.mul_(factors.float()[:, None])
 
 
 def _fold_norms(sae: Sae) -> None:
-    """Latents in units of their decoder rows' norms, as ``rescale_acts_by_decoder_norm`` has them, and rows of norm 1."""
+    """Fold ``rescale_acts_by_decoder_norm``: scale each latent by its decoder row's norm, and the row to norm 1."""
     norms = sae.W_dec.norm(dim=1)
     sae.W_enc.mul_(norms[:, None])
+    assert sae.b_enc is not None, "a TopK has an encoder bias"
     sae.b_enc.mul_(norms)
     sae.W_dec.div_(norms.clamp(min=1e-8)[:, None])
 
 
 def _names(sae: Sae) -> dict[str, str]:
-    """``threshold`` for ``activation.threshold``; a list's members keep their numbers."""
+    """Return the table of names: ``threshold`` for ``activation.threshold``; members of a list keep their numbers."""
     names = {name.removeprefix("activation.").removeprefix("skip."): name for name, _ in sae.named_parameters()}
     if "W_enc" in names:
         names["W_enc"] = "W_enc.T"
@@ -108,10 +130,10 @@ def _names(sae: Sae) -> dict[str, str]:
 def _to_config(finished: FinishedSae) -> dict[str, Any]:
     sae = finished.sae
     config = {
-        "architecture": _word(sae),
+        "architecture": word_of(sae),
         "d_in": sae.shape.d_in,
         "d_sae": sae.width,
-        "dtype": "float32",
+        "dtype": str(sae.dtype).removeprefix("torch."),
         "device": "cpu",
         "apply_b_dec_to_input": sae.centred,
         "normalize_activations": "layer_norm" if sae.layer_norm else "none",
@@ -123,7 +145,7 @@ def _to_config(finished: FinishedSae) -> dict[str, Any]:
         config["d_out"] = sae.shape.d_out
     if config["architecture"] in OWN_WORDS:
         config |= {"activation": sae.activation.name, "inputs": list(sae.shape.inputs), "outputs": list(sae.shape.outputs)}
-    metadata = {
+    metadata: dict[str, Any] = {
         "sae_lens_version": SAE_LENS_VERSION,
         "sae_lens_training_version": None,
         "model_name": finished.model,
@@ -143,7 +165,8 @@ def _one_or_many(hooks: tuple[str, ...]) -> str | list[str] | None:
     return hooks[0] if len(hooks) == 1 else list(hooks) or None
 
 
-def _word(sae: Sae) -> str:
+def word_of(sae: Sae) -> str:
+    """Return SAELens' word for an SAE's architecture, or our own where SAELens has none."""
     kind, activation = Sae if isinstance(sae, Matryoshka) else type(sae), sae.activation.name
     if kind is Sae and sae.skip:
         return "scopemill.skip"
@@ -164,22 +187,24 @@ def _hooks(place: str, metadata: dict[str, Any], field: str, widths: tuple[int, 
     value = metadata.get(field)
     names = [value] if isinstance(value, str) else value or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) not in (0, len(widths)):
-        raise SaeFormatError(f"{place}: metadata.{field} is {value!r}, not the name of each of {len(widths)} hooks")
+        raise SaeFormatError(f"{place}: metadata.{field} is {value!r}; it has to name {len(widths)} hooks.")
     return tuple(names)
 
 
 def _read_config(bucket: Bucket) -> dict[str, Any]:
-    """A ``cfg.json`` of an architecture that is known, whose widths are counts."""
+    """Return the fields of ``cfg.json``; SaeFormatError for an unknown architecture or a wrong width."""
     place, config = bucket.place(CONFIG), read_config(bucket, CONFIG)
     if not isinstance(config.get("metadata"), dict):
         config = _from_legacy(config)
     name = config.get("architecture")
     if not isinstance(name, str) or name not in WORDS | OWN_WORDS:
-        raise SaeFormatError(f"{place}: architecture {name!r} is not known: there are {', '.join(WORDS | OWN_WORDS)}")
+        raise SaeFormatError(f"{place}: architecture {name!r} is not known; known are {', '.join(WORDS | OWN_WORDS)}.")
     if _activation_name(config) not in FINISHED_ACTIVATIONS:
-        raise SaeFormatError(f"{place}: activation {config.get('activation')!r} is not known: there are {', '.join(FINISHED_ACTIVATIONS)}")
+        raise SaeFormatError(f"{place}: activation {config.get('activation')!r} is not known; known are {', '.join(FINISHED_ACTIVATIONS)}.")
     if config.get("normalize_activations", "none") not in ("none", "layer_norm"):
-        raise SaeFormatError(f"{place}: normalize_activations {config['normalize_activations']!r} is not read here; fold it first")
+        raise SaeFormatError(
+            f"{place}: normalize_activations {config['normalize_activations']!r} is not supported; fold it into the weights first."
+        )
     for field in ["d_in", "d_sae"] + ["d_out"] * ("transcoder" in name):
         check_count(place, config, field)
     if _activation_name(config) == "topk":
@@ -188,7 +213,7 @@ def _read_config(bucket: Bucket) -> dict[str, Any]:
 
 
 def _from_legacy(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields of today's ``cfg.json`` out of a flat one, as SAELens wrote it before version 6."""
+    """Return today's fields for a flat ``cfg.json``, as SAELens wrote it before version 6."""
     renamed = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
     flat: dict[str, Any] = {"architecture": "standard"}
     flat |= {renamed.get(field, field): value for field, value in config.items()}
@@ -205,7 +230,7 @@ def _activation_name(config: dict[str, Any]) -> str | None:
 
 
 def _empty(place: str, config: dict[str, Any]) -> Sae:
-    """The SAE that a config describes, its weights without memory."""
+    """Return the SAE that a config describes, with weights on torch's meta device."""
     word, width = config["architecture"], config["d_sae"]
     kind = WORDS[word][0] if word in WORDS else OWN_WORDS[word]
     autoencoder = "transcoder" not in word and word != "scopemill.clt"
@@ -213,7 +238,7 @@ def _empty(place: str, config: dict[str, Any]) -> Sae:
         inputs = tuple(config.get("inputs") or [config["d_in"]])
         shape = Shape(inputs, tuple(config.get("outputs") or [config.get("d_out") or config["d_in"]]), autoencoder)
         with torch.device("meta"):
-            activation = ACTIVATIONS[_activation_name(config)].from_config(width, config)
+            activation = ACTIVATIONS[str(_activation_name(config))].from_config(width, config)
             skip = Skip(shape.d_in, shape.d_out) if "skip" in word else None
             centred = bool(config.get("apply_b_dec_to_input", True)) and autoencoder
             return kind(shape, width, activation, centred, skip, config.get("normalize_activations") == "layer_norm")

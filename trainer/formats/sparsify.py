@@ -1,6 +1,6 @@
-"""Finished SAEs and transcoders as sparsify leaves them: ``sae.safetensors`` and ``cfg.json``. Read only.
+"""Read sparsify's format: a folder of ``sae.safetensors`` and ``cfg.json``.
 
-They are TopKs, with a skip connection or without. What they are connected to is in the folder's name, such as ``layers.5.mlp``.
+It holds TopK SAEs and transcoders, with or without a skip. The folder's name, such as ``layers.5.mlp``, names the hook.
 """
 
 import re
@@ -25,12 +25,13 @@ _MODULE = re.compile(r"(?:.*/)?(?:[A-Za-z_]+\.)*(?:layers|h)\.(\d+)(\.mlp)?")
 
 
 def read_sparsify(folder: str) -> FinishedSae:
+    """Return the SAE or transcoder of a sparsify folder. SaeFormatError if its files are unknown or do not fit."""
     bucket = Bucket(folder)
     place, config = bucket.place(CONFIG), read_config(bucket, CONFIG)
     activation = config.get("activation", "topk")
     if activation != "topk" or config.get("signed"):
         kind = "signed topk" if config.get("signed") else activation
-        raise SaeFormatError(f"{place}: latents of the kind {kind!r} are not known: there is topk")
+        raise SaeFormatError(f"{place}: the activation {kind!r} is not known; known is topk.")
     d = check_count(place, config, "d_in")
     width = check_count(place, config, "num_latents") if config.get("num_latents") else d * check_count(place, config, "expansion_factor")
     k = check_count(place, config, "k", most=width)
@@ -48,7 +49,7 @@ def _hooks(place: str, transcoder: bool) -> tuple[tuple[str, ...], tuple[str, ..
     found = _MODULE.fullmatch(place)
     if transcoder:
         if not found or not found[2]:
-            raise SaeFormatError(f"{place} does not say which MLP this transcoder rebuilds: its folder's name ends like layers.5.mlp")
+            raise SaeFormatError(f"{place} does not name the MLP of this transcoder; its folder's name has to end like layers.5.mlp.")
         return (Hook(int(found[1]), "mlp_in").name,), (Hook(int(found[1]), "mlp_out").name,)
     hooks: tuple[Any, ...] = (Hook(int(found[1]), "mlp_out" if found[2] else "resid_post").name,) if found else ()
     return hooks, hooks

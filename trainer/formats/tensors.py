@@ -1,7 +1,6 @@
-"""From a file's tensors to an SAE and back: what the formats share.
+"""Fill an SAE with a file's tensors, and lay its parameters out as tensors: shared by all formats.
 
-A format's table of names gives for each tensor of its file the parameter that it is, ``W_enc.T`` where the file holds the
-transpose. A transpose loses no bit.
+A format's table of names maps each tensor of a file to a parameter; ``W_enc.T`` says that the file holds the transpose.
 """
 
 import json
@@ -21,7 +20,7 @@ _TRANSPOSED = ".T"
 
 
 def read_bytes(bucket: Bucket, name: str) -> bytes:
-    """A file of an SAE's folder; SaeFormatError if it is not there."""
+    """Return a file of an SAE's folder. SaeFormatError if the file is missing."""
     try:
         return bucket.read(name)
     except MissingObject as error:
@@ -29,17 +28,18 @@ def read_bytes(bucket: Bucket, name: str) -> bytes:
 
 
 def read_config(bucket: Bucket, name: str) -> dict[str, Any]:
-    """A JSON object; SaeFormatError if it is none."""
+    """Return the fields of a JSON file. SaeFormatError if the file holds no JSON object."""
     try:
         config = json.loads(read_bytes(bucket, name))
     except (ValueError, RecursionError) as error:
         raise SaeFormatError(f"{bucket.place(name)} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise SaeFormatError(f"{bucket.place(name)} is not a JSON object")
+        raise SaeFormatError(f"{bucket.place(name)} is not a JSON object.")
     return config
 
 
 def read_safetensors(bucket: Bucket, name: str) -> Tensors:
+    """Return the tensors of a safetensors file. SaeFormatError if the file is missing or damaged."""
     try:
         return safetensors.torch.load(read_bytes(bucket, name))
     except safetensors.SafetensorError as error:
@@ -47,28 +47,28 @@ def read_safetensors(bucket: Bucket, name: str) -> Tensors:
 
 
 def check_count(place: str, config: Mapping[str, Any], field: str, most: int | None = None) -> int:
-    """A field that has to be a whole number of at least 1, and at most ``most``."""
+    """Return a field that is a whole number from 1 to ``most``. SaeFormatError if it is not."""
     value = config.get(field)
     if type(value) is not int or value < 1:
-        raise SaeFormatError(f"{place}: {field} is {value!r}, not a number of at least 1")
+        raise SaeFormatError(f"{place}: {field} is {value!r}; it has to be a whole number of at least 1.")
     if most is not None and value > most:
-        raise SaeFormatError(f"{place}: {field} is {value}, more than the {most} latents")
+        raise SaeFormatError(f"{place}: {field} is {value}, more than the {most} latents.")
     return value
 
 
 def shape_of(place: str, tensors: Tensors, name: str) -> tuple[int, int]:
-    """Rows and columns of a matrix, where the file's tensors are all that says how wide an SAE is."""
+    """Return a matrix's rows and columns, for formats whose tensors alone say how wide an SAE is."""
     if name not in tensors:
-        raise SaeFormatError(f"{place} lacks the tensor {name}")
+        raise SaeFormatError(f"{place} lacks the tensor {name}.")
     if tensors[name].ndim != 2:
-        raise SaeFormatError(f"{place}: tensor {name} has the shape {list(tensors[name].shape)} where a matrix belongs")
+        raise SaeFormatError(f"{place}: tensor {name} has the shape {list(tensors[name].shape)} and has to be a matrix.")
     return tensors[name].shape[0], tensors[name].shape[1]
 
 
 def filled(place: str, sae: Sae, tensors: Tensors, names: Mapping[str, str]) -> Sae:
-    """An SAE made on torch's meta device, with a file's tensors as its weights: float32, on the CPU, no gradients.
+    """Fill an SAE that is on torch's meta device with a file's tensors: float32, on the CPU, without gradients.
 
-    SaeFormatError unless these are exactly the tensors that the table names, of the right shapes, with sound values.
+    SaeFormatError unless the file holds exactly the table's tensors, with the right shapes and finite values.
     """
     parameters = dict(sae.named_parameters())
     shapes = {}
@@ -85,7 +85,7 @@ def filled(place: str, sae: Sae, tensors: Tensors, names: Mapping[str, str]) -> 
 
 
 def laid_out(sae: Sae, names: Mapping[str, str]) -> Tensors:
-    """The opposite: an SAE's parameters as the tensors of a file."""
+    """Return an SAE's parameters as the tensors of a file: the inverse of `filled`."""
     tensors = {}
     for name, parameter in names.items():
         values = sae.get_parameter(parameter.removesuffix(_TRANSPOSED)).detach().cpu()
@@ -94,9 +94,9 @@ def laid_out(sae: Sae, names: Mapping[str, str]) -> Tensors:
 
 
 def check_values(place: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    """SaeFormatError for a value that is no finite number, or a threshold below zero."""
+    """Raise SaeFormatError for a value that is not finite, or a negative threshold."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise SaeFormatError(f"{place}: tensor {name} holds a value that is not a finite number")
+            raise SaeFormatError(f"{place}: tensor {name} holds a value that is not a finite number.")
         if name.endswith("threshold") and (tensor < 0).any():
-            raise SaeFormatError(f"{place}: tensor {name} holds a negative value; a JumpReLU's thresholds are at least 0")
+            raise SaeFormatError(f"{place}: tensor {name} holds a negative value; thresholds are at least 0.")

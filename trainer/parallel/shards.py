@@ -3,7 +3,7 @@
 A wide SAE is sharded by latents: each rank holds some of the encoder rows, biases, thresholds and decoder rows, with their optimiser
 state. The decoder's bias, a skip and plain numbers are replicated: every rank holds them. Every rank takes the same batch and decodes
 its own latents; the sum over ranks is the reconstruction, from which every rank computes the same loss (arXiv 1909.08053 does so with
-transformers). So a gradient stays on its rank, except those of replicated parameters: these are summed once, before the update.
+transformers). So a gradient stays on its rank; only gradients of replicated parameters are summed, once, before the update.
 
 Legend of shapes: B rows, F latents of this rank.
 """
@@ -65,7 +65,7 @@ class LatentShard:
         return condition
 
     def global_top_k(self, values: torch.Tensor, k: int) -> torch.Tensor:
-        """Return this rank's k largest of each row [B, at most k], with -inf for those not among the k largest over ranks."""
+        """Return this rank's k largest of each row [B, at most k]; values outside the k largest over ranks become -inf."""
         return values
 
     def kth_largest(self, values: torch.Tensor, k: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ side by side), F latents.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, Self
 
 import torch
@@ -177,8 +178,8 @@ class Sae(nn.Module):
         [..., heads, d_head], as an attn_z hook has it.
         """
         own = latents.to(self.dtype)
-        rebuilt = (self.decode_no_bias(DenseCodes(own, own.new_empty(self.width))) + self.b_dec).to(latents.dtype)
-        return rebuilt.unflatten(-1, (heads, -1)) if heads else rebuilt
+        reconstruction = (self.decode_no_bias(DenseCodes(own, own.new_empty(self.width))) + self.b_dec).to(latents.dtype)
+        return reconstruction.unflatten(-1, (heads, -1)) if heads else reconstruction
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the reconstruction [..., d_out] of activations [..., d_in], in their dtype.
@@ -191,12 +192,22 @@ class Sae(nn.Module):
         """Return the latents [..., F] and the reconstruction [..., d_out] of activations [..., d_in], in their dtype."""
         rows, mean, deviation = self.normalized(self._as_rows(x))
         latents = self.activation(self.encoder(rows))
-        rebuilt = self.decode(latents) + (self.skip(rows) if self.skip else 0)
+        reconstruction = self.decode(latents) + (self.skip(rows) if self.skip else 0)
         if mean is not None and deviation is not None:
-            rebuilt = rebuilt * deviation + mean
+            reconstruction = reconstruction * deviation + mean
         if self._has_heads(x):
-            rebuilt = rebuilt.view(x.shape)
-        return latents.to(x.dtype), rebuilt.to(x.dtype)
+            reconstruction = reconstruction.reshape(x.shape)
+        return latents.to(x.dtype), reconstruction.to(x.dtype)
+
+    # What other packages take. Formats lie above this room, so their modules are imported when asked for.
+
+    def push_to_hub(self, repo_id: str, folder: str = "", private: bool | None = None, token: str | None = None) -> str:
+        """Push this SAE with a model card to Hugging Face, and return the id that `load_sae` takes."""
+        return import_module("scopemill.trainer.formats.hub").push_to_hub(self, repo_id, folder, private, token)
+
+    def to_saelens(self) -> Any:
+        """Return this SAE as an SAE of the package sae_lens. InputError if sae_lens is missing or has no such architecture."""
+        return import_module("scopemill.trainer.formats.saelens").to_saelens(self)
 
     def _has_heads(self, x: torch.Tensor) -> bool:
         """Return whether x is [..., heads, d_head] of the attn_z hook that this SAE reads."""
@@ -208,7 +219,7 @@ class Sae(nn.Module):
         return (x.flatten(-2) if self._has_heads(x) else x).to(self.dtype)
 
     def normalized(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Return what is encoded; with a layer norm also the mean and the deviation [..., 1] that undo the norm.
+        """Return the rows to encode; with a layer norm also the mean and the deviation [..., 1] that undo the norm.
 
         As SAELens defines it: the sample deviation, with d - 1, and an epsilon on the way in only.
         """

@@ -1,7 +1,7 @@
-"""Cross-layer transcoders, and per-layer transcoders (Anthropic, Circuit Tracing, March 2025).
+"""Define cross-layer transcoders, and per-layer transcoders (Anthropic, Circuit Tracing, March 2025).
 
-Each layer has latents that read its MLP's input and help to reconstruct the MLP outputs of this layer and all later ones; those of a
-per-layer transcoder reconstruct their own layer only.
+Each layer has latents that read its MLP's input and help to reconstruct the MLP outputs of this layer and all later ones; a per-layer
+transcoder's latents reconstruct their own layer only.
 
     y^_l = sum_{l' <= l} W^{l' -> l} a_{l'} + b_l        loss = sum_l ||y^_l - y_l||^2 + lambda * penalty
 

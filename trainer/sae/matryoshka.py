@@ -2,7 +2,7 @@
 
     loss = sum_m ||x - (f_{0:m} W_{0:m} + b_dec)||^2 + ...        m over the prefixes, the last of which is all latents
 
-So the first latents learn what is general and the later ones what is special.
+So the first latents learn general features, and later ones special features.
 """
 
 from itertools import accumulate, pairwise
@@ -27,9 +27,9 @@ class MatryoshkaObjective(Objective):
     def __init__(self, sae: Sae, config: SaeConfig):
         super().__init__(sae, config)
         ends = sorted({max(1, round(share * config.width)) for share in config.prefixes})
-        self._ends = tuple(min(max(end - sae.shard.start, 0), sae.width) for end in ends)  # among the latents of this rank
+        self.ends = tuple(min(max(end - sae.shard.start, 0), sae.width) for end in ends)  # among the latents of this rank
 
     def reconstruction_errors(self, codes: Codes, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         weights = self.sae.W_dec
-        parts = [codes.slice(start, stop).decode(weights, start).to(target.dtype) for start, stop in pairwise((0, *self._ends))]
+        parts = [codes.slice(start, stop).decode(weights, start).to(target.dtype) for start, stop in pairwise((0, *self.ends))]
         return [reconstruction_error(so_far, target) for so_far in accumulate(map(self.sae.shard.all_reduce, parts))]

@@ -1,4 +1,4 @@
-"""Learn a linear map beside the latents, so that latents need not learn what is linear in the input (arXiv 2501.18823).
+"""Learn a linear map beside the latents, so that latents need not learn linear structure (arXiv 2501.18823).
 
 Beside a transcoder it is a full matrix. Beside an SAE, which could copy its whole input through one, it has a low rank.
 """

@@ -41,7 +41,7 @@ class ReconstructionErrorAt(torch.autograd.Function):
     def forward(ctx, values, weights, target, entries, gradients):
         operand = entries.backend.operand(weights.detach())
         places = entries.starts, entries.latents
-        error, squares, d_values = entries.backend.rebuild(*places, values.contiguous(), operand, target.contiguous())
+        error, squares, d_values = entries.backend.reconstruction_error(*places, values.contiguous(), operand, target.contiguous())
         ctx.save_for_backward(values, weights, error, d_values)
         ctx.entries, ctx.dtype, ctx.gradients = entries, operand.dtype, gradients
         ctx.mark_non_differentiable(error)

@@ -3,9 +3,6 @@
 import io
 from dataclasses import asdict, dataclass, fields
 
-import pyarrow as pa
-import pyarrow.parquet as parquet
-
 from scopemill.proto.storage.bucket import Bucket
 
 
@@ -28,9 +25,6 @@ class Row:
     waiting_share: float  # share of the time spent waiting for data
 
 
-_SCHEMA = pa.schema([(f.name, pa.int64() if f.type is int else pa.float64()) for f in fields(Row)])
-
-
 class History:
     """Hold the rows of one SAE's training."""
 
@@ -42,11 +36,17 @@ class History:
         """Return the history up to a step: later rows belong to work that a restart repeats."""
         if not bucket.exists(path):
             return History()
+        import pyarrow.parquet as parquet  # here, since training in memory does without pyarrow
+
         table = parquet.read_table(io.BytesIO(bucket.read(path)))
         return History([Row(**row) for row in table.to_pylist() if row["step"] <= up_to_step])
 
     def save(self, bucket: Bucket, path: str) -> None:
         """Write all rows."""
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+
+        schema = pa.schema([(f.name, pa.int64() if f.type is int else pa.float64()) for f in fields(Row)])
         buffer = io.BytesIO()
-        parquet.write_table(pa.Table.from_pylist([asdict(row) for row in self.rows], schema=_SCHEMA), buffer)
+        parquet.write_table(pa.Table.from_pylist([asdict(row) for row in self.rows], schema=schema), buffer)
         bucket.write(path, buffer.getvalue())

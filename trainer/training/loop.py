@@ -15,6 +15,7 @@ from scopemill.trainer.sparse.gradients import SparseGradients
 from scopemill.trainer.sparse.kernels.base import moments
 from scopemill.trainer.sparse.kernels.select import backend_for
 from scopemill.trainer.training.history import History, Row
+from scopemill.trainer.training.monitors import Monitors
 from scopemill.trainer.training.optimizer import Optimizer
 from scopemill.trainer.training.resampling import due, resample
 from scopemill.trainer.training.schedules import learning_rate, sparsity_factor
@@ -29,6 +30,7 @@ class Loop:
 
     def __init__(self, sae: Sae, config: SaeConfig, history: History, waited: Callable[[], float] = lambda: 0.0):
         self.sae, self.config, self.history = sae, config, history
+        self.monitors = Monitors()  # receive each row of the history as it is made
         self.objective, self.optimizer = objective_for(sae, config), Optimizer(sae, config)
         self.tokens_since_fired = torch.zeros(sae.width, dtype=torch.int64, device=sae.b_dec.device)
         self.step_number = 0  # the next batch of the stream; each batch before was a step or was skipped
@@ -115,17 +117,17 @@ class Loop:
             return
         last = self.step_number - 1
         factor = sparsity_factor(self.config, last)
-        self.history.rows.append(
-            self._interval.row(
-                step=self.step_number,
-                tokens=self.tokens,
-                dead_latents=self.sae.shard.total(int(self.dead.sum())),
-                learning_rate=learning_rate(self.config, last),
-                sparsity_coefficient=self.config.coefficient,
-                sparsity_factor=factor,
-                waited=self._waited(),
-            )
+        row = self._interval.row(
+            step=self.step_number,
+            tokens=self.tokens,
+            dead_latents=self.sae.shard.total(int(self.dead.sum())),
+            learning_rate=learning_rate(self.config, last),
+            sparsity_coefficient=self.config.coefficient,
+            sparsity_factor=factor,
+            waited=self._waited(),
         )
+        self.history.rows.append(row)
+        self.monitors.on_row(row)
         self._interval = _Interval(self.sae.shape.d_out, self._waited())
 
 

@@ -1,1 +1,1 @@
-"""Train the SAEs of one stream in a process, alone or as one rank of several."""
+"""Train the SAEs of one stream, in one process or several."""

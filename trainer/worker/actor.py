@@ -21,9 +21,10 @@ from scopemill.trainer.worker.sae_trainer import Outcome, Progress
 
 
 class Trainer:
-    """Train one group of assignments after another with ``run``, or one sharded SAE with ``lead`` and ``follow``.
+    """Train one group of SAEs after another.
 
-    ``leave`` ends one SAE early, ``stop`` ends every SAE.
+    ``run`` trains a group in this process; ``lead`` and ``follow`` train one sharded SAE over several processes. ``leave`` ends one
+    SAE early, ``stop`` ends every SAE.
     """
 
     def __init__(self, bucket_url: str, threads: int, gpu: bool):
@@ -49,7 +50,10 @@ class Trainer:
 
     @ray.method(max_task_retries=0)
     def meet(self, here: bool) -> str:
-        """Open a rendezvous and return its address; ``here``: all ranks are on this node."""
+        """Open a rendezvous and return its address.
+
+        ``here``: all ranks are on this node.
+        """
         self._meeting = Rendezvous(LOOPBACK if here else ray.util.get_node_ip_address())
         return self._meeting.address
 
@@ -57,7 +61,7 @@ class Trainer:
     def lead(
         self, assignment: Assignment, server: str | Callable[[], str], keys: str | None, address: str, parts: int
     ) -> dict[str, Outcome]:
-        """Train, as rank 0, an SAE that is sharded over ``parts`` processes, which meet at ``address``."""
+        """Train a sharded SAE as rank 0; all ``parts`` processes meet at ``address``."""
         meeting, self._meeting = self._meeting, None
         if meeting is None or meeting.address != address:
             raise RankLost(f"the process that was to lead {assignment.name} at {address} died before training started")
@@ -88,13 +92,19 @@ class Trainer:
         return self._group.progress(steps) if self._group else []
 
     def leave(self, name: str) -> None:
-        """Checkpoint one SAE and train it no further; do nothing if the SAE is not in training."""
+        """End the training of one SAE with a checkpoint.
+
+        Does nothing if the SAE is not in training.
+        """
         with self._lock:
             if self._group:
                 self._group.leave(name)
 
     def stop(self) -> None:
-        """Checkpoint and return, also from groups that start later: this process is about to end."""
+        """End all training with checkpoints, because this process is about to end.
+
+        Groups that start later end at once.
+        """
         with self._lock:
             self._stopping = True
             if self._group:

@@ -1,4 +1,4 @@
-"""Describe what a trainer is to do: which SAE to train, on which stream, and where to write it."""
+"""Describe a trainer's task: the SAE, the stream and the folder."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 
 from scopemill.proto import wire
 from scopemill.proto.dataset import HookStats
+from scopemill.trainer.config.grid import MonitorName
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Port, Wiring
 
@@ -15,13 +16,19 @@ Batch = tuple[torch.Tensor, torch.Tensor | None]
 
 @dataclass(frozen=True)
 class View:
-    """Select and scale what an SAE sees of a batch. SAEs with equal views share the result."""
+    """Select and scale what an SAE sees of a batch.
+
+    SAEs with equal views share the result.
+    """
 
     factors: tuple[float, ...]  # per hook: from stored units to units of the SAE
     inputs: int  # the first so many hooks are read, the others are targets
 
     def of(self, rows: list[torch.Tensor]) -> Batch:
-        """Convert stored rows, [B, d] for each hook, to x [B, d_in] and y [B, d_out]; without targets y is None."""
+        """Convert stored rows to x and y.
+
+        Rows are [B, d] for each hook, x is [B, d_in], y is [B, d_out], or None without targets.
+        """
         scaled = [of_hook if factor == 1 else of_hook * factor for factor, of_hook in zip(self.factors, rows, strict=True)]
         inputs, targets = scaled[: self.inputs], scaled[self.inputs :]
         return concatenated(inputs), concatenated(targets) if targets else None
@@ -40,6 +47,7 @@ class Assignment:
     model: str
     metadata: dict[str, Any]  # for users of SAELens, such as context_size
     provenance: dict[str, Any]
+    monitors: tuple[MonitorName, ...] = ()  # told each row of the history as it is made
 
     @property
     def wiring(self) -> Wiring:

@@ -15,7 +15,10 @@ from scopemill.trainer.worker.initialization import new_sae
 
 
 def follow(assignment: Assignment, shard: DistributedShard, device: torch.device) -> Loop:
-    """Execute the leader's commands until END, and return the loop. RankLost if the leader is gone."""
+    """Execute the leader's commands until END, and return the loop.
+
+    Raises RankLost if the leader is gone.
+    """
     command, step = shard.receive_command()
     assert command is Command.START
     loop = _started(assignment, step, shard, device)

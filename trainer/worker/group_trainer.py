@@ -1,4 +1,4 @@
-"""Train SAEs that share a stream: each takes its step on one copy of the batch. Nothing here knows Ray."""
+"""Train SAEs that share one copy of each batch. Nothing here knows Ray."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ from scopemill.trainer.worker.transfer import Transfer
 
 
 class GroupTrainer:
-    """Train a group of SAEs of one stream, each until its last step or until it leaves.
+    """Train a group of SAEs of one stream.
 
-    Every SAE resumes from its own newest checkpoint. The group resumes at the earliest of these, and SAEs with later checkpoints
-    ignore earlier batches. To the stream the group is one consumer, with the name of its first SAE. ``shard``: this rank's latents of
-    the only SAE, if followers hold the others.
+    Each SAE trains until its last step or until it leaves, and resumes from its own newest checkpoint. The group resumes at the
+    earliest of these, and SAEs with later checkpoints ignore earlier batches. To the stream the group is one consumer, with the name of
+    its first SAE. ``shard``: this rank's latents of the only SAE, if followers hold the others.
     """
 
     def __init__(
@@ -49,17 +49,20 @@ class GroupTrainer:
         return {trainer.name: trainer.outcome for trainer in self.trainers if trainer.outcome is not None}
 
     def progress(self, steps: Sequence[int] = ()) -> list[Progress]:
-        """Return the progress of each SAE, with the history's rows at ``steps`` as far as they exist."""
+        """Return each SAE's progress, with existing history rows at ``steps``."""
         return [trainer.progress(steps) for trainer in self.trainers]
 
     def leave(self, name: str) -> None:
-        """Checkpoint one SAE after the current step, if it is in the group, and train the others on."""
+        """End the training of one SAE with a checkpoint after the current step.
+
+        The others train on. Does nothing if the SAE is not in the group.
+        """
         for trainer in self.trainers:
             if trainer.name == name:
                 trainer.leave()
 
     def stop(self) -> None:
-        """Checkpoint every SAE after the current step, and return."""
+        """End all training with checkpoints after the current step."""
         for trainer in self.trainers:
             trainer.leave()
 

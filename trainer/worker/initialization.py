@@ -15,7 +15,10 @@ from scopemill.trainer.worker.assignment import Assignment
 
 
 def new_sae(assignment: Assignment, shard: LatentShard | None = None) -> Sae:
-    """Return the SAE of an assignment before its first step, or this rank's shard; only rank 0 reads a finished SAE."""
+    """Return an assignment's SAE before its first step, or this rank's shard.
+
+    Only rank 0 reads a finished SAE to start from.
+    """
     config, wiring = assignment.config, assignment.wiring
     means = [
         torch.from_numpy(stats.mean_vector / port.unit(config)).float()

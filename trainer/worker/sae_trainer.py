@@ -1,6 +1,6 @@
-"""Train one SAE of a group: its loop, checkpoints, export and outcome. Nothing here knows the stream.
+"""Train one SAE of a group: loop, checkpoints, export and outcome.
 
-If the SAE is sharded, this process is rank 0 and leads the other ranks: see `follower`.
+Nothing here knows the stream. If the SAE is sharded, this process is rank 0 and leads the other ranks: see `follower`.
 """
 
 import importlib.metadata
@@ -25,6 +25,7 @@ from scopemill.trainer.sae.registry import all_latents
 from scopemill.trainer.training import checkpoint
 from scopemill.trainer.training.history import History, Row
 from scopemill.trainer.training.loop import Loop
+from scopemill.trainer.training.monitors import sweep_monitors
 from scopemill.trainer.worker.assignment import Assignment, Batch
 from scopemill.trainer.worker.initialization import new_sae
 
@@ -34,7 +35,7 @@ Outcome = int | ScopemillError  # the number of steps done, up to the last step 
 
 @dataclass(frozen=True)
 class Progress:
-    """Describe how far an SAE is: steps done, the last row of its history, and the rows at requested steps."""
+    """Describe how far an SAE is: steps, last history row, and requested rows."""
 
     name: str  # of the assignment
     step: int
@@ -77,16 +78,25 @@ class SaeTrainer:
         self._leaving.set()
 
     def begin(self) -> None:
-        """Resume from the newest checkpoint, or start; a checkpoint of the last step ends training at once."""
+        """Resume from the newest checkpoint, or start.
+
+        A checkpoint of the last step ends training at once.
+        """
         with self._errors_as_outcome():
             self._loop = loop = self._resume_or_start()
             self._saved = loop.step_number
             self._initialize_metrics(loop)
             if loop.done:
                 self.end()
+                return
+            loop.monitors = sweep_monitors(self._assignment.monitors, self._bucket, self._layout, loop.config.model_dump(mode="json"))
+            loop.monitors.begin(loop.history.rows)
 
     def take(self, index: int, batch: Batch) -> None:
-        """Train on batch ``index`` of the stream; batches between the previous one and this were lost."""
+        """Train on batch ``index`` of the stream.
+
+        Batches between the previous one and this were lost.
+        """
         with self._errors_as_outcome():
             loop, every = self._started_loop(), self._assignment.config.checkpoint_every
             loop.skip_to(min(index, self.steps))
@@ -101,12 +111,13 @@ class SaeTrainer:
                 self._checkpoint(loop)
 
     def end(self) -> None:
-        """Checkpoint unless the last step has one, and export the SAE after its last step."""
+        """End training: write a missing checkpoint, and after the last step export the SAE."""
         with self._errors_as_outcome():
             loop = self._started_loop()
             if loop.step_number > self._saved:
                 self._checkpoint(loop)
             self._shard.send_command(Command.END)
+            loop.monitors.on_end()
             if loop.done:
                 self._export(loop)
             self.outcome = loop.step_number
@@ -116,6 +127,8 @@ class SaeTrainer:
         if not isinstance(error, ScopemillError):
             log.error("Training of SAE %s failed", self.name, exc_info=error)
             error = ScopemillError(" ".join(f"{type(error).__name__}: {error}".split()))
+        if self._loop:
+            self._loop.monitors.on_end()
         self.outcome = error
 
     def count_seconds(self, phase: str, seconds: float) -> None:
@@ -123,7 +136,7 @@ class SaeTrainer:
         metrics.TRAINER_SECONDS.labels(self.name, phase).inc(seconds)
 
     def progress(self, steps: Sequence[int] = ()) -> Progress:
-        """Return the progress, with the history's rows at ``steps`` as far as they exist."""
+        """Return the progress, with existing history rows at ``steps``."""
         outcome = self.outcome  # read first, so that a reported outcome never comes with an older step
         rows = list(self._loop.history.rows) if self._loop else []
         return Progress(self.name, self.step, rows[-1] if rows else None, {row.step: row for row in rows if row.step in steps}, outcome)

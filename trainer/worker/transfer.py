@@ -26,7 +26,10 @@ class Transfer:
         self._moved: torch.cuda.Event | None = None  # occurs when the last batch has left the pinned memory
 
     def take(self, arrays: Sequence[np.ndarray]) -> tuple[Rows, "torch.cuda.Event | None"]:
-        """Return a batch's rows, and the event to wait for before using them. The arrays are borrowed only during the call."""
+        """Return a batch's rows, and the event to wait for before using the rows.
+
+        The arrays are borrowed only during the call.
+        """
         if self._side is None:
             return [_filled(_empty(array), array).float() for array in arrays], None
         if self._moved:
@@ -39,7 +42,10 @@ class Transfer:
         return rows, self._moved
 
     def prefetched(self, batches: Iterable[tuple[int, tuple[Rows, "torch.cuda.Event | None"]]]) -> Iterator[tuple[int, Rows]]:
-        """Yield the number and rows of each batch of `take`, ready to use; to a GPU with a prefetch of one batch."""
+        """Yield the number and rows of each batch of `take`, ready to use.
+
+        To a GPU, one batch is prefetched.
+        """
         for index, (rows, moved) in batches if self._side is None else one_ahead(batches):
             if moved is not None:
                 computing = torch.cuda.current_stream(self._device)

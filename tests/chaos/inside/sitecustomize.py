@@ -1,7 +1,7 @@
-"""Loaded by every Python process of a chaos run, Ray's workers too: at an appointed call it kills its own process.
+"""Kill this process at a chosen call; loaded by every Python process of a chaos run, Ray's workers too.
 
-The folder ``SCOPEMILL_CHAOS`` holds ``order.json`` (what to do at which call), ``struck`` once that was done, and ``journal``:
-a line for every batch that a trainer was handed.
+The folder ``SCOPEMILL_CHAOS`` holds ``order.json`` (the row to carry out), ``struck`` once that was done, and ``journal``:
+a line for every batch that a trainer received.
 """
 
 import functools
@@ -12,10 +12,12 @@ import signal
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
-FOLDER = Path(os.environ["SCOPEMILL_CHAOS"]) if "SCOPEMILL_CHAOS" in os.environ else None
+FOLDER = Path(os.environ.get("SCOPEMILL_CHAOS", "."))
 WATCHED = {
     "scopemill.proto.storage.bucket": ("Bucket", ("write", "create")),
     "scopemill.harvester.shard": ("ShardBuffers", ("put",)),
@@ -26,8 +28,8 @@ WATCHED = {
 calls: dict[str, int] = {}
 
 
-def strike(call: str, when: str, arguments: tuple) -> None:
-    """Carry out the order if this is the call that it names; only one process of a run ever does."""
+def strike(call: str, when: str, arguments: tuple[Any, ...]) -> None:
+    """Carry out the order if this is its call; only one process of a run ever does."""
     try:
         order = json.loads((FOLDER / "order.json").read_text())
     except FileNotFoundError:
@@ -43,12 +45,12 @@ def strike(call: str, when: str, arguments: tuple) -> None:
         os.close(os.open(FOLDER / "struck", os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return
-    match order["whom"]:
+    match order["victim"]:
         case "self":
             os.kill(os.getpid(), signal.SIGKILL)
         case "raylet":
             os.kill(os.getppid(), signal.SIGKILL)
-        case "driver":  # whoever waits for the mark kills it; meanwhile nothing goes on here
+        case "driver":  # `run.py` kills the driver as soon as ``struck`` exists; until then this process waits
             time.sleep(60)
 
 
@@ -65,15 +67,15 @@ def watched(cls: type, name: str) -> None:
     setattr(cls, name, call)
 
 
-def struck_before(function):
-    def call(*arguments):
+def struck_before(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
         strike("os.replace", "before", arguments)
         return function(*arguments)
 
     return call
 
 
-def journalled(client: type) -> None:
+def journalled(client: Any) -> None:
     batches = client.__iter__
 
     def noted(self):
@@ -87,7 +89,7 @@ def journalled(client: type) -> None:
 
 
 class Watch:
-    """Imports the watched modules as usual, and then lays hands on them."""
+    """Import the watched modules as usual, and then wrap their methods."""
 
     @staticmethod
     def find_spec(name, path, target=None):
@@ -104,12 +106,12 @@ class Watch:
                 watched(cls, method)
             if kind == "StreamClient":
                 journalled(cls)
-            if kind == "Bucket":  # a local object is whole on disk, and not yet in its place
+            if kind == "Bucket":  # here a local object is whole on disk, and not yet in its place
                 module.os.replace = struck_before(os.replace)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
-if FOLDER is not None:
+if "SCOPEMILL_CHAOS" in os.environ:
     sys.meta_path.insert(0, Watch)

@@ -7,6 +7,8 @@ from support import tiny_sweep
 from scopemill.deploy.catalog.clean import clean
 from scopemill.deploy.plan.sweep_file import load_sweep
 from scopemill.deploy.plan.sweep_plan import SweepPlan, plan_sweep
+from scopemill.proto.dataset import DatasetManifest
+from scopemill.proto.storage.checksums import checksummed_record
 
 KEPT = [
     "activations/tiny/dataset.json",
@@ -45,17 +47,23 @@ def plan(tmp_path) -> SweepPlan:
     return plan_sweep(load_sweep(str(file)))
 
 
+def manifest() -> bytes:
+    """Of a dataset without a hook: the state of a sweep reads it, and what is in it does not matter here."""
+    fields = {"identity": {}, "model": "m", "context_length": 64, "dtype": "float32", "hooks": (), "rows_per_shard": 2048, "shards": 3}
+    return checksummed_record(DatasetManifest(dataset="tiny", seed=0, calibration_rows=1, **fields).model_dump(mode="json"))
+
+
 def test_orphans_of_every_kind_are_removed_and_nothing_else(plan):
     kept, orphaned = ([path.replace("SAE", plan.saes[1].layout.root) for path in paths] for paths in (KEPT, ORPHANS))
     everything = sorted(kept + orphaned)
     for path in everything:
-        plan.bucket.write(path, b"1")
-    assert clean(plan, dry_run=True) == sorted(orphaned)
+        plan.bucket.write(path, b"1" if path != "activations/tiny/dataset.json" else manifest())
+    assert clean(plan.bucket, plan.record, dry_run=True) == sorted(orphaned)
     assert all(plan.bucket.exists(path) for path in everything)
-    assert clean(plan, dry_run=False) == sorted(orphaned)
+    assert clean(plan.bucket, plan.record, dry_run=False) == sorted(orphaned)
     assert [path for path in everything if plan.bucket.exists(path)] == sorted(kept)
-    assert clean(plan, dry_run=False) == []
+    assert clean(plan.bucket, plan.record, dry_run=False) == []
 
 
 def test_a_sweep_that_was_never_begun_has_no_orphans(plan):
-    assert clean(plan, dry_run=False) == []
+    assert clean(plan.bucket, plan.record, dry_run=False) == []

@@ -101,7 +101,7 @@ def put(bucket: Bucket, root: str, finished: FinishedSae, l0: float | None) -> N
     write_saelens(bucket, root, finished)
     if l0 is not None:
         result = Result(RESID, 3, "resid_post", "jumprelu", F, 1e-3, 10, 100, l0, 0.1, 0.0, *[1.0] * 7, root)
-        bucket.write(f"{root}/metrics.json", Evaluation(result, Histogram([0, 1], [3], 0), 10, {}).sealed())
+        bucket.write(f"{root}/metrics.json", Evaluation(result, Histogram([0, 1], [3], 0), 10, {}).to_record())
 
 
 def test_a_pulled_gemma_scope_path_has_the_l0_that_was_measured(bucket, tmp_path):

@@ -20,5 +20,5 @@ def test_a_sweep_is_finished_with_its_last_sae_and_the_table_says_the_rest():
     status = SweepStatus("s", [PassStatus("s", 1, 3)], [sae(1000, True, ROW), sae(400, False, ROW), sae(0, False, None)])
     assert not status.finished and SweepStatus("s", [PassStatus("s", 3, 3)], status.saes[:1]).finished
     states, left, losses = (list(status_table(status).columns[i].cells) for i in (2, 3, 4))
-    assert states == ["finished", "begun", "not begun"]
+    assert states == ["finished", "started", "not started"]
     assert left == ["", "0:05:00", ""] and losses == ["0.5", "0.5", ""]

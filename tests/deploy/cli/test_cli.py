@@ -89,4 +89,4 @@ def test_ctrl_c_ends_within_seconds_keeps_what_is_done_and_says_how_to_continue(
     assert (folder / "targets.json").read_text() == "[]", "nothing that has ended is scraped any more"
     assert re.fullmatch(r"error stopped; everything committed is kept. To continue: scopemill sweep sweep.yaml\n", told)
     status = run(folder, "status", "sweep.yaml")
-    assert "shards 3 of 3" in status.stdout and status.stdout.count("begun") == 2
+    assert "shards 3 of 3" in status.stdout and status.stdout.count("started") == 2

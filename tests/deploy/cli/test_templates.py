@@ -92,7 +92,7 @@ def test_a_name_that_is_taken_is_not_written_over_unless_told(tmp_path):
         ({"tokens": "absent"}, "lacks tokens"),
         ({"architecture": "transformer"}, "architecture"),
         ({"architecture": "topk", "activation": "relu"}, "has its own"),
-        ({"template": "quick"}, "does not build on another"),
+        ({"template": "quick"}, "cannot build on another"),
         ({"widths": []}, "widths"),
         ({"seed": float("nan")}, "seed"),
         ({"source": 3}, "a 'source' that says"),

@@ -1,4 +1,4 @@
-"""What a cluster can run, told before work starts; where actors land is held by a real cluster of two nodes in `test_jobs.py`."""
+"""Sections that fit on no node are refused before work starts; `test_jobs.py` checks placement on a real cluster of two nodes."""
 
 from pathlib import Path
 
@@ -16,20 +16,20 @@ def driver_of(folder: Path, text: Path, **sections) -> SweepDriver:
 
 
 @pytest.mark.parametrize("section", ["harvest", "train", "evaluation"])
-def test_a_label_that_no_node_has_is_told_before_anything_is_harvested(tmp_path, text, ray_cluster, section):
+def test_a_label_that_no_node_has_is_refused_before_anything_is_harvested(tmp_path, text, ray_cluster, section):
     driver = driver_of(tmp_path, text, **{section: {"labels": {"room": "b"}}})
     with pytest.raises(InputError, match=rf"{section}\.labels: none of the cluster's 1 nodes has {{room: b}}; the nodes have no labels"):
         driver.check_nodes(PHASES)
 
 
 @pytest.mark.parametrize(("needs", "told"), [({"cpus": 50}, "50 CPUs and 0 GPUs"), ({"gpus": 1}, r"[\d.]+ CPUs and 1 GPUs")])
-def test_so_is_a_process_that_no_node_has_room_for(tmp_path, text, ray_cluster, needs, told):
+def test_a_process_that_fits_on_no_node_is_refused(tmp_path, text, ray_cluster, needs, told):
     driver = driver_of(tmp_path, text, train=needs)
     with pytest.raises(InputError, match=f"train: no node of the cluster has {told}.*lower train.cpus or train.gpus"):
         driver.check_nodes(PHASES)
 
 
-def test_only_what_is_left_of_the_phases_asked_for_has_to_find_a_node(tmp_path, text, ray_cluster):
+def test_only_phases_with_work_left_need_a_node(tmp_path, text, ray_cluster):
     driver = driver_of(tmp_path, text, train={"labels": {"room": "b"}}, evaluation={"cpus": 50})
     driver.check_nodes(["harvest"])
     driver.check_nodes(["evaluate"])  # there is no checkpoint yet

@@ -1,4 +1,4 @@
-"""A sweep submitted to a real cluster that asks for a token, stopped, and submitted again."""
+"""Submit a sweep to a real cluster that asks for a token, stop it, and submit it again."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def write_sweep(folder: Path, text: Path) -> Path:
-    """One hook, two SAEs of nine hundred steps, a CPU and so a node for each: long enough to be stopped in their midst."""
+    """Write a sweep of one hook and two SAEs, each on its own node, with enough steps to be stopped half-way."""
     data = tiny_sweep.sweep(
         str(folder / "bucket"), text, harvest={"layers": [3]}, evaluation={"checkpoints": "last"},
         train={"tokens": 256 * STEPS, "checkpoint_every": CHECKPOINT_EVERY, "cpus": 1},
@@ -55,12 +55,12 @@ def run(head: tuple[str, dict[str, str]], *arguments: str, **environment: str) -
 
 
 def steps(plan: SweepPlan) -> list[int]:
-    return [sae.step for sae in read_status(plan).saes]
+    return [sae.step for sae in read_status(plan.bucket, plan.record).saes]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built through the link in `.import`, which setuptools follows. Of another version, so that it can be told from what is here."""
+    """Build a wheel through the link in `.import`, which setuptools follows, with another version to tell it from this checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     for path in package_files() | {"pyproject.toml", "README.md"}:
@@ -140,7 +140,7 @@ def test_a_wheel_runs_where_its_labels_say_and_lists_its_processes_for_a_prometh
 
 
 def asked(url: str) -> list[dict] | None:
-    """None while nobody listens there."""
+    """Return the list at ``url``, or None while no process listens there."""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return json.load(answer)
@@ -148,7 +148,7 @@ def asked(url: str) -> list[dict] | None:
         return None
 
 
-def test_a_running_sweep_is_not_submitted_twice_and_stops_when_told(head, tmp_path, text):
+def test_a_running_sweep_is_not_submitted_twice_and_stops_on_command(head, tmp_path, text):
     file = write_sweep(tmp_path, text)
     file.write_text(file.read_text().replace("name: tiny", "name: long"))
     assert run(head, "submit", str(file), "--no-wait", "--installed", "--set", "train.tokens=100000000").returncode == 0
@@ -159,7 +159,7 @@ def test_a_running_sweep_is_not_submitted_twice_and_stops_when_told(head, tmp_pa
     assert run(head, "stop", str(file)).stdout == "sweep long was not running\n"
 
 
-def test_who_does_not_know_the_token_is_refused(head, tmp_path, text):
+def test_a_wrong_token_is_refused(head, tmp_path, text):
     told = run(head, "submit", str(write_sweep(tmp_path, text)), RAY_AUTH_TOKEN="0" * 64)
     assert told.returncode == 2 and told.stderr.startswith(f"error the cluster at {head[0]} cannot be used: "), told.stderr
 
@@ -186,7 +186,7 @@ def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path, text):
     assert told.returncode == 2 and "the cluster at http://127.0.0.1:9 cannot be used: " in told.stderr
 
 
-def test_what_travels_is_all_of_the_package_and_it_runs_from_there(tmp_path, text):
+def test_the_whole_package_travels_with_a_job_and_runs_from_there(tmp_path, text):
     sent = pack(tmp_path, load_sweep(str(write_sweep(tmp_path, text))), installed=False)
     assert sent == {"working_dir": str(tmp_path / "job"), "py_modules": [str(tmp_path / "scopemill")]}
     packed = {str(path.relative_to(tmp_path / "scopemill")) for path in (tmp_path / "scopemill").rglob("*")}

@@ -126,8 +126,8 @@ def test_a_group_takes_one_copy_and_makes_fewer_turns(tmp_path):
 
 def test_hardware_is_of_the_table_or_as_given_and_sensible():
     assert named_hardware("h100", {"price": 2.5, "utilisation": None}) == Hardware(989, 67, 3.35, 2.5)
-    with pytest.raises(InputError, match="--hardware 'abacus' is not known: there are l4, l40s, a100, h100, h200"):
+    with pytest.raises(InputError, match="--hardware 'abacus' is not known: choose one of l4, l40s, a100, h100, h200"):
         named_hardware("abacus", {})
     for field, value in (("utilisation", 1.5), ("bandwidth", 0), ("price", -1), ("float32_tflops", float("nan"))):
-        with pytest.raises(InputError, match=f"--{field.replace('_', '-')} .* is not possible"):
+        with pytest.raises(InputError, match=f"--{field.replace('_', '-')} .* is impossible"):
             named_hardware("h100", {field: value})

@@ -1,6 +1,6 @@
-"""The manifests, held against KubeRay's published schemas, and against what they must agree with here.
+"""Check the manifests against KubeRay's published schemas, and against the code and files that they must agree with.
 
-The schemas are KubeRay's to keep: give their folder as ``KUBERAY_CRDS`` (``ray-operator/config/crd/bases`` of its repository).
+The schemas are not in this repository: give their folder as ``KUBERAY_CRDS`` (``ray-operator/config/crd/bases`` of its repository).
 """
 
 import json
@@ -43,7 +43,7 @@ def pods() -> Iterator[dict[str, Any]]:
 
 
 def closed(schema: Any) -> Any:
-    """The schema with unknown fields refused, as `kubectl` does by its strict validation; JSON schemas let them pass."""
+    """Return the schema with unknown fields refused, as by kubectl's strict validation; JSON schemas allow them."""
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
@@ -65,13 +65,13 @@ def test_the_manifests_fit_kuberays_schemas():
         assert not validator.is_valid(wrong)
 
 
-def test_the_sweep_that_is_carried_parses_and_is_the_one_that_runs(tmp_path):
+def test_the_sweep_in_the_config_map_parses_and_is_the_one_that_runs(tmp_path):
     (carried,) = of_kind("ConfigMap")
     (job,) = of_kind("RayJob")
     (tmp_path / "sweep.yaml").write_text(carried["data"]["sweep.yaml"])
     config = load_sweep(str(tmp_path / "sweep.yaml"))
     assert config.name == carried["metadata"]["name"] == job["metadata"]["name"]
-    # On the one GPU that there is: all trainers at once, or one harvester, or one evaluator.
+    # On the single GPU: all trainers at once, or one harvester, or one evaluator.
     assert config.train.gpus * config.train.at_once <= config.harvest.gpus == config.evaluation.gpus == 1
     assert len(config.train.saes()) * len(config.harvest.layers) == config.train.at_once
     assert yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == str(STOP_SECONDS)
@@ -89,7 +89,7 @@ def test_every_pod_is_contained_probed_and_given_its_bucket_by_a_secret():
         assert {"name": "metrics", "containerPort": 8080} in container["ports"]
 
 
-def test_the_keys_that_a_secret_can_hold_are_those_that_servers_and_trainers_load(tmp_path):
+def test_servers_and_trainers_load_the_keys_as_the_secret_mounts_them(tmp_path):
     make_keys(tmp_path / "made")
     held = {path.name: path for path in (tmp_path / "made").iterdir() if path.is_file()}  # as kubectl's --from-file takes a folder
     (volumes,) = {json.dumps(v["secret"]) for pod in pods() for v in pod["spec"]["volumes"] if v["name"] == "keys"}

@@ -1,4 +1,4 @@
-"""Dashboards and alerts: as checked in, whole, valid; and a real Prometheus answers each of their queries from a real sweep."""
+"""Dashboards and alerts are complete and valid, and a real Prometheus answers each query from a real sweep."""
 
 import io
 import json
@@ -123,7 +123,7 @@ HEALTHY = {  # two hours in Prometheus' notation, a value a minute: start+increm
     'ray_node_mem_used{ip="n"}': "50+0x120",
     'ray_node_mem_total{ip="n"}': "100+0x120",
 }
-AMISS = {  # what then is reported, and nothing else
+AMISS = {  # by alert that must fire, and no other: the changed series
     "ProcessSilent": {"up": "1+0x50 0+0x70"},
     "SaeFailed": {"scopemill_sweep_saes": "0+0x50 1+0x70"},
     "TrainerStalled": {"scopemill_trainer_tokens_total": "0+1000x50 50000+0x70"},
@@ -139,7 +139,7 @@ AMISS = {  # what then is reported, and nothing else
     "OutliersDropped": {"scopemill_harvest_outliers_total": "0+20x120"},
     "NodeMemoryShort": {"ray_node_mem_used": "95+0x120"},
 }
-FINISHED = {  # and stays until the others are done
+FINISHED = {  # a trainer that stays until the others are finished
     "scopemill_trainer_tokens_total": "0+1000x50 50000+0x70",
     "scopemill_trainer_step": "10000+0x120",
     "scopemill_trainer_checkpoint": "0+0x120",
@@ -217,9 +217,9 @@ class Patient(Reporter):
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory, ray_cluster) -> Iterator[tuple[Prometheus, SweepPlan]]:
-    """A tiny sweep from its first shard to its last evaluation, scraped by a real Prometheus, which scrapes Ray too."""
+    """Run a tiny sweep from its first shard to its last evaluation, scraped by a real Prometheus, which scrapes Ray too."""
     for metric in OURS:
-        metric.clear()  # what other tests left behind in this process, which is the driver's
+        metric.clear()  # other tests ran in this process, which is the driver's
     folder = tmp_path_factory.mktemp("watched")
     data = tiny_sweep.sweep(
         str(folder / "bucket"),
@@ -228,7 +228,7 @@ def watched(tmp_path_factory, ray_cluster) -> Iterator[tuple[Prometheus, SweepPl
         evaluation={"checkpoints": "last"},
     )
     plan = plan_sweep(parse_sweep(data | {"file_sd": str(folder / "targets.json")}, "sweep.yaml"))
-    # Ray's dashboard writes this file, which a cluster on one machine has not: its own code, run here.
+    # Ray's dashboard writes this file; a local cluster has no dashboard, so Ray's own code runs here.
     discovery = PrometheusServiceDiscoveryWriter(ray.get_runtime_context().gcs_address, str(folder))
     discovery.write()
     scraping = config(str(folder / "targets.json"), discovery.get_target_file_name(), SCRAPE_SECONDS)
@@ -252,7 +252,7 @@ def test_every_query_returns_data(watched, expr):
 
 
 @needs_prometheus
-def test_the_variables_offer_what_there_is(watched):
+def test_the_variables_offer_all_values(watched):
     asked, plan = watched
     offered = {
         variable.name: asked.ask(f"label/{variable.name}/values", **{"match[]": variable.query.replace("$sweep", "tiny")})
@@ -264,7 +264,7 @@ def test_the_variables_offer_what_there_is(watched):
 
 
 @needs_prometheus
-def test_what_the_counters_say_is_what_was_done(watched):
+def test_counters_agree_with_the_work_done(watched):
     asked, plan = watched
     most = {
         s["metric"]["sae"]: float(s["value"][1]) for s in asked.ask("query", query="max_over_time(scopemill_trainer_step[1h])")["result"]
@@ -308,7 +308,7 @@ def test_beyond_this_machine_prometheus_asks_the_driver_and_hears_its_last_word(
             targets.set("trainer", [])
             with pytest.raises(InputError, match=f"metrics_port: port {port} of {host} cannot be listened on, Address already in use"):
                 Targets(tmp_path / "other.json", "second", port).__enter__()
-        await_that(lambda: scraped() == {})  # though nobody answers there any more
+        await_that(lambda: scraped() == {})  # though the driver no longer answers
 
 
 def await_that(holds: Callable[[], bool]) -> None:
@@ -318,7 +318,7 @@ def await_that(holds: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def test_who_asks_a_driver_is_told_its_list_and_nothing_else(ray_cluster, tmp_path):
+def test_a_driver_serves_its_list_and_nothing_else(ray_cluster, tmp_path):
     host, port = ray.util.get_node_ip_address(), free_port()
     with Targets(tmp_path / "targets.json", "far", port):
         for path in ("/metrics", "/", "/targets/../targets"):
@@ -346,7 +346,7 @@ def test_one_command_brings_prometheus_up_and_ctrl_c_ends_it(tmp_path):
 
 
 @needs_prometheus
-def test_a_port_that_is_taken_is_told_with_the_reason(tmp_path):
+def test_a_taken_port_is_an_error_with_the_reason(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         arguments = [*MONITOR, "--port", str(taken.getsockname()[1])]
         told = subprocess.run(arguments, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=100)

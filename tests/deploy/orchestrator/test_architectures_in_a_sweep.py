@@ -1,4 +1,4 @@
-"""Every kind of wiring through the whole mill: SAEs of one hook, transcoders, crosscoders and cross-layer transcoders."""
+"""Every kind of wiring through a whole sweep: SAEs of one hook, transcoders, crosscoders and cross-layer transcoders."""
 
 import numpy as np
 import pytest
@@ -28,13 +28,13 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("architecture", KINDS)
 def test_a_sweep_of_each_kind_ends_with_saes_that_load(ray_cluster, folder, text, architecture):
     changes, count = KINDS[architecture]
-    train = {"architecture": architecture, "initial_decoder_bias": "mean"} | changes
+    train = {"architecture": architecture} | changes
     plan = planned(folder, tiny_sweep.sweep(str(folder / "bucket"), text, harvest=SITES, train=train))
     driver = SweepDriver(plan, quiet())
     driver.harvest()
     driver.train()
     driver.evaluate()
-    status = read_status(plan)
+    status = read_status(plan.bucket, plan.record)
     assert len(status.saes) == count and not driver.has_work(("harvest", "train", "evaluate"))
     for planned_sae, state in zip(plan.saes, status.saes, strict=True):
         results = [e.result for e in state.evaluations]
@@ -50,14 +50,18 @@ def test_a_sweep_of_each_kind_ends_with_saes_that_load(ray_cluster, folder, text
     [
         ({"sites": ["mlp_in"]}, {"architecture": "transcoder"}, "train.target_site: a transcoder needs the site 'mlp_out'"),
         ({"sites": ["resid_post"]}, {"architecture": "clt"}, "train.input_site: a clt needs the site 'mlp_in'"),
-        ({"layers": [1]}, {"architecture": "crosscoder"}, "train.architecture: a crosscoder spans layers, and there is one of resid_post"),
+        (
+            {"layers": [1]},
+            {"architecture": "crosscoder"},
+            "train.architecture: a crosscoder spans layers, and resid_post is harvested at one",
+        ),
         ({}, {"architecture": "topk", "sparsities": [300]}, "k here: a whole number from 1 to the width .256."),
         ({}, {"architecture": "topk", "sparsities": [2.5]}, "k here: a whole number from 1 to the width .256."),
         ({}, {"architecture": "jumprelu", "activation": "topk"}, "activation: jumprelu has its own"),
-        ({}, {"architecture": "transcoder", "target_site": "mlp_in"}, "rebuilds another site than it reads"),
+        ({}, {"architecture": "transcoder", "target_site": "mlp_in"}, "reconstructs another site than the one it reads"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path, text, harvest, train, sentence):
+def test_settings_that_do_not_fit_are_refused_before_anything_starts(tmp_path, text, harvest, train, sentence):
     with pytest.raises((InputError, SweepFileError), match=sentence):
         planned(tmp_path, tiny_sweep.sweep(str(tmp_path / "bucket"), text, harvest=harvest, train=train))
     assert not (tmp_path / "bucket" / "activations").exists()

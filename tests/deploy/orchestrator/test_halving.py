@@ -1,4 +1,4 @@
-"""Successive halving: who is outdone, decided from histories alone, whatever the order in which they become known."""
+"""Successive halving: dominated SAEs, decided from histories alone, in whatever order the histories come."""
 
 import math
 
@@ -11,18 +11,18 @@ from scopemill.deploy.orchestrator.halving import Halving, Point, outdone
 FRONTIER = {"a": Point(10, 0.4), "b": Point(20, 0.3), "c": Point(40, 0.2)}
 
 
-def test_nobody_on_the_frontier_is_stopped_however_few_were_to_be_kept():
+def test_no_sae_on_the_frontier_is_stopped_however_small_keep_is():
     assert outdone(FRONTIER, keep=0.01) == {}
 
 
-def test_those_go_first_whom_most_rivals_outdo_and_enough_are_kept():
+def test_saes_with_the_most_dominating_rivals_stop_first_and_enough_are_kept():
     points = FRONTIER | {"worst": Point(50, 0.9), "bad": Point(25, 0.35), "equal": Point(10, 0.5)}
     assert outdone(points, keep=0.5) == {"worst": ("a", "b", "bad", "c", "equal"), "bad": ("b",), "equal": ("a",)}
     assert list(outdone(points, keep=0.8)) == ["worst"]
     assert outdone(points, keep=0.9) == {}
 
 
-def test_twins_do_not_outdo_each_other_and_what_is_not_a_number_is_left_alone():
+def test_twins_do_not_dominate_each_other_and_nan_is_left_alone():
     assert outdone({"one": Point(10, 0.4), "two": Point(10, 0.4)}, keep=0.1) == {}
     assert outdone({"one": Point(10, 0.4), "two": Point(5, math.nan)}, keep=0.1) == {}
 
@@ -31,7 +31,7 @@ points = st.builds(Point, st.integers(0, 4).map(float), st.integers(0, 4).map(la
 
 
 @given(st.lists(points, min_size=1, max_size=9), st.floats(0.05, 0.95))
-def test_enough_go_on_and_whoever_stops_is_behind_one_who_goes_on(drawn, keep):
+def test_enough_saes_remain_and_a_remaining_one_dominates_each_that_stops(drawn, keep):
     named = {f"sae{i}": point for i, point in enumerate(drawn)}
     stopped = outdone(named, keep)
     going = named.keys() - stopped.keys()
@@ -43,7 +43,7 @@ def test_enough_go_on_and_whoever_stops_is_behind_one_who_goes_on(drawn, keep):
 
 @settings(deadline=None)
 @given(st.data())
-def test_what_is_decided_does_not_depend_on_the_order_in_which_histories_come(data):
+def test_verdicts_do_not_depend_on_the_order_in_which_histories_come(data):
     names, steps = [f"sae{i}" for i in range(6)], (4, 8)
     known = {name: {step: data.draw(points) for step in steps} for name in names}
     stopped = []
@@ -57,7 +57,7 @@ def test_what_is_decided_does_not_depend_on_the_order_in_which_histories_come(da
     assert stopped[0] == stopped[1]
 
 
-def test_a_rung_waits_for_all_rivals_but_for_those_that_are_gone():
+def test_a_rung_waits_for_all_rivals_that_are_not_gone():
     halving = Halving({"g": ["a", "b", "c"], "h": ["d"]}, (4,), 0.3)
     halving.know("a", 4, Point(10, 0.2))
     halving.know("b", 4, Point(20, 0.3))
@@ -68,7 +68,7 @@ def test_a_rung_waits_for_all_rivals_but_for_those_that_are_gone():
     assert halving.verdicts() == [], "decided once"
 
 
-def test_who_was_stopped_takes_no_part_in_later_rungs_and_what_was_decided_stays():
+def test_a_stopped_sae_is_left_out_of_later_rungs_and_decided_rungs_stay():
     halving = Halving({"g": ["a", "b"]}, (4, 8), 0.5, decided=[("g", 4)])
     halving.know("a", 8, Point(10, 0.2))
     assert halving.verdicts() == []

@@ -1,4 +1,4 @@
-"""Slots on as few nodes as may be."""
+"""Slots are taken on as few nodes as possible."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scopemill.deploy.orchestrator.pool import packed
 
 
-def test_the_tightest_node_that_has_room_is_taken_else_the_roomiest_first():
+def test_the_tightest_node_with_room_is_taken_else_the_roomiest_first():
     free = Counter(a=8, b=3, c=2)
     assert packed(free, 2) == {"c": 2}
     assert packed(free, 3) == {"b": 3}

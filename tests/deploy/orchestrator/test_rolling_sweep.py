@@ -1,4 +1,4 @@
-"""Rolling mode through Ray: the same bits as with everything kept, in bounded room on disk, whatever is broken off."""
+"""Rolling mode on Ray: the same bits as with all shards kept, in bounded room on disk, also after interruptions."""
 
 import threading
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ AHEAD, SHARDS = 4, 12
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch) -> None:
-    """A shard is made in a tenth of a second here, where the driver is used to minutes."""
+    """Look for new checkpoints more often: a shard takes a tenth of a second here, and minutes in a real sweep."""
     monkeypatch.setattr(rolling, "LOOK_SECONDS", 0.1)
     monkeypatch.setattr(training, "POLL_SECONDS", 0.1)
 
@@ -38,7 +38,7 @@ def plan_of(folder: Path, text: Path, rolling: int | None, harvest: dict | None 
 
 @contextmanager
 def watched(plan: SweepPlan) -> Iterator[list[int]]:
-    """How many shards lie on disk, whole or begun, looked at again and again."""
+    """Count the shards on disk, whole or incomplete, again and again."""
     counts, stop = [0], threading.Event()
     folder = Path(plan.bucket.url) / "activations"
 
@@ -79,29 +79,29 @@ def test_rolling_ends_with_the_same_bits_in_bounded_room_and_leaves_no_shard(tmp
     assert 2 <= max(counts) <= AHEAD < SHARDS
     assert not plan.bucket.find(f"{plan.passes[0].harvest.layout.root}/shards") and not committed_shards(plan.bucket, "tiny")
     assert not driver.has_work(("harvest", "train"))
-    plan.bucket.remove_tree(plan.saes[1].layout.root)  # one begins anew: what it needs was deleted long ago, and is made again
+    plan.bucket.remove_tree(plan.saes[1].layout.root)  # this SAE starts anew: its shards were deleted long ago, and are made again
     with watched(plan) as counts:
         driver.train()
     assert weights(plan) == weights(kept) and max(counts) <= AHEAD
 
 
-def test_a_rolling_sweep_that_was_broken_off_goes_on_and_ends_with_the_same_bits(tmp_path, text, harvests, kept, monkeypatch):
+def test_an_interrupted_rolling_sweep_resumes_and_ends_with_the_same_bits(tmp_path, text, harvests, kept, monkeypatch):
     plan = plan_of(tmp_path, text, AHEAD)
     harvests(plan)
-    driver, begun = SweepDriver(plan, quiet()), threading.Event()
-    settle = training.Training._watch
+    driver, struck = SweepDriver(plan, quiet()), threading.Event()
+    watch = training.Training._watch
 
-    def breaks_off(self) -> None:
-        settle(self)
-        if plan.bucket.exists(plan.saes[0].layout.checkpoint(16).record) and not begun.is_set():
-            begun.set()
+    def interrupted(self) -> None:
+        watch(self)
+        if plan.bucket.exists(plan.saes[0].layout.checkpoint(16).record) and not struck.is_set():
+            struck.set()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.Training, "_watch", breaks_off)
+    monkeypatch.setattr(training.Training, "_watch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         driver.train()
     assert not all(plan.bucket.exists(sae.layout.config) for sae in plan.saes)
-    plan.bucket.remove_tree(plan.saes[1].layout.root)  # it begins anew, where the other has come as far as step 16
+    plan.bucket.remove_tree(plan.saes[1].layout.root)  # this SAE starts anew, and the other resumes at step 16
     SweepDriver(plan, quiet()).train()
     assert weights(plan) == weights(kept)
 
@@ -121,13 +121,13 @@ def test_rolling_in_two_passes_ends_with_the_same_bits_in_the_room_of_one(tmp_pa
     assert not driver.has_work(("harvest", "train"))
 
 
-def test_what_was_harvested_to_be_kept_is_not_deleted(kept, text):
+def test_a_dataset_that_was_harvested_to_be_kept_is_not_deleted(kept, text):
     folder = Path(kept.bucket.url).parent
     with pytest.raises(Conflict, match="'tiny' was harvested to be kept, and rolling mode deletes"):
         plan_of(folder, text, AHEAD)
 
 
-def test_what_would_come_to_a_stop_is_refused(tmp_path, text, harvests):
+def test_settings_that_would_stall_are_refused(tmp_path, text, harvests):
     with pytest.raises(InputError, match=r"harvest.rolling: between two checkpoints \(24 steps\) up to 8 shards are needed, and 4 may"):
         plan_of(tmp_path / "a", text, AHEAD, checkpoint_every=24)
     with pytest.raises(InputError, match="all 2 SAEs have to train at once.*train.at_once is 1"):
@@ -136,5 +136,5 @@ def test_what_would_come_to_a_stop_is_refused(tmp_path, text, harvests):
     assert grouped.passes[0].trainers(grouped.saes) == 1
     plan = plan_of(tmp_path / "c", text, AHEAD, cpus=50)
     harvests(plan)
-    with pytest.raises(InputError, match=r"harvest.rolling: 1 harvesters and 2 trainers run at the same time and take 100.5 CPUs"):
+    with pytest.raises(InputError, match=r"harvest.rolling: 1 harvesters and 2 trainers run at the same time and need 100.5 CPUs"):
         SweepDriver(plan, quiet()).train()

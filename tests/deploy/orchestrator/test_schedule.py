@@ -1,4 +1,4 @@
-"""The schedule of a sweep: cohorts by priority, never too many at once, every SAE to one end; against a model that only counts."""
+"""The schedule of a sweep: cohorts by priority, never too many at once, one outcome per SAE; against a model that only counts."""
 
 from collections import Counter
 from dataclasses import replace
@@ -13,12 +13,12 @@ from scopemill.deploy.plan.cohorts import Entry, streams_at_once
 
 
 def entries(**sizes: int) -> list[Entry]:
-    """So many SAEs of each stream: a0, a1, ... of stream a."""
+    """Return the given number of SAEs of each stream: a0, a1, ... of stream a."""
     return [Entry(f"{stream}{i}", stream) for stream, size in sizes.items() for i in range(size)]
 
 
 def names(stream: str, *numbers: int) -> list[list[str]]:
-    """A cohort in which each has a slot of its own."""
+    """Return a cohort in which each SAE has its own slot."""
     return [[f"{stream}{i}"] for i in numbers]
 
 
@@ -43,7 +43,7 @@ def test_a_cohort_larger_than_the_cap_is_cut_and_its_parts_follow_one_another():
     schedule = Schedule(entries(a=5, b=1), at_once=2, streams=2, retries=0)
     assert schedule.start(2) == [names("a", 0, 1)]
     schedule.finished("a0")
-    assert schedule.start(1) == [names("b", 0)], "the rest of a stream would hold up those who read it"
+    assert schedule.start(1) == [names("b", 0)], "the rest of a stream would hold up the trainers that read it"
     schedule.finished("a1")
     assert schedule.start(1) == [names("a", 4)]
 
@@ -67,7 +67,7 @@ def test_a_lower_priority_waits_even_where_it_would_fit_and_an_equal_one_goes_ah
 def test_groups_share_slots_and_are_as_large_as_each_other():
     schedule = Schedule(entries(a=7, b=4), at_once=4, streams=2, retries=0, group=3)
     a, b = schedule.start(5)
-    assert a == [["a0", "a3", "a6"], ["a1", "a4"], ["a2", "a5"]], "the plan's order is by width: each group has some of all"
+    assert a == [["a0", "a3", "a6"], ["a1", "a4"], ["a2", "a5"]], "the plan's order is by width: each group has some of all widths"
     assert b == [["b0", "b2"], ["b1", "b3"]]
     assert [len(c) for c in Schedule(entries(a=7), at_once=2, streams=1, retries=0, group=3).start(2)] == [2], "the last one waits"
 
@@ -79,12 +79,12 @@ def test_a_wide_sae_takes_its_slots_alone_and_cohorts_are_cut_by_slots():
     schedule.finished("b0")
     assert schedule.start(5) == [[["wide0"], ["a0", "a2"], ["a1"]]]
     for name in ("wide0", "a0", "a2", "a1"):
-        assert schedule.start(2) == [], "the next of the stream waits for all of them"
+        assert schedule.start(2) == [], "the next cohort of the stream waits for all of this one"
         schedule.finished(name)
     assert schedule.start(3) == [[["wide1"]]]
 
 
-def test_what_failed_is_tried_again_after_all_others_and_only_if_that_may_help():
+def test_transient_failures_are_retried_after_all_others_and_permanent_ones_are_not():
     schedule = Schedule(entries(a=2, b=1, c=1), at_once=2, streams=2, retries=1)
     schedule.start(2)
     assert schedule.failed("a0", "the process died", is_transient=True)
@@ -111,7 +111,7 @@ def test_what_failed_is_tried_again_after_all_others_and_only_if_that_may_help()
         ((50,), 16, 1, 1), ((20,) * 25, 16, 8, 5), ((20,) * 25, 16, 20, 16),
     ],
 )  # fmt: skip
-def test_windows_are_needed_for_as_many_streams_as_fit_the_slots(sizes, at_once, group, wanted):
+def test_as_many_windows_are_needed_as_streams_fit_the_slots(sizes, at_once, group, wanted):
     several = entries(**{f"s{i}-": size for i, size in enumerate(sizes)})
     assert streams_at_once(several, at_once, group) == wanted
 
@@ -127,7 +127,7 @@ def test_with_those_windows_the_schedule_never_waits_for_one_at_first(sizes, at_
 
 
 class Sweep(RuleBasedStateMachine):
-    """Any sweep, any order of events. The model: which SAEs exist, how often each was started, how each ended."""
+    """Run any sweep with any order of events. The model holds the SAEs, the number of starts and the outcome of each."""
 
     @initialize(
         drawn=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 2), st.integers(-3, 4)), min_size=1, max_size=25),
@@ -152,7 +152,7 @@ class Sweep(RuleBasedStateMachine):
 
     @property
     def slots(self) -> int:
-        """In use: a group keeps its slot until the last of it has ended, a wide SAE all of its own."""
+        """Return the slots in use: a group keeps its slot, and a wide SAE its slots, until the last SAE of the group has ended."""
         return sum(self.entries[group[0]].parts for group in {self.group_of[name] for name in self.training})
 
     def rank(self, name: str) -> tuple[int, int]:
@@ -169,14 +169,14 @@ class Sweep(RuleBasedStateMachine):
             cohort = [name for group in groups for name in group]
             assert all(1 <= len(group) <= self.group for group in groups)
             alone = [group for group in groups if any(self.entries[name].parts > 1 for name in group)]
-            assert all(len(group) == 1 for group in alone), "a wide one shares its slots with nobody"
-            assert len(groups) - len(alone) == -(-(len(cohort) - len(alone)) // self.group), "no slot more than it takes"
+            assert all(len(group) == 1 for group in alone), "a wide SAE shares its slots with no other"
+            assert len(groups) - len(alone) == -(-(len(cohort) - len(alone)) // self.group), "no slot more than needed"
             assert len({self.entries[name].stream for name in cohort}) == 1
-            assert self.entries[cohort[0]].stream not in reading, "nobody joins a stream late"
+            assert self.entries[cohort[0]].stream not in reading, "no SAE joins a stream late"
             reading.add(self.entries[cohort[0]].stream)
-            assert set(cohort) <= waiting, "none is started that trains, or has ended"
+            assert set(cohort) <= waiting, "no SAE starts that trains or has ended"
             assert len({self.rank(name) for name in cohort}) == 1
-            assert all(self.rank(cohort[0]) <= self.rank(name) for name in waiting), "nothing that goes before it was waiting"
+            assert all(self.rank(cohort[0]) <= self.rank(name) for name in waiting), "no SAE with a better rank was waiting"
             waiting -= set(cohort)
             self.training |= set(cohort)
             self.starts.update(cohort)
@@ -211,12 +211,12 @@ class Sweep(RuleBasedStateMachine):
         assert sum(self.schedule.counts().values()) == len(self.entries)
 
     def teardown(self):
-        """However it stands: with all slots free again and again, everything comes to its end."""
+        """From any state, with all slots free again and again, every SAE gets an outcome."""
         if not hasattr(self, "schedule"):
             return
         while not self.schedule.done:
             self.start(self.at_once)
-            assert self.training, "something waits, nothing trains, and all slots are free"
+            assert self.training, "SAEs wait, none trains, and all slots are free"
             for name in sorted(self.training):
                 self.schedule.finished(name)
                 self.ended[name] = "finished"

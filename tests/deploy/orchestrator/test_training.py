@@ -1,4 +1,4 @@
-"""Training by schedule on Ray: many SAEs in few processes, trainers that die, rivals that are outdone."""
+"""Training on Ray: many SAEs in few processes, trainers that die, SAEs that rivals dominate."""
 
 import io
 from collections.abc import Callable, Collection
@@ -34,7 +34,7 @@ def test_many_saes_share_few_processes_and_each_streams_bytes_are_read_once_for_
     measured = many(tmp_path, text, harvests, hooks=2, widths=3, sparsities=4, at_once=at_once, group=group)
     processes, series, _ = measured.scraped["trainer"]
     assert (measured.saes, processes) == (24, at_once)
-    assert series <= at_once * group * 20, "of finished SAEs nothing is left"
+    assert series <= at_once * group * 20, "finished SAEs leave no series"
     row = 192 * 2
     assert measured.bytes_served == groups * STEPS * BATCH * row, "one copy for each group"
     # Cohorts of a stream one after the other, each reading from the first row on: chunks are whole shards of 2,048 rows here.
@@ -43,7 +43,7 @@ def test_many_saes_share_few_processes_and_each_streams_bytes_are_read_once_for_
 
 
 class Listens(Reporter):
-    """Does something when a line that holds some words is said for the first time."""
+    """Call ``act`` when a line with the given words is reported for the first time."""
 
     def __init__(self, words: str = "", act: Callable[[], None] = lambda: None):
         super().__init__(Console(file=io.StringIO(), width=300))
@@ -62,7 +62,7 @@ class Listens(Reporter):
 
 @pytest.fixture
 def harvested(tmp_path, text, harvests) -> Callable[..., SweepPlan]:
-    """Two SAEs of one stream."""
+    """Plan two SAEs of one stream, harvested."""
 
     def plan_of(steps: int = 12, server: dict | None = None, **train) -> SweepPlan:
         train = {"tokens": 256 * steps, "checkpoint_every": steps // 2} | train
@@ -74,7 +74,7 @@ def harvested(tmp_path, text, harvests) -> Callable[..., SweepPlan]:
     return plan_of
 
 
-def test_what_failed_is_tried_again_after_the_others_from_its_last_checkpoint(harvested):
+def test_a_failed_sae_is_retried_after_the_others_from_its_last_checkpoint(harvested):
     plan = harvested(steps=24, at_once=1)
     chunk = "activations/tiny/shards/00001.zarr/blocks.3.hook_resid_post/c/0/0"
     whole = plan.bucket.read(chunk)
@@ -85,7 +85,7 @@ def test_what_failed_is_tried_again_after_the_others_from_its_last_checkpoint(ha
     assert reporter.said.count("will be retried") == 1
 
 
-def test_bad_input_is_not_tried_again_and_the_summary_says_who_failed_and_why(harvested):
+def test_bad_input_is_not_retried_and_the_summary_names_each_failed_sae(harvested):
     plan = harvested(server={"window_mib": 1}, batch_size=2048, tokens=2048 * 4)
     reporter = Listens()
     with pytest.raises(ScopemillError, match="2 of 2 SAEs failed(.|\n)*server.window_mib leaves 1 MiB"):
@@ -94,19 +94,19 @@ def test_bad_input_is_not_tried_again_and_the_summary_says_who_failed_and_why(ha
     assert [line.split()[1:3] for line in reporter.said.splitlines() if line.startswith("3.resid_post")] == [["failed", "1"]] * 2
 
 
-@pytest.mark.parametrize(("whom", "group"), [("server", 1), ("trainer", 2)])
-def test_a_process_that_is_gone_for_good_is_replaced(harvested, monkeypatch, whom, group):
+@pytest.mark.parametrize(("victim", "group"), [("server", 1), ("trainer", 2)])
+def test_a_process_that_died_for_good_is_replaced(harvested, monkeypatch, victim, group):
     plan, killed = harvested(steps=400, at_once=2, group=group), []
     take, expect = Pool.take, NodeServers.expect
 
     def noted_take(self, wanted):
         slots = take(self, wanted)
-        killed.append(slots[0].actor) if whom == "trainer" else None
+        killed.append(slots[0].actor) if victim == "trainer" else None
         return slots
 
     def noted_expect(self, *arguments):
         where = expect(self, *arguments)
-        killed.append(where.server) if whom == "server" else None
+        killed.append(where.server) if victim == "server" else None
         return where
 
     monkeypatch.setattr(Pool, "take", noted_take)
@@ -119,17 +119,17 @@ def test_a_process_that_is_gone_for_good_is_replaced(harvested, monkeypatch, who
             ray.kill(killed[0])
 
     (part,) = plan.passes
-    Training(part, part.manifest, part.saes, SweepDriver(plan, reporter).targets, reporter).run(strike)
+    Training(part, plan.read_state().passes[0], part.saes, SweepDriver(plan, reporter).targets, reporter).run(strike)
     assert all(plan.bucket.exists(sae.layout.config) for sae in plan.saes) and "will be retried" in reporter.said
     assert len(killed) > 1 and struck[0] not in killed[1:], "another process took its place"
 
 
 @pytest.mark.parametrize("group", [1, 2])
-def test_who_is_outdone_stops_at_its_rung_and_goes_on_once_the_record_is_deleted(harvested, monkeypatch, group):
+def test_a_dominated_sae_stops_at_its_rung_and_resumes_once_its_record_is_deleted(harvested, monkeypatch, group):
     plan = harvested(steps=400, halving={"rungs": [0.04, 0.9], "keep": 0.5}, group=group)
     good, bad = plan.saes
     know = Halving.know
-    behind = Point(1e9, 1e9)  # whatever was measured: what counts is decided by histories
+    behind = Point(1e9, 1e9)  # in place of the measured row, so that the other SAE dominates
     monkeypatch.setattr(Halving, "know", lambda self, name, step, point: know(self, name, step, behind if name == bad.name else point))
     reporter = Listens()
     SweepDriver(plan, reporter).train()
@@ -137,16 +137,17 @@ def test_who_is_outdone_stops_at_its_rung_and_goes_on_once_the_record_is_deleted
 
     record = read_stopped(plan.bucket, bad.layout)
     assert (record.step, record.dominated_by) == (16, [good.name])
-    finished, stopped = read_status(plan).saes
+    status = read_status(plan.bucket, plan.record)
+    finished, stopped = status.saes
     assert finished.finished and not finished.stopped
-    assert not stopped.finished and stopped.stopped == f"outdone at step 16 by {good.name}" and 16 <= stopped.step < 400
-    assert list(status_table(read_status(plan)).columns[2].cells) == ["finished", "stopped"] and read_status(plan).finished
+    assert not stopped.finished and stopped.stopped == f"dominated at step 16 by {good.name}" and 16 <= stopped.step < 400
+    assert list(status_table(status).columns[2].cells) == ["finished", "stopped"] and status.finished
     assert list(stopped_early(plan.config.bucket)) == [bad.layout.root.removeprefix("saes/")]
-    assert not SweepDriver(plan, quiet()).has_work(["train"]), "the same command does not go on with it"
+    assert not SweepDriver(plan, quiet()).has_work(["train"]), "the same command does not resume the stopped SAE"
 
     plan.bucket.remove(bad.layout.stopped)
     SweepDriver(plan, quiet()).train()
-    assert read_status(plan).saes[1].finished, "what was decided is not decided again"
+    assert read_status(plan.bucket, plan.record).saes[1].finished, "a decided rung is not decided again"
     (first, last) = read_record(plan.bucket, SweepLayout("tiny").halving)["verdicts"]
     assert (first["step"], list(first["stopped"])) == (16, [bad.name])
-    assert (last["step"], list(last["stopped"])) == (360, []), "it took no part in the later rung, which was decided without it"
+    assert (last["step"], list(last["stopped"])) == (360, []), "the later rung was decided without the stopped SAE"

@@ -1,4 +1,4 @@
-"""The whole mill through Ray, on a local folder and on a real S3 server: both must end with the same bits."""
+"""A whole sweep on Ray, on a local folder and on a real S3 server: both must end with the same bits."""
 
 import io
 import json
@@ -30,7 +30,7 @@ from scopemill.trainer import load_sae
 
 
 class Scraper:
-    """Scrapes, as Prometheus would, every process that the driver's `file_sd` file names while a sweep runs."""
+    """Scrape, as Prometheus would, every process of the driver's `file_sd` file while a sweep runs."""
 
     def __init__(self, targets: Path):
         self.seen: dict[str, dict[str, float]] = {}
@@ -61,7 +61,7 @@ class Scraper:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, text, ray_cluster) -> Iterator[tuple[SweepPlan, Scraper]]:
-    """The tiny sweep, run on a local folder, watched by a scraper."""
+    """Run the tiny sweep on a local folder, watched by a scraper."""
     folder = tmp_path_factory.mktemp("sweep")
     data = tiny_sweep.sweep(str(folder / "bucket"), text) | {"file_sd": str(folder / "targets.json")}
     plan = planned(folder, data)
@@ -76,7 +76,7 @@ def finished(tmp_path_factory, text, ray_cluster) -> Iterator[tuple[SweepPlan, S
 
 def test_every_shard_sae_and_evaluation_is_there(finished):
     plan, _ = finished
-    status = read_status(plan)
+    status = read_status(plan.bucket, plan.record)
     assert status.shards == status.shards_wanted == 3
     assert len(status.saes) == 4
     for sae in status.saes:
@@ -107,9 +107,9 @@ def test_every_process_was_listed_and_exposed_its_metrics(finished):
     assert scraper.seen["evaluator"]["scopemill_evaluations_total"] > 0
 
 
-def test_programs_and_people_are_told_the_same_of_a_finished_sweep(finished):
+def test_the_status_of_a_finished_sweep_is_the_same_as_json_and_as_a_table(finished):
     plan, _ = finished
-    told = json.loads(json.dumps(read_status(plan).to_json()))
+    told = json.loads(json.dumps(read_status(plan.bucket, plan.record).to_json()))
     assert told["finished"] and told["shards"] == 3 and len(told["saes"]) == 4
     listed = {f"saes/{entry.folder}": entry.quality for entry in finished_entries(plan.config.bucket)}
     for sae in told["saes"]:
@@ -117,7 +117,7 @@ def test_programs_and_people_are_told_the_same_of_a_finished_sweep(finished):
         assert listed.pop(sae["path"]) == Result(**sae["newest_evaluation"])
     assert not listed
     shown = io.StringIO()
-    watch(plan, Console(file=shown, width=200))  # ends at once
+    watch(plan.bucket, plan.record, Console(file=shown, width=200))  # ends at once
     assert shown.getvalue().count("24 / 24") == 4 and shown.getvalue().count("finished") == 4
 
 
@@ -185,7 +185,7 @@ def test_a_corrupt_shard_stops_its_trainers_with_the_name_of_the_object(finished
     plan = planned(tmp_path, tiny_sweep.sweep(bucket.url, text) | {"file_sd": str(tmp_path / "targets.json")})
     with pytest.raises(ScopemillError, match=f"2 of 4 SAEs failed(.|\n)*{chunk}"):
         SweepDriver(plan, quiet()).train()
-    assert [s.finished for s in read_status(plan).saes] == [False, False, True, True]
+    assert [s.finished for s in read_status(plan.bucket, plan.record).saes] == [False, False, True, True]
 
 
 def test_another_seed_at_the_same_place_is_refused(finished, text, tmp_path):
@@ -198,16 +198,17 @@ def test_a_sweep_in_two_passes_ends_with_the_same_bits_and_no_more_on_disk_than_
     whole, _ = finished
     room = {"disk_gib": 3 * 2**-10}  # a hook's shards take 2.4 MiB
     plan = planned(tmp_path, tiny_sweep.sweep(str(tmp_path / "bucket"), text, harvest=room) | {"file_sd": str(tmp_path / "targets.json")})
-    first, second = plan.passes
+    _, second = plan.passes
     driver = SweepDriver(plan, quiet())
     driver.harvest()
-    assert first.harvested and not second.manifest, "the second has no room yet"
+    one, two = plan.read_state().passes
+    assert one.harvested and not two.manifest, "the second has no room yet"
     seen: list[str] = []
 
     class Watch(Reporter):
         def say(self, text: str) -> None:
             seen.append(text)
-            assert not (first.committed and second.committed)
+            assert not all(part.committed for part in plan.read_state().passes)
 
     SweepDriver(plan, Watch(Console(file=io.StringIO()))).train()
     assert [line for line in seen if "tiny-pass" in line] == [
@@ -215,7 +216,7 @@ def test_a_sweep_in_two_passes_ends_with_the_same_bits_and_no_more_on_disk_than_
         "tiny-pass-2: 1 hooks, 2 SAEs to train", "deleting the shards of tiny-pass-2: its SAEs are finished",
     ]  # fmt: skip
     driver.evaluate()
-    status, before = read_status(plan), read_status(whole)
+    status, before = read_status(plan.bucket, plan.record), read_status(whole.bucket, whole.record)
     assert [sae.layout.root for sae in plan.saes] == [sae.layout.root for sae in whole.saes]
     for sae, here, there in zip(plan.saes, status.saes, before.saes, strict=True):
         assert plan.bucket.read(sae.layout.weights) == whole.bucket.read(sae.layout.weights)
@@ -227,6 +228,7 @@ def test_a_sweep_in_two_passes_ends_with_the_same_bits_and_no_more_on_disk_than_
     lost = second.saes[0]
     plan.bucket.remove_tree(lost.layout.root)
     driver.harvest()
-    assert second.harvested and not first.committed, "what is finished is not harvested again"
+    one, two = plan.read_state().passes
+    assert two.harvested and not one.committed, "what is finished is not harvested again"
     driver.train()
-    assert plan.bucket.read(lost.layout.weights) == whole.bucket.read(lost.layout.weights) and not second.committed
+    assert plan.bucket.read(lost.layout.weights) == whole.bucket.read(lost.layout.weights) and not plan.read_state().passes[1].committed

@@ -1,4 +1,4 @@
-"""Wide SAEs on Ray: latents in several trainer processes, beside SAEs in one; a process that is killed; what cannot be divided."""
+"""Wide SAEs on Ray, sharded over several trainers: killed ranks, and settings that are refused."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ STEPS, EVERY = 300, 20
 
 
 def wide(folder: Path, text: Path, **train) -> SweepPlan:
-    """Of one stream an SAE in one process and one in two."""
+    """Plan two SAEs of one stream: the first in one process, the second sharded over two."""
     folder.mkdir(exist_ok=True)
     train = {
         "widths": [64, 256], "sparsities": [1e-3], "latents_per_trainer": 150, "at_once": 3, "tokens": 256 * STEPS,
@@ -37,10 +37,8 @@ def wide(folder: Path, text: Path, **train) -> SweepPlan:
     return planned(folder, data | {"file_sd": str(folder / "targets.json")})
 
 
-def test_processes_that_are_killed_end_all_of_their_sae_which_goes_on_at_its_checkpoint_to_the_same_bits(
-    tmp_path, text, harvests, monkeypatch
-):
-    """First a follower, then the leader as soon as it is called again. To compare with: trainers in threads that nobody kills."""
+def test_a_killed_rank_ends_the_others_and_the_sae_resumes_to_the_same_bits(tmp_path, text, harvests, monkeypatch):
+    """Kill a follower, then the leader as soon as it is called again; compare with undisturbed trainers in threads."""
     plan, groups, struck = wide(tmp_path, text, retries=2), [], []
     harvests(plan)
     (part,), (alone, divided) = plan.passes, plan.saes
@@ -61,7 +59,7 @@ def test_processes_that_are_killed_end_all_of_their_sae_which_goes_on_at_its_che
             kill(groups[0], 1)
 
     monkeypatch.setattr(Training, "_call", called)
-    training = Training(part, part.manifest, part.saes, SweepDriver(plan, quiet()).targets, quiet())
+    training = Training(part, plan.read_state().passes[0], part.saes, SweepDriver(plan, quiet()).targets, quiet())
     outcomes = training.run(strike)
     assert len(struck) == 2 and len(groups) == 3
     assert [(outcome.state, outcome.tries) for outcome in outcomes.values()] == [("finished", 1), ("finished", 3)]
@@ -71,7 +69,8 @@ def test_processes_that_are_killed_end_all_of_their_sae_which_goes_on_at_its_che
     shutil.copytree(tmp_path / "bucket" / "activations", tmp_path / "undisturbed" / "activations")
     server = ActivationServer(undisturbed, plan.config.server)
     for sae, parts in ((alone, 1), (divided, 2)):
-        assert finish(undisturbed, assignment_of(part, part.manifest, sae), server.address, parts) == STEPS
+        manifest = plan.read_state().passes[0].harvested_manifest()
+        assert finish(undisturbed, assignment_of(part, manifest, sae), server.address, parts) == STEPS
         place = sae.layout.checkpoint(STEPS)
         for path in (place.weights, place.optimizer):
             assert plan.bucket.read(path) == undisturbed.read(path)
@@ -83,28 +82,28 @@ def test_processes_that_are_killed_end_all_of_their_sae_which_goes_on_at_its_che
     [
         (
             {"latents_per_trainer": 50},
-            "256 latents is divided over 6 trainers, and at_once is 3: raise it, or latents_per_trainer",
+            "256 latents is sharded over 6 trainers, and at_once is 3: raise at_once or latents_per_trainer",
         ),
-        ({"resample_every": 20}, "divided over 2 trainers, which draw no latents anew: leave resample_every out"),
-        ({"gpus": 0.5}, "divided over 2 trainers, which cannot share a GPU: gpus .0.5. has to be a whole number"),
-        ({"variants": [{"architecture": "clt"}]}, "divided over 2 trainers, which a clt cannot be: raise latents_per_trainer to 256"),
+        ({"resample_every": 20}, "sharded over 2 trainers, and a sharded SAE is not resampled: leave resample_every out"),
+        ({"gpus": 0.5}, "sharded over 2 trainers, and its trainers cannot share a GPU: gpus .0.5. has to be a whole number"),
+        ({"variants": [{"architecture": "clt"}]}, "sharded over 2 trainers, and a clt cannot be sharded: raise latents_per_trainer to 256"),
         ({"latents_per_trainer": 0}, "train.latents_per_trainer"),
-        ({"halving": {"rungs": [0.5]}, "sparsities": [1, 2, 3]}, "at_once is 3: raise it to 6"),
+        ({"halving": {"rungs": [0.5]}, "sparsities": [1, 2, 3]}, "at_once is 3: raise at_once to 6"),
     ],
 )
-def test_what_cannot_be_divided_is_refused_before_any_work(tmp_path, text, train, sentence):
+def test_an_sae_that_cannot_be_sharded_is_refused_before_any_work(tmp_path, text, train, sentence):
     with pytest.raises(SweepFileError, match=sentence):
         wide(tmp_path, text, **train)
 
 
-def test_a_cluster_without_room_for_all_parts_is_refused(tmp_path, text, ray_cluster):
+def test_a_cluster_without_room_for_all_ranks_is_refused(tmp_path, text, ray_cluster):
     plan = wide(tmp_path, text, cpus=5)
     with pytest.raises(InputError, match="256 latents is divided over 2 trainers, and the cluster has room for 1, of 5 CPUs"):
         SweepDriver(plan, quiet()).check_room(["harvest", "train"])
     SweepDriver(plan, quiet()).check_room(["harvest", "evaluate"])
 
 
-def test_the_setting_decides_neither_what_an_sae_is_nor_where_it_lies(tmp_path, text):
+def test_sharding_changes_no_saes_folder(tmp_path, text):
     divided, whole = wide(tmp_path, text), wide(tmp_path, text, latents_per_trainer=None)
     assert [sae.layout.root for sae in divided.saes] == [sae.layout.root for sae in whole.saes]
 

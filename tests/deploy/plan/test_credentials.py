@@ -65,7 +65,8 @@ def test_a_url_with_a_credential_is_refused_without_repeating_it(tmp_path, secti
         load_sweep(write_sweep(tmp_path, "somewhere"), [f"{section}='{url}'"])
     told = str(caught.value)
     assert told.endswith(
-        f"sweep.yaml: {section}: holds a password or key, and would be copied into the bucket: give credentials by the environment"
+        f"sweep.yaml: {section}: the URL holds a password or key, which would be copied into the bucket: "
+        "set credentials in environment variables"
     )
     assert SECRET not in told
 

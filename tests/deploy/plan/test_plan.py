@@ -75,7 +75,8 @@ def test_a_bucket_that_cannot_be_written_is_refused(tmp_path, text):
 
 
 def test_the_facts_count_tokens_bytes_and_saes(tmp_path, text):
-    told = facts(planned(tmp_path, text))
+    plan = planned(tmp_path, text)
+    told = facts(plan, plan.read_state())
     assert told["harvest"].startswith("6,144 tokens in 3 shards of 2,048 rows; 0 are committed")
     assert told["train"] == "4 SAEs (2 on each stream), 4 of them still to do"
     # two hooks of 192 bfloat16 values, and 16 bytes that say which token it is

@@ -35,7 +35,7 @@ def refusal(file: Path, *overrides: str) -> str:
         ("train.template=fast", "train: template 'fast' is not known: there are anthropic-2025, batchtopk"),
         ("train.batch_size=0", "train.batch_size: should be greater than or equal to 1, not 0"),
         ("train.batch_size=many", "train.batch_size: should be a valid integer, not 'many'"),
-        ("train.widths=[256, 256]", "train: widths names a value twice"),
+        ("train.widths=[256, 256]", "train: widths holds a value twice"),
         ("train.widths=[0]", "train: widths must be at least 1"),
         ("train.tokens=10", "train: tokens (10) is less than one batch"),
         ("harvest.tokens=100", "harvest: tokens (100) is less than one shard"),
@@ -45,10 +45,10 @@ def refusal(file: Path, *overrides: str) -> str:
         ("harvest.layers=[1, 1]", "harvest: layers must name at least one, and none twice"),
         ("corpus.format=csv", "corpus.format: should be 'lines', 'files', 'jsonl', 'parquet' or 'hub', not 'csv'"),
         ("server.lag=drop", "server.lag: should be 'block', 'detach' or 'skip', not 'drop'"),
-        ("train.halving={rungs: [0.5, 0.25]}", "train.halving: rungs: shares of the steps that rise between 0 and 1"),
+        ("train.halving={rungs: [0.5, 0.25]}", "train.halving: rungs: must be shares of the steps that rise between 0 and 1"),
         ("train.halving={rungs: [0.3, 0.31]}", "train: halving: the history has a row every 8 of the 24 steps"),
         ("train.halving={keep: 1}", "train.halving.keep: should be less than 1"),
-        ("train.labels={zone: 'a b'}", "train.labels: 'a b' is no label"),
+        ("train.labels={zone: 'a b'}", "train.labels: 'a b' is not a valid label"),
         ("name=../elsewhere", "name '../elsewhere' is not a usable name"),
         ("bucket=", "bucket: should be a valid string, not None"),
     ],
@@ -70,7 +70,7 @@ def test_a_missing_field_is_named(file):
 
 
 def test_a_file_that_is_not_there_or_not_yaml_or_no_mapping_is_refused(tmp_path):
-    assert "is not there" in refusal(tmp_path / "none.yaml")
+    assert "none.yaml does not exist" in refusal(tmp_path / "none.yaml")
     (tmp_path / "broken.yaml").write_text("name: [")
     assert "is not YAML" in refusal(tmp_path / "broken.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
@@ -88,12 +88,12 @@ def test_numbers_in_scientific_notation_are_numbers(file):
 
 
 def test_an_override_that_does_not_parse_is_refused(file):
-    assert "does not read key=value" in refusal(file, "train.tokens")
-    assert "holds a value, not further fields" in refusal(file, "name.x=1")
+    assert "is not of the form key=value" in refusal(file, "train.tokens")
+    assert "name is a value, and has no fields of its own" in refusal(file, "name.x=1")
 
 
 def test_rivals_that_could_not_train_at_once_are_not_compared(file):
-    assert "at_once is 1: raise it to 2" in refusal(file, "train.at_once=1", "train.halving={rungs: [0.5]}")
+    assert "at_once is 1: raise at_once to 2" in refusal(file, "train.at_once=1", "train.halving={rungs: [0.5]}")
     assert load_sweep(str(file), ["train.at_once=1", "train.group=2", "train.halving={rungs: [0.5]}"])
 
 

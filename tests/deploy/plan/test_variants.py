@@ -48,7 +48,7 @@ def test_each_variant_gives_its_widths_and_sparsities_at_each_of_its_hooks(tmp_p
     assert [sae.config.learning_rate for sae in plan.saes] == [1e-3, 1e-3, *[1e-4] * 4]
     assert [sae.recipe for sae in plan.saes] == [*["train.variants[0]"] * 2, *["train.variants[1]"] * 4]
     assert len({sae.rivals for sae in plan.saes}) == 5, "rivals differ in their sparsity alone"
-    assert facts(plan)["train"].startswith("6 SAEs (2-4 on each stream)")
+    assert facts(plan, plan.read_state())["train"].startswith("6 SAEs (2-4 on each stream)")
 
 
 def test_a_variants_template_fills_what_neither_it_nor_the_section_gives(tmp_path, text):
@@ -103,7 +103,7 @@ def test_names_stay_apart_where_recipes_differ_in_something_else(tmp_path, text)
     [
         (
             [{}, {"sparsities": [0.5, 1e-3]}],
-            r"train.variants\[0\] and train.variants\[1\] are the same SAE 1.resid_post/256/jumprelu/0.001",
+            r"train.variants\[0\] and train.variants\[1\] both describe the SAE 1.resid_post/256/jumprelu/0.001",
         ),
         ([{}, {"layers": [1, 2]}], r"train.variants\[1\].layers: 2 is not harvested: harvest.layers gives 1, 3"),
         ([{"sites": ["mlp_out"]}], r"train.variants\[0\].sites: mlp_out is not harvested: harvest.sites gives resid_post"),
@@ -139,7 +139,7 @@ def test_hooks_that_do_not_fit_are_harvested_in_passes_and_saes_keep_their_folde
         assert [sae.layout.root for sae in plan.saes] == [sae.layout.root for sae in whole.saes]
         assert plan.hooks == whole.hooks and {part.harvest.text for part in plan.passes} == {"tiny"}
         assert plan.sheds == ("disk_gib" in room)
-        assert facts(plan)["passes"].startswith("1: 1 hooks up to layer 1, 2 SAEs")
+        assert facts(plan, plan.read_state())["passes"].startswith("1: 1 hooks up to layer 1, 2 SAEs")
     assert [part.harvest.dataset for part in planned(tmp_path, text, None, {"disk_gib": 2 * HOOK * MIB}).passes] == ["tiny"]
 
 

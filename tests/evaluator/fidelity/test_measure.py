@@ -18,7 +18,7 @@ from scopemill.evaluator.fidelity.jobs import Job, committed, settings_of
 from scopemill.evaluator.fidelity.measure import LOG_FREQUENCY_EDGES, EvaluationText, Moments, _histogram, measure, measure_baseline
 from scopemill.evaluator.fidelity.results import Evaluation
 from scopemill.harvester.config import ModelConfig
-from scopemill.harvester.language_model.card import load_tokenizer
+from scopemill.harvester.language_model.describe import load_tokenizer
 from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.harvester.text.packed_text import save_sequences
 from scopemill.harvester.text.packing import Sequences

@@ -97,7 +97,7 @@ def test_a_table_replaces_the_one_before(bucket):
 
 def test_an_evaluation_comes_back_from_its_record(bucket):
     evaluation = Evaluation(make(), Histogram([-1.0, -0.5, 0.0], [3, 4], 2), 1000, {"sequences": 8, "corpus": None})
-    bucket.write("metrics.json", evaluation.sealed())
+    bucket.write("metrics.json", evaluation.to_record())
     assert Evaluation.read(bucket, "metrics.json") == evaluation
 
 

@@ -7,9 +7,12 @@ import xml.etree.ElementTree as ElementTree
 import matplotlib
 import pytest
 
-from scopemill.evaluator.fidelity.results import Evaluation, Histogram, Result
-from scopemill.evaluator.report.figures import fidelity_figure, frequency_figure, frontiers, save, training_figure
-from scopemill.evaluator.report.panels import columns_for, in_order
+from scopemill.evaluator.fidelity.results import Evaluation, Histogram, Result, in_order
+from scopemill.evaluator.report.export import save
+from scopemill.evaluator.report.fidelity_figure import fidelity_figure, frontiers
+from scopemill.evaluator.report.frequency_figure import frequency_figure
+from scopemill.evaluator.report.panels import columns_for
+from scopemill.evaluator.report.training_figure import training_figure
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.training.history import Row
 

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from scopemill.harvester.config import ModelConfig
-from scopemill.harvester.language_model.card import ModelCard, describe, load_tokenizer
+from scopemill.harvester.language_model.card import ModelCard
+from scopemill.harvester.language_model.describe import describe, load_tokenizer
 from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.proto.errors import ModelError
 from scopemill.proto.hooks import SITES, Hook

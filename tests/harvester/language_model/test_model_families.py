@@ -18,7 +18,7 @@ from transformers import (
 
 from scopemill.deploy.demo.run import MODEL
 from scopemill.harvester.config import ModelConfig
-from scopemill.harvester.language_model.card import describe
+from scopemill.harvester.language_model.describe import describe
 from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.proto.hooks import Hook
 

@@ -225,7 +225,7 @@ def test_a_data_set_of_the_hub_is_read_no_further_than_asked(hub):
 
 def test_a_data_set_that_the_hub_does_not_have_is_named(hub):
     hub.rows = FileNotFoundError("no such data set")
-    assert "data set 'someone/texts' (train) cannot be streamed: no such data set" in refusal("someone/texts", "hub")
+    assert "dataset 'someone/texts' (train) cannot be streamed: no such data set" in refusal("someone/texts", "hub")
 
 
 def test_a_hub_that_falls_silent_is_named(hub):
@@ -234,7 +234,7 @@ def test_a_hub_that_falls_silent_is_named(hub):
         raise ConnectionResetError("peer is gone")
 
     hub.rows = rows()
-    assert "data set 'someone/texts' (train) cannot be streamed: peer is gone" in refusal("someone/texts", "hub")
+    assert "dataset 'someone/texts' (train) cannot be streamed: peer is gone" in refusal("someone/texts", "hub")
 
 
 def test_a_data_set_without_the_column_is_answered_with_those_it_has(hub):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scopemill.harvester.text.packing import Sequences, buckets, permutation, rows_of, sequences
+from scopemill.harvester.text.packing import Sequences, group_into_buckets, pack_sequences, permutation, row_mask
 
 PAD, EOS, BOS = 0, 1, 2
 SPECIAL = (PAD, EOS, BOS)
@@ -22,7 +22,7 @@ quick = settings(deadline=None, max_examples=100)
 
 
 def pack(corpus, context_length: int) -> list[Sequences]:
-    return list(sequences((np.asarray(document, dtype=np.int64) for document in corpus), context_length, BOS))
+    return list(pack_sequences((np.asarray(document, dtype=np.int64) for document in corpus), context_length, BOS))
 
 
 def labelled(packed: list[Sequences]) -> list[tuple[int, int, int]]:
@@ -98,29 +98,29 @@ def test_packing_reads_no_further_than_it_has_to():
             taken.append(number)
             yield np.arange(3, 13)
 
-    packed = sequences(documents(), 8, BOS)
+    packed = pack_sequences(documents(), 8, BOS)
     next(packed)
     assert len(taken) == 1
 
 
 @given(st.lists(tokens, min_size=1, max_size=60))
 def test_rows_are_the_tokens_that_are_not_special(found):
-    assert rows_of(np.array([found]), SPECIAL).tolist() == [[token not in SPECIAL for token in found]]
+    assert row_mask(np.array([found]), SPECIAL).tolist() == [[token not in SPECIAL for token in found]]
 
 
 @quick
 @given(corpora, context_lengths, st.integers(1, 40))
 def test_a_bucket_has_enough_rows_and_no_sequence_more_than_it_needs(corpus, context_length, rows):
     packed = pack(corpus, context_length)
-    made = list(buckets(packed, rows, SPECIAL))
+    made = list(group_into_buckets(packed, rows, SPECIAL))
     for bucket in made:
-        counts = list(accumulate(int(rows_of(sequence, SPECIAL).sum()) for sequence in bucket.tokens))
+        counts = list(accumulate(int(row_mask(sequence, SPECIAL).sum()) for sequence in bucket.tokens))
         assert counts[-1] >= rows
         assert [count for count in counts if count >= rows] == counts[-1:]
     together = [sequence for bucket in made for sequence in bucket.tokens.tolist()]
     assert together == [sequence.tokens[0].tolist() for sequence in packed][: len(together)]
     left = packed[len(together) :]
-    assert sum(int(rows_of(sequence.tokens, SPECIAL).sum()) for sequence in left) < rows
+    assert sum(int(row_mask(sequence.tokens, SPECIAL).sum()) for sequence in left) < rows
 
 
 def test_sequences_are_joined_and_cut_with_their_labels():

@@ -100,7 +100,7 @@ def test_an_object_that_just_fits_is_read_into_memory(store):
 
 def test_an_object_larger_than_the_memory_is_refused(store):
     store.write("folder/object", b"0123456789")
-    with pytest.raises(StorageError, match=r"folder/object has 10 bytes where at most 9 belong"):
+    with pytest.raises(StorageError, match=r"folder/object has 10 bytes, but at most 9 are expected"):
         store.read_into("folder/object", memoryview(bytearray(9)))
 
 

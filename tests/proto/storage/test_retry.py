@@ -165,7 +165,7 @@ PASSING_FAULTS = {
 
 @pytest.mark.parametrize("fault", PASSING_FAULTS)
 def test_batches_are_right_through_every_fault_that_passes(store, fault, monkeypatch):
-    monkeypatch.setattr("scopemill.proto.dataset.CHUNK_BYTES", 512)
+    monkeypatch.setattr("scopemill.proto.chunks.CHUNK_BYTES", 512)
     manifest = make_dataset(store, rows=64)
     wanted = batches(store, manifest)
     bucket = faulty(store, *PASSING_FAULTS[fault]())
@@ -178,7 +178,7 @@ def test_batches_are_right_through_every_fault_that_passes(store, fault, monkeyp
         (slow_down(float("inf"), where="/c/0"), StorageError, "reduce your request rate"),
         (cut_connection(float("inf"), "/c/0"), StorageError, "payload is not completed"),
         (Damages(flip_a_bit, float("inf"), "/c/0"), CorruptObject, "does not match its checksum"),
-        (Damages(half, float("inf"), "/c/0"), CorruptObject, "bytes, not the"),
+        (Damages(half, float("inf"), "/c/0"), CorruptObject, "bytes, not the committed"),
         (Damages(zeros, float("inf"), "/c/0"), CorruptObject, "does not match its checksum"),
         (vanished("/c/0"), MissingObject, "is not there"),
     ],

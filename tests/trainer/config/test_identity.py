@@ -5,11 +5,22 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import Field
+from support.sae_reference import ONE
 
+from scopemill.proto.errors import Conflict
+from scopemill.proto.layout import SaeLayout
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.proto.storage.checksums import checksummed_record
 from scopemill.trainer.config.grid import Grid, TrainConfig
 from scopemill.trainer.config.identity import VERSION_1, identity
 from scopemill.trainer.config.recipe import Recipe, SaeConfig, sae_config
+from scopemill.trainer.config.wiring import Port, Wiring
+from scopemill.trainer.sae.registry import initial_sae
+from scopemill.trainer.training import checkpoint
+from scopemill.trainer.training.history import History
+from scopemill.trainer.training.loop import Loop
 
 # Train sections, and for each of their SAEs the digest of its configuration as the version without kinds of SAEs wrote it: every
 # template with every architecture and activation, fields of every kind, numbers that are whole, variants.
@@ -51,6 +62,18 @@ def test_a_later_field_enters_only_where_it_is_not_the_default():
     assert identity(Later(**fields), {"momentum": 0.9}) == identity(sae, {}), "a later field that the SAE does not read"
 
 
-def test_a_record_of_an_earlier_version_is_read_without_the_fields_that_have_no_effect():
+def test_a_checkpoint_of_an_earlier_version_loads_and_is_resumed(tmp_path):
     sae = TrainConfig.model_validate({"widths": [16], "sparsities": [4], "template": "topk-openai"}).saes()[0]
-    assert sae_config(identity(sae, {"bandwidth": 0.5})) == sae
+    earlier = identity(sae, {"bandwidth": 0.5})
+    assert sae_config(earlier) == sae
+    bucket, layout, port = Bucket(str(tmp_path)), SaeLayout("saes/sae"), Port("hook", 12, 1.0)
+    loop = Loop(initial_sae(sae, ONE, torch.zeros(12)), sae, History())
+    loop.skip_to(500)
+    checkpoint.save(bucket, layout, Wiring((port,)), loop)
+    path = layout.checkpoint(500).record
+    record = checkpoint.read_record(bucket, layout, 500)
+    bucket.write(path, checksummed_record(vars(record) | {"config": earlier}))
+    assert checkpoint.load_sae(bucket, layout, 500)[1].sae_config == sae
+    assert checkpoint.load_loop(bucket, layout, 500, sae).step_number == 500
+    with pytest.raises(Conflict, match="trained with sparsity = 4.0, and this run asks for 5.0"):
+        checkpoint.load_loop(bucket, layout, 500, sae.model_copy(update={"sparsity": 5.0}))

@@ -112,7 +112,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path, zipped):
 @pytest.mark.parametrize(
     ("name", "tensors", "trainer", "named"),
     [
-        ("IdentityDict", LINEAR, {}, "'IdentityDict' is not known: there are AutoEncoder"),
+        ("IdentityDict", LINEAR, {}, "'IdentityDict' is not known; known are AutoEncoder"),
         (["AutoEncoder"], LINEAR, {}, "['AutoEncoder']"),
         ("AutoEncoder", LINEAR, {}, "lacks the tensor bias"),
         ("AutoEncoder", FILES["AutoEncoder"] | {"more": random(1)}, {}, "more"),
@@ -122,7 +122,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path, zipped):
         ("AutoEncoder", [random(2)], {}, "not a mapping"),
         ("AutoEncoder", {"bias": 3}, {}, "not a mapping"),
         ("AutoEncoderTopK", None, {"k": F + 1}, f"k is {F + 1}, more than the {F} latents"),
-        ("AutoEncoderTopK", None, {"k": K + 1}, f"k is {K}, where config.json says {K + 1}"),
+        ("AutoEncoderTopK", None, {"k": K + 1}, f"k is {K}, and config.json says {K + 1}"),
         ("BatchTopKSAE", FILES["BatchTopKSAE"] | {"threshold": torch.tensor(-1.0)}, {}, "negative"),
     ],
 )

@@ -40,7 +40,7 @@ def test_k_above_the_width_and_a_transcoder_without_a_target_are_not_written(tmp
     finished.sae.activation = TopK(F, F + 1)
     with pytest.raises(SaeFormatError, match=f"k is {F + 1}"):
         write_finished(str(tmp_path), "saelens", finished)
-    with pytest.raises(SaeFormatError, match="without the hook that it rebuilds"):
+    with pytest.raises(SaeFormatError, match="needs the hook that it reconstructs"):
         write_finished(str(tmp_path), "saelens", replace(finished_sae("transcoder_relu"), outputs=()))
     assert not list(tmp_path.rglob("*"))
 
@@ -78,7 +78,7 @@ def test_what_training_ends_with_is_the_trained_sae_on_raw_activations_also_once
 
 @pytest.mark.parametrize("word", [*(set(FORMATS) - set(WRITTEN)), "numpy"])
 def test_a_format_that_is_not_written_is_refused(tmp_path, word):
-    with pytest.raises(InputError, match=f"'{word}' is not written: there are saelens, gemma-scope"):
+    with pytest.raises(InputError, match=f"'{word}' is not written; choose from saelens, gemma-scope"):
         write_finished(str(tmp_path), word, finished_sae("jumprelu"))
 
 

@@ -169,7 +169,7 @@ def test_an_embedding_sae_takes_the_hooks_rows_and_the_file_those_of_the_matrix(
         ("gemma-scope", PATH_1, at(RESID, RESID, model="gemma-2-9b"), "gemma-scope-9b-pt-res"),
         ("gemma-scope", PATH_1, at(MLP_IN, MLP_OUT, "transcoder_jumprelu"), "no place for an SAE from blocks.3.mlp.hook_in"),
         ("gemma-scope", PATH_1, replace(at(RESID, RESID), model=None), "model None"),
-        ("gemma-scope", PATH_1, replace(at(RESID, RESID, "transcoder_jumprelu"), outputs=()), "without the hook that it rebuilds"),
+        ("gemma-scope", PATH_1, replace(at(RESID, RESID, "transcoder_jumprelu"), outputs=()), "needs the hook that it reconstructs"),
         ("gemma-scope-2", PATH_2, at(RESID, RESID, "topk", "gemma-3-1b-pt"), "JumpReLU"),
     ],
 )
@@ -194,7 +194,7 @@ def test_a_path_that_does_not_parse_is_refused(tmp_path, path):
         ({"W_enc": None}, "lacks the tensor W_enc"),
         ({"threshold": None}, "lacks the tensor threshold"),
         ({"W_dec": np.zeros(3, np.float32)}, "W_dec"),
-        ({"W_enc": np.zeros((D, F + 1), np.float32)}, "31 latents, where its path says width_30"),
+        ({"W_enc": np.zeros((D, F + 1), np.float32)}, "31 latents, and its path says width_30"),
         ({"b_dec": np.zeros(D + 1, np.float32)}, "b_dec"),
         ({"b_enc": np.full(F, np.nan, np.float32)}, "finite"),
         ({"threshold": np.full(F, -0.1, np.float32)}, "negative"),

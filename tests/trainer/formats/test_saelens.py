@@ -182,7 +182,7 @@ def test_a_cfg_json_that_is_no_json_object_is_refused(folder, text):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"architecture": "vanilla"}, "'vanilla' is not known: there are standard, gated"),
+        ({"architecture": "vanilla"}, "'vanilla' is not known; known are standard, gated"),
         ({"architecture": None}, "None"),
         ({"architecture": ["jumprelu"]}, "['jumprelu']"),
         ({"architecture": "scopemill.skip", "activation": "batchtopk"}, "activation 'batchtopk' is not known"),

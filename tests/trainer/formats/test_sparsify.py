@@ -72,7 +72,7 @@ def test_the_hook_is_told_by_the_folders_name(tmp_path, name, hooks):
         ({"skip_connection": True}, TENSORS, "lacks the tensor W_skip"),
         ({}, TENSORS | SKIP, "W_skip"),
         ({}, TENSORS | {"b_dec": torch.full((D,), torch.inf)}, "finite"),
-        ({"transcode": True}, TENSORS, "does not say which MLP"),
+        ({"transcode": True}, TENSORS, "does not name the MLP"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, config, tensors, named):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.sae_reference import quick
 from support.sparse_kinds import KINDS, B, F, make
-from support.wide import in_parts
+from support.wide import on_ranks
 
 from scopemill.proto.errors import RankLost
 from scopemill.trainer.config.recipe import UNDIVIDED, SaeConfig
@@ -49,7 +49,7 @@ def train(config: SaeConfig, whole: Sae, shard: LatentShard, dead: int = 0) -> T
 
 
 def divided(parts: int, config: SaeConfig, whole: Sae, dead: int = 0) -> Trained:
-    each = in_parts(parts, config.width, lambda shard: train(config, whole, shard, dead))
+    each = on_ranks(parts, config.width, lambda shard: train(config, whole, shard, dead))
     for other in each[1:]:
         each[0].replicas += other.replicas
     return each[0]
@@ -144,7 +144,7 @@ def test_a_million_latents():
             training.step(batch)
         return training.sparse, shard.gather(training.sae.state_dict())
 
-    (sparse, found), _ = in_parts(2, config.width, steps)
+    (sparse, found), _ = on_ranks(2, config.width, steps)
     assert sparse and found["W_enc"].shape == (2**20, 8)
     for name, tensor in steps(LatentShard(config.width))[1].items():
         torch.testing.assert_close(found[name], tensor, rtol=2e-5, atol=2e-5)
@@ -180,14 +180,14 @@ def test_parts_start_as_the_whole():
     config, _ = make("transcoder", "jumprelu")
     shape = make("transcoder", "jumprelu")[1].shape
     wanted = initial_sae(config, shape, torch.arange(12.0)).state_dict()
-    (found, *others) = in_parts(3, F, lambda shard: shard.gather(initial_sae(config, shape, torch.arange(12.0), shard).state_dict()))
+    (found, *others) = on_ranks(3, F, lambda shard: shard.gather(initial_sae(config, shape, torch.arange(12.0), shard).state_dict()))
     assert others == [{}, {}]
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
 @pytest.mark.parametrize(("width", "parts"), [(3, 3), (7, 3), (8, 3), (1000, 7)])
 def test_parts_are_as_equal_as_can_be_and_leave_nothing_out(width, parts):
-    bounds = in_parts(parts, width, lambda shard: (shard.start, shard.stop))
+    bounds = on_ranks(parts, width, lambda shard: (shard.start, shard.stop))
     assert bounds[0][0] == 0 and bounds[-1][1] == width
     assert all(one[1] == other[0] for one, other in zip(bounds, bounds[1:], strict=False))
     assert {stop - first for first, stop in bounds} <= {width // parts, -(-width // parts)}
@@ -203,7 +203,7 @@ def test_the_largest_of_each_row_are_chosen_once_even_where_values_are_equal(k):
         largest, index = mine.topk(min(k, shard.local_width), dim=1)
         return torch.full_like(mine, -torch.inf).scatter(1, index, shard.global_top_k(largest, k))
 
-    found = torch.cat(in_parts(3, 20, kept), dim=1)
+    found = torch.cat(on_ranks(3, 20, kept), dim=1)
     assert ((found > -torch.inf).sum(1) == k).all()
     assert torch.equal(found.sort(dim=1, descending=True).values[:, :k], values.sort(dim=1, descending=True).values[:, :k])
 
@@ -213,7 +213,7 @@ def test_what_all_parts_say_is_known_to_each():
         least = shard.smallest(torch.arange(3.0)[shard.start :]), shard.smallest(torch.empty(0))
         return shard.all_true(shard.start >= 0), shard.all_true(shard.start != 3), shard.total(shard.local_width), *least
 
-    assert in_parts(3, 9, said) == [(True, False, 9, 0.0, None)] * 3
+    assert on_ranks(3, 9, said) == [(True, False, 9, 0.0, None)] * 3
 
 
 def test_a_batch_that_is_dense_in_one_part_is_dense_in_all():
@@ -224,9 +224,9 @@ def test_a_batch_that_is_dense_in_one_part_is_dense_in_all():
         mine = initial_sae(config, whole.shape, torch.zeros(16), shard)
         mine.activation.threshold.fill_(0.5)
         products = torch.full((B, shard.local_width), 1.0 if shard.leads else 0.0)
-        return mine.activation.select(products, torch.zeros(shard.local_width), config, at_most=B * config.k) is None
+        return mine.activation.select(products, torch.zeros(shard.local_width), config, max_entries=B * config.k) is None
 
-    assert in_parts(2, F, select) == [True, True]
+    assert on_ranks(2, F, select) == [True, True]
 
 
 def test_who_is_gone_is_noticed_by_all_others():
@@ -237,4 +237,4 @@ def test_who_is_gone_is_noticed_by_all_others():
         return "went on"
 
     with pytest.raises(RankLost, match="a process that holds other latents of this SAE is gone"):
-        in_parts(2, 8, one_dies)
+        on_ranks(2, 8, one_dies)

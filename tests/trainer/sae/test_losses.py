@@ -5,7 +5,8 @@ import pytest
 import torch
 from support.sae_reference import CASES, Reference
 
-from scopemill.trainer.sae.base import Losses, Sae
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.objective import Losses
 from scopemill.trainer.sae.registry import objective_for
 
 REFERENCES = {name: Reference(case, case.sae()) for name, case in CASES.items()}

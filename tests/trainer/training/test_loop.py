@@ -233,9 +233,7 @@ def test_the_learning_rate_and_the_sparsity_of_a_step_are_those_of_its_number_fr
     np.testing.assert_allclose(moved.numpy(), 0.1 * config.learning_rate, rtol=1e-4)  # Adam's first update is the rate itself
 
 
-PER_ROW = [
-    name for name in CASES if not CASES[name].k and CASES[name].config.penalty != "target_l0" and not CASES[name].config.frequency_limit
-]
+PER_ROW = [name for name, case in CASES.items() if not case.k and not {"sparsity", "frequency_limit"} & case.options.keys()]
 
 
 def one_update(case: Case, **changes) -> Loop:

@@ -48,8 +48,8 @@ class Gated(Activation):
     def auxiliary(
         self, decoder: Decoder, pre: Pre, y: torch.Tensor, error: torch.Tensor, dead: torch.Tensor, config: SaeConfig
     ) -> torch.Tensor:
-        rebuilt = pre.codes(self._gate(pre)).decode(decoder.W_dec.detach()).to(y.dtype)
-        return (y - (self.shard.all_reduce(rebuilt) + decoder.b_dec.detach())).square().sum() / pre.rows
+        reconstruction = pre.codes(self._gate(pre)).decode(decoder.W_dec.detach()).to(y.dtype)
+        return (y - (self.shard.all_reduce(reconstruction) + decoder.b_dec.detach())).square().sum() / pre.rows
 
     def _gate(self, pre: Pre) -> torch.Tensor:
         return (pre.values + pre.spread(self.b_gate)).relu()

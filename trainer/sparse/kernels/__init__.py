@@ -1,0 +1,1 @@
+"""Run the sparse numerics on a CPU (numba) or a GPU (Triton)."""

@@ -1,9 +1,9 @@
-"""The seam between the sparse way through a training step and the machine that it runs on.
+"""Define what the sparse numerics need from a device.
 
-Legend of shapes: B rows, F latents, d width, n entries. An entry is a place [row, latent] of the batch that matters. Entries
-are kept by rows, row i having ``latents[starts[i]:starts[i + 1]]``, and for sums over rows by latents as well (`Columns`).
-Tensors are float32 and indices int32 or int64, all on the backend's device. Every sum has an order of its own, so that a run
-that is repeated gives the same bits.
+Legend of shapes: B rows, F latents, d width, n entries. An entry is a place [row, latent] of the batch on which loss or gradients
+depend. Entries are kept by rows, row i having ``latents[starts[i]:starts[i + 1]]``, and for sums over rows also by latents
+(`Columns`). Tensors are float32 and indices int32 or int64, all on the backend's device. Every sum has a fixed order, so a repeated
+run gives the same bits.
 """
 
 from abc import ABC, abstractmethod
@@ -13,15 +13,15 @@ import torch
 
 
 class Columns(NamedTuple):
-    """Entries by latents: latent f has those from ``starts[f]`` up to ``starts[f + 1]``, in the order of their rows."""
+    """Hold entries by latents: latent f has entries ``starts[f]`` to ``starts[f + 1]``, in the order of their rows."""
 
     starts: torch.Tensor  # [F + 1], int64
     rows: torch.Tensor  # [n], int32
-    order: torch.Tensor  # [n]: where each lies among the entries by rows
+    order: torch.Tensor  # [n]: the position of each among the entries by rows
 
 
 class Found(NamedTuple):
-    """Entries by rows and what was found there."""
+    """Hold entries by rows, with their values."""
 
     starts: torch.Tensor  # [B + 1], int64
     latents: torch.Tensor  # [n], int32
@@ -29,7 +29,7 @@ class Found(NamedTuple):
 
 
 class Adam(NamedTuple):
-    """One update of a matrix of weights: see `Optimizer`."""
+    """Describe one update of a matrix of weights: see `Optimizer`."""
 
     update: int  # its number, from 1
     rate: float
@@ -40,57 +40,61 @@ class Adam(NamedTuple):
 
 
 class Backend(ABC):
+    """Compute on one kind of device."""
+
     def begin_step(self) -> None:  # noqa: B027, as most have nothing to prepare
-        """The calling thread is about to take a training step."""
+        """Prepare the calling thread for a training step."""
 
     def operand(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A matrix in the precision that products are to be taken in. Products of such are what `scan` and `largest` read."""
+        """Return a matrix in the precision of products: `scan` and `largest` read products of such matrices."""
         return tensor
 
     def moments(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums over rows [B, d] in float64: of each column [d], and of all squares."""
+        """Return sums over rows [B, d] in float64: of each column [d], and of all squares."""
         return moments(rows)
 
     @abstractmethod
     def scan(self, products: torch.Tensor, bias: torch.Tensor, lower: torch.Tensor, max_entries: int) -> Found | None:
-        """The entries of products [B, F] plus bias [F] above ``lower`` [F]. None if there are more than about ``max_entries``.
+        """Return the entries of products [B, F] plus bias [F] above ``lower`` [F]; None if more than about ``max_entries``.
 
         Where rounding decides, an entry may be in or out.
         """
 
     @abstractmethod
     def largest(self, products: torch.Tensor, bias: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k largest of each row of products [B, F] plus bias [F]: latents and values, [B, k], in no particular order.
+        """Return latents and values [B, k] of the k largest in each row of products [B, F] plus bias [F], in any order.
 
         Where rounding decides, either may be taken.
         """
 
     @abstractmethod
     def by_latents(self, starts: torch.Tensor, latents: torch.Tensor, width: int) -> Columns:
-        """Entries by rows, ordered by latents."""
+        """Return entries, given by rows, by latents."""
 
     @abstractmethod
     def sum_by_latent(self, columns: Columns, values: torch.Tensor) -> torch.Tensor:
-        """The sums [F] of the values [n], by rows, of each latent."""
+        """Return the sum [F] of each latent's values [n]; values are by rows."""
 
     @abstractmethod
     def decode(self, starts: torch.Tensor, latents: torch.Tensor, values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """[B, d]: the sum of the weights' rows [F, d] at each row's entries, each times its value [n]."""
+        """Return [B, d]: per row, the sum over its entries of value [n] times weight row [F, d]."""
 
     @abstractmethod
     def products(self, starts: torch.Tensor, latents: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """[n]: rows [B, d] times weights [F, d], at the entries only."""
+        """Return [n]: rows [B, d] times weight rows [F, d], at the entries only."""
 
     @abstractmethod
-    def rebuild(
+    def reconstruction_error(
         self, starts: torch.Tensor, latents: torch.Tensor, values: torch.Tensor, weights: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`decode` and `products` at once: the error [B, d], which is what is rebuilt less the target, its squares summed over d [B],
-        and error times weights at the entries [n]."""
+        """Return error [B, d], its squares summed over d [B], and the error's products with the weights at the entries [n].
+
+        The error is `decode` less the target.
+        """
 
     @abstractmethod
     def gradient(self, columns: Columns, factors: torch.Tensor, matrix: torch.Tensor, total: torch.Tensor) -> None:
-        """Total [F, d] += the sum over each latent's entries of its factor [n], by rows, times the matrix's row [B, d]."""
+        """Add to total [F, d], per latent, the sum over its entries of factor [n] times matrix row [B, d]; factors are by rows."""
 
     @abstractmethod
     def update_rows(
@@ -103,24 +107,24 @@ class Backend(ABC):
         updated: torch.Tensor,
         adam: Adam,
     ) -> None:
-        """Adam on the weights' rows [F, d] that have entries; their gradient, as of `gradient`, is never written.
+        """Update by Adam the weight rows [F, d] that have entries, without writing out their gradient (see `gradient`).
 
-        With beta1 = 0 a row without a gradient keeps its weights, and of its second ``moments`` only the decay is missed:
-        ``updated`` [F] says since which update, and it is made up for when the row has a gradient again.
+        With beta1 = 0 a row without a gradient keeps its weights, and of its second ``moments`` only the decay is due. ``updated`` [F]
+        is the last update of each row; missed decay is applied when the row has a gradient again.
         """
 
     @abstractmethod
     def update_dense(
         self, gradients: torch.Tensor, weights: torch.Tensor, moments: torch.Tensor, updated: torch.Tensor, adam: Adam
     ) -> None:
-        """The same for gradients [F, d] of every row, which it may overwrite."""
+        """Update every weight row [F, d] by Adam from dense gradients [F, d], which may be overwritten."""
 
 
 def moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums over rows [B, d] in float64: of each column [d], and of all squares."""
+    """Return sums over rows [B, d] in float64: of each column [d], and of all squares."""
     return rows.sum(0, dtype=torch.float64), torch.linalg.vector_norm(rows, dtype=torch.float64) ** 2  # squares themselves are float64
 
 
 def offsets(counts: torch.Tensor) -> torch.Tensor:
-    """Where each of n runs begins that follow one another, and where the last ends: [n + 1], int64."""
+    """Return where each of n consecutive runs starts, and where the last stops: [n + 1], int64."""
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0))

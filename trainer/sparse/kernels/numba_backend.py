@@ -1,4 +1,4 @@
-"""The sparse way on the CPU: numba's loops over the memory of torch's tensors."""
+"""Run the sparse numerics on the CPU: numba's loops over the memory of torch's tensors."""
 
 import numba
 import numpy as np
@@ -9,11 +9,13 @@ from scopemill.trainer.sparse.kernels.base import Adam, Backend, Columns, Found,
 
 
 class NumbaBackend(Backend):
+    """Compute on the CPU with numba."""
+
     def begin_step(self) -> None:
-        """Trainers that share a machine must not each take all of it: loops run on as many threads as torch was given."""
+        """Let loops run on as many threads as torch has: trainers that share a machine must not each take all of it."""
         threads = torch.get_num_threads()
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-        if torch.get_num_threads() != threads:  # numba, when it launches its threads, gives OpenMP all cores, and so torch
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        if torch.get_num_threads() != threads:  # when numba launches its threads, it gives OpenMP, and so torch, all cores
             torch.set_num_threads(threads)
 
     def moments(self, rows):
@@ -55,10 +57,10 @@ class NumbaBackend(Backend):
         loops.products(starts.numpy(), latents.numpy(), rows.numpy(), weights.numpy(), out.numpy())
         return out
 
-    def rebuild(self, starts, latents, values, weights, target):
+    def reconstruction_error(self, starts, latents, values, weights, target):
         error, squares, out = torch.empty_like(target), target.new_empty(len(target)), torch.empty_like(values)
         places = starts.numpy(), latents.numpy()
-        loops.rebuild(*places, values.numpy(), weights.numpy(), target.numpy(), error.numpy(), squares.numpy(), out.numpy())
+        loops.reconstruction_error(*places, values.numpy(), weights.numpy(), target.numpy(), error.numpy(), squares.numpy(), out.numpy())
         return error, squares, out
 
     def gradient(self, columns, factors, matrix, total):
@@ -72,7 +74,7 @@ class NumbaBackend(Backend):
 
 
 def _bounds(rows: int) -> np.ndarray:
-    """Where each of torch's threads begins in a batch of so many rows, and where the last ends."""
+    """Return the row of a batch at which each of torch's threads starts, and the row at which the last stops."""
     return np.linspace(0, rows, torch.get_num_threads() + 1).astype(np.int64)
 
 

@@ -1,7 +1,7 @@
-"""Loops over the latents that fire, compiled by numba for the CPU.
+"""Loop over the latents that fire, compiled by numba for the CPU.
 
-Legend of shapes: B rows, F latents, d width, n entries, which are laid out as `backend` says. Each loop gives the same bits
-whatever the number of threads: a thread owns whole rows or whole latents.
+Legend of shapes: B rows, F latents, d width, n entries, laid out as `kernels.base` says. Each loop gives the same bits whatever the
+number of threads: a thread owns whole rows or whole latents.
 """
 
 import numpy as np
@@ -18,8 +18,10 @@ def _compiled(**options):
 
 @njit(cache=True, nogil=True)
 def _above(row, lower, found, value_at, n):
-    """The entries of a row [F] above ``lower`` [F], written from place n on, as many as there is room for.
-    Returns the place after the last, as if there were room for all."""
+    """Write a row's entries [F] above ``lower`` [F] from position n on, as many as there is room for.
+
+    Return the position after the last, as if there were room for all.
+    """
     for start in range(0, len(row), CHUNK):
         z, bounds = row[start : start + CHUNK], lower[start : start + CHUNK]
         hits = np.uint64(0)
@@ -40,8 +42,11 @@ def _above(row, lower, found, value_at, n):
 
 @_compiled()
 def scan(pre, lower, bounds, counts, latents, values):
-    """Entries of pre [B, F] above ``lower`` [F]. Thread t takes rows ``bounds[t]`` to ``bounds[t + 1]`` and writes to row t of
-    ``latents`` and ``values``; ``counts`` [B] gets the entries of each row. False if they do not fit."""
+    """Find the entries of pre [B, F] above ``lower`` [F]; return False if they do not fit.
+
+    Thread t takes rows ``bounds[t]`` to ``bounds[t + 1]`` and writes to row t of ``latents`` and ``values``; ``counts`` [B] gets the
+    number of entries of each row.
+    """
     fits = np.ones(len(bounds) - 1, np.bool_)
     for t in prange(len(bounds) - 1):
         n = 0
@@ -56,10 +61,10 @@ def scan(pre, lower, bounds, counts, latents, values):
 
 @_compiled()
 def largest(products, bias, k, bounds, latents, values):
-    """The k largest of each row of products [B, F] plus bias [F], into [B, k], in no particular order.
+    """Write the k largest of each row of products [B, F] plus bias [F] into [B, k], in any order.
 
-    Rows differ little in their k-th value: the last row's, lowered a bit, leaves few candidates to choose from. Thread t takes rows
-    ``bounds[t]`` to ``bounds[t + 1]``; what is found does not depend on it.
+    Rows differ little in their k-th value: that of the row before, lowered a bit, leaves few candidates. Thread t takes rows
+    ``bounds[t]`` to ``bounds[t + 1]``; the result does not depend on the bounds.
     """
     width = products.shape[1]
     every = np.arange(width).astype(np.int32)
@@ -84,7 +89,7 @@ def largest(products, bias, k, bounds, latents, values):
 
 @njit(cache=True, nogil=True)
 def _largest_of(values, numbers, k, numbers_out, out):
-    """The k largest of the values and their numbers, of equals the first. Returns the smallest of them."""
+    """Write the k largest values and their numbers, among equals the first; return the smallest of them."""
     smallest = np.partition(values, len(values) - k)[len(values) - k]
     n = 0
     for c in range(len(values)):
@@ -105,7 +110,8 @@ def _largest_of(values, numbers, k, numbers_out, out):
 
 @_compiled(fastmath=REASSOCIATE)
 def moments(rows):
-    """Sums over rows [B, d] in float64: of each column [d], and of all squares. By blocks, so that threads do not decide the bits."""
+    """Return sums over rows [B, d] in float64: of each column [d], and of all squares."""
+    # By blocks, so that the bits do not depend on the threads.
     blocks, d = 16, rows.shape[1]
     sums, squares = np.zeros((blocks, d)), np.zeros(blocks)
     for b in prange(blocks):
@@ -121,7 +127,7 @@ def moments(rows):
 
 @njit(cache=True, nogil=True)
 def by_latents(starts, latents, width):
-    """Starts, rows and order of `backend.Columns`, from entries by rows."""
+    """Return starts, rows and order of `Columns`, from entries by rows."""
     ends = np.zeros(width + 1, np.int64)
     for e in range(len(latents)):
         ends[latents[e] + 1] += 1
@@ -138,7 +144,7 @@ def by_latents(starts, latents, width):
 
 @_compiled()
 def sum_by_latent(starts, order, values, out):
-    """Out [F] = the sum over each latent's entries of their values [n]."""
+    """Write to out [F], per latent, the sum of its values [n]."""
     for f in prange(len(out)):
         total = np.float32(0)
         for e in range(starts[f], starts[f + 1]):
@@ -148,7 +154,7 @@ def sum_by_latent(starts, order, values, out):
 
 @njit(cache=True, nogil=True, inline="always", fastmath=REASSOCIATE)
 def _add_rows(total, start, stop, factors, places, order, matrix):
-    """Total += sum over entries of factor * row of the matrix, four rows at a time."""
+    """Add to total the sum over entries of factor times matrix row, four rows at a time."""
     d, e = len(total), start
     while e + 4 <= stop:
         f0, f1, f2, f3 = factors[order[e]], factors[order[e + 1]], factors[order[e + 2]], factors[order[e + 3]]
@@ -165,7 +171,7 @@ def _add_rows(total, start, stop, factors, places, order, matrix):
 
 @_compiled(fastmath=REASSOCIATE)
 def decode(starts, latents, values, weights, out):
-    """Out [B, d] = the sum of weight rows [F, d] of each row's entries, each times its value [n]."""
+    """Write to out [B, d], per row, the sum over its entries of value [n] times weight row [F, d]."""
     every = np.arange(len(latents))
     for i in prange(len(starts) - 1):
         out[i] = 0
@@ -174,7 +180,7 @@ def decode(starts, latents, values, weights, out):
 
 @njit(cache=True, nogil=True, inline="always", fastmath=REASSOCIATE)
 def _products_of_row(x, start, stop, latents, weights, out):
-    """out[start:stop] = x times the weights' rows of these entries, four at a time."""
+    """Write to out[start:stop] the products of x with these entries' weight rows, four at a time."""
     e = start
     while e + 4 <= stop:
         w0, w1, w2, w3 = weights[latents[e]], weights[latents[e + 1]], weights[latents[e + 2]], weights[latents[e + 3]]
@@ -196,15 +202,17 @@ def _products_of_row(x, start, stop, latents, weights, out):
 
 @_compiled(fastmath=REASSOCIATE)
 def products(starts, latents, rows, weights, out):
-    """Out [n] = rows [B, d] times weights [F, d], at the entries only."""
+    """Write to out [n] the products of rows [B, d] with weight rows [F, d], at the entries only."""
     for i in prange(len(starts) - 1):
         _products_of_row(rows[i], starts[i], starts[i + 1], latents, weights, out)
 
 
 @_compiled(fastmath=REASSOCIATE)
-def rebuild(starts, latents, values, weights, target, error, squares, out):
-    """`decode` and `products` while a row's weights are in the cache: error [B, d] = what is rebuilt - target, its ``squares`` [B]
-    summed over d, and out [n] = error times weights at the entries."""
+def reconstruction_error(starts, latents, values, weights, target, error, squares, out):
+    """Write error [B, d], its ``squares`` [B] summed over d, and to out [n] the error's products with the weights at the entries.
+
+    The error is `decode` less the target. One loop does all, while a row's weights are in the cache.
+    """
     every = np.arange(len(latents))
     for i in prange(len(starts) - 1):
         row, wanted, square = error[i], target[i], np.float32(0)
@@ -219,14 +227,14 @@ def rebuild(starts, latents, values, weights, target, error, squares, out):
 
 @_compiled(fastmath=REASSOCIATE)
 def gradient(starts, rows, order, factors, matrix, out):
-    """Out [F, d] += the sum over each latent's entries of its factor [n] times the matrix's row [B, d]."""
+    """Add to out [F, d], per latent, the sum over its entries of factor [n] times matrix row [B, d]."""
     for f in prange(len(starts) - 1):
         _add_rows(out[f], starts[f], starts[f + 1], factors, rows, order, matrix)
 
 
 @njit(cache=True, nogil=True, inline="always", fastmath=REASSOCIATE)
 def _adam_row(w, v, g, decay, rate, beta2, epsilon, correction, unit):
-    """One row's projection, update and renormalisation. ``decay`` makes up for the updates in which it had no gradient."""
+    """Project, update and normalise one row. ``decay`` is that of the updates in which the row had no gradient."""
     if unit:
         along = np.float32(0)
         for j in range(len(w)):
@@ -247,10 +255,10 @@ def _adam_row(w, v, g, decay, rate, beta2, epsilon, correction, unit):
 
 @_compiled(fastmath=REASSOCIATE)
 def update_rows(starts, rows, order, factors, matrix, weights, moments, updated, update, rate, beta2, epsilon, correction, unit):
-    """Adam's update number ``update`` of the rows that have entries; their gradient, as of `gradient`, never leaves the cache.
+    """Update by Adam the rows that have entries; their gradient, as of `gradient`, never leaves the cache.
 
-    With beta1 = 0 a row without a gradient keeps its weights, and of its second moment only the decay is missed: ``updated``
-    [F] says since which update, and it is made up for when the row has a gradient again.
+    With beta1 = 0 a row without a gradient keeps its weights, and of its second moment only the decay is due. ``updated`` [F] is the
+    last update of each row; missed decay is applied when the row has a gradient again.
     """
     for f in prange(len(starts) - 1):
         if starts[f] < starts[f + 1]:
@@ -263,7 +271,7 @@ def update_rows(starts, rows, order, factors, matrix, weights, moments, updated,
 
 @_compiled(fastmath=REASSOCIATE)
 def update_dense(gradients, weights, moments, updated, update, rate, beta2, epsilon, correction, unit):
-    """The same for gradients [F, d] of every row, which it overwrites."""
+    """Update every row by Adam from dense gradients [F, d], which are overwritten."""
     for f in prange(len(weights)):
         decay = np.float32(np.float64(beta2) ** (update - 1 - updated[f]))
         _adam_row(weights[f], moments[f], gradients[f], decay, rate, beta2, epsilon, correction, unit)

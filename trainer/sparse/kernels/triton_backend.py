@@ -1,4 +1,4 @@
-"""The sparse way on GPUs: Triton's kernels over a row's or a latent's entries, and torch's sort and topk."""
+"""Run the sparse numerics on GPUs: Triton's kernels over a row's or a latent's entries, and torch's sort and topk."""
 
 import torch
 import triton
@@ -6,14 +6,16 @@ import triton
 from scopemill.trainer.sparse.kernels import triton_kernels as kernels
 from scopemill.trainer.sparse.kernels.base import Adam, Backend, Columns, Found, offsets
 
-SCANNED = 1024  # latents that a program looks at together
+SCANNED = 1024  # latents that a program compares together
 TILE = 8192  # numbers that a program gathers together: with 256 threads, 32 registers each
 WARPS = 8
 
 
 class TritonBackend(Backend):
+    """Compute on a GPU with Triton."""
+
     def operand(self, tensor):
-        """In bfloat16 where products are: gathering is what the sparse way takes its time for, and it is half the bytes."""
+        """Return the matrix in bfloat16 under autocast: gathering takes most of the time, and bfloat16 is half the bytes."""
         device = tensor.device.type
         return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
 
@@ -24,7 +26,7 @@ class TritonBackend(Backend):
         block = max(32, min(SCANNED, triton.next_power_of_2(width)))
         kernels.mark[(rows,)](products, bias, lower.contiguous(), marks, counts, width, block)
         starts = offsets(counts)
-        n = int(starts[-1])  # the one thing that the host has to wait for
+        n = int(starts[-1])  # the only value that the host waits for
         if n > max_entries:
             return None
         latents, values = products.new_empty(n, dtype=torch.int32), bias.new_empty(n)
@@ -57,10 +59,10 @@ class TritonBackend(Backend):
         kernels.products[(len(rows),)](starts, latents, rows, weights, out, weights.shape[1], **_tile(weights))
         return out
 
-    def rebuild(self, starts, latents, values, weights, target):
+    def reconstruction_error(self, starts, latents, values, weights, target):
         error, squares, out = torch.empty_like(target), target.new_empty(len(target)), torch.empty_like(values)
         places = starts, latents, values, weights
-        kernels.rebuild[(len(target),)](*places, target, error, squares, out, weights.shape[1], **_tile(weights))
+        kernels.reconstruction_error[(len(target),)](*places, target, error, squares, out, weights.shape[1], **_tile(weights))
         return error, squares, out
 
     def gradient(self, columns, factors, matrix, total):
@@ -79,13 +81,13 @@ class TritonBackend(Backend):
 
 
 def _tile(matrix: torch.Tensor) -> dict[str, int]:
-    """How a program takes rows of a matrix [..., d]: each whole, and as many together as make a tile."""
+    """Return how a program takes rows of a matrix [..., d]: whole rows, as many together as make a tile."""
     block = triton.next_power_of_2(matrix.shape[1])
     return {"BLOCK_D": block, "AT_ONCE": min(16, max(1, TILE // block)), "num_warps": WARPS}
 
 
 def _decay(updated: torch.Tensor, adam: Adam) -> torch.Tensor:
-    """By how much [F] second moments have decayed in the updates that were missed."""
+    """Return the factor [F] by which second moments decay for missed updates."""
     missed = (adam.update - 1 - updated).double()
     return torch.pow(torch.tensor(adam.beta2, dtype=torch.float64, device=missed.device), missed).float()
 

@@ -1,8 +1,8 @@
-"""Loops over the latents that fire, for GPUs. Legend of shapes as in `backend`: B rows, F latents, d width, n entries.
+"""Loop over the latents that fire, on GPUs.
 
-One program owns a whole row or a whole latent and takes its entries in their order, so the same batch gives the same bits.
-A row of d numbers stays in registers, in a block of ``BLOCK_D`` >= d; ``AT_ONCE`` entries' rows are gathered together.
-Products and what is gathered may be float32 or bfloat16; sums are float32.
+Legend of shapes as in `kernels.base`: B rows, F latents, d width, n entries. One program owns a whole row or a whole latent and takes
+its entries in their order, so the same batch gives the same bits. A row of d numbers stays in registers, in a block of ``BLOCK_D`` >= d;
+``AT_ONCE`` entries' rows are gathered together. Products and gathered rows may be float32 or bfloat16; sums are float32.
 """
 
 import triton
@@ -11,8 +11,11 @@ import triton.language as tl
 
 @triton.jit
 def mark(products, bias, lower, marks, counts, F, BLOCK: tl.constexpr):
-    """Program i: one bit for each latent of row i, set where products [B, F] plus bias [F] is above ``lower`` [F], in words of 32
-    [B, F / 32]; and how many there are, ``counts`` [B]. What is read once here need not be read again to be compacted."""
+    """Mark the latents of row i (program i) whose products [B, F] plus bias [F] are above ``lower`` [F].
+
+    One bit for each latent, in words of 32 [B, F / 32], and their number in ``counts`` [B]: products that are read here need not be
+    read again to be compacted.
+    """
     i = tl.program_id(0).to(tl.int64)
     words = tl.cdiv(F, 32)
     bits = tl.arange(0, 32)[None, :]
@@ -31,7 +34,7 @@ def mark(products, bias, lower, marks, counts, F, BLOCK: tl.constexpr):
 
 @triton.jit
 def compact(products, bias, marks, starts, latents, values, F, BLOCK: tl.constexpr):
-    """Program i: the latents that are marked in row i, ascending, and their products plus bias, from place ``starts[i]`` on."""
+    """Write the marked latents of row i (program i), ascending, and their products plus bias, from position ``starts[i]`` on."""
     i = tl.program_id(0).to(tl.int64)
     words = tl.cdiv(F, 32)
     place = tl.load(starts + i)
@@ -49,7 +52,7 @@ def compact(products, bias, marks, starts, latents, values, F, BLOCK: tl.constex
 
 @triton.jit
 def _gathered(start, stop, factors, order, places, matrix, d, ORDERED: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[BLOCK_D]: the sum over entries of factor times the matrix's row [d] at their place. ``ORDERED``: factors lie elsewhere."""
+    """Return [BLOCK_D]: the sum over entries of factor times matrix row [d]. ``ORDERED``: ``order`` says where factors lie."""
     column = tl.arange(0, BLOCK_D)[None, :]
     total = tl.zeros((AT_ONCE, BLOCK_D), tl.float32)
     for first in range(start, stop, AT_ONCE):
@@ -64,7 +67,7 @@ def _gathered(start, stop, factors, order, places, matrix, d, ORDERED: tl.conste
 
 @triton.jit
 def _dotted(row, start, stop, latents, weights, out, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """out[start:stop] = row [BLOCK_D] times the weights' rows [d] of these entries."""
+    """Write to out[start:stop] the products of row [BLOCK_D] with these entries' weight rows [d]."""
     column = tl.arange(0, BLOCK_D)[None, :]
     for first in range(start, stop, AT_ONCE):
         e = first + tl.arange(0, AT_ONCE)
@@ -76,7 +79,7 @@ def _dotted(row, start, stop, latents, weights, out, d, AT_ONCE: tl.constexpr, B
 
 @triton.jit
 def decode(starts, latents, values, weights, out, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Program i: out[i] = the sum of the weights' rows [F, d] at row i's entries, each times its value."""
+    """Write to out[i] (program i) the sum over row i's entries of value times weight row [F, d]."""
     i = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     start, stop = tl.load(starts + i), tl.load(starts + i + 1)
@@ -86,7 +89,7 @@ def decode(starts, latents, values, weights, out, d, AT_ONCE: tl.constexpr, BLOC
 
 @triton.jit
 def products(starts, latents, rows, weights, out, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Program i: out [n] at row i's entries = rows[i] times the weights' rows [F, d]."""
+    """Write to out [n], at row i's entries (program i), the products of rows[i] with weight rows [F, d]."""
     i = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     row = tl.load(rows + i * d + column, mask=column < d, other=0.0).to(tl.float32)
@@ -94,8 +97,8 @@ def products(starts, latents, rows, weights, out, d, AT_ONCE: tl.constexpr, BLOC
 
 
 @triton.jit
-def rebuild(starts, latents, values, weights, target, error, squares, out, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Program i: `decode` less target[i] into error[i], its squares summed into squares[i], and its `products` into out [n]."""
+def reconstruction_error(starts, latents, values, weights, target, error, squares, out, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Write for row i (program i) `decode` less target to error[i], its squares' sum to squares[i], its `products` to out [n]."""
     i = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     start, stop = tl.load(starts + i), tl.load(starts + i + 1)
@@ -108,7 +111,7 @@ def rebuild(starts, latents, values, weights, target, error, squares, out, d, AT
 
 @triton.jit
 def sum_by_latent(starts, order, values, out, BLOCK: tl.constexpr):
-    """Program f: out[f] = the sum of the values [n] of latent f's entries."""
+    """Write to out[f] (program f) the sum of the values [n] of latent f's entries."""
     f = tl.program_id(0)
     stop = tl.load(starts + f + 1)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -120,7 +123,7 @@ def sum_by_latent(starts, order, values, out, BLOCK: tl.constexpr):
 
 @triton.jit
 def gradient(starts, rows, order, factors, matrix, total, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Program f: total[f] += the sum over latent f's entries of factor times the matrix's row [B, d]."""
+    """Add to total[f] (program f) the sum over latent f's entries of factor times matrix row [B, d]."""
     f = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     place = total + f * d + column
@@ -130,7 +133,7 @@ def gradient(starts, rows, order, factors, matrix, total, d, AT_ONCE: tl.constex
 
 @triton.jit
 def _adam(g, f, weights, moments, decay, rate, beta2, epsilon, correction, d, UNIT: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Row f's projection, update and renormalisation, from its gradient g [BLOCK_D]."""
+    """Project, update and normalise row f, from its gradient g [BLOCK_D]."""
     column = tl.arange(0, BLOCK_D)
     inside, place = column < d, f * d + column
     w, v = tl.load(weights + place, mask=inside, other=0.0), tl.load(moments + place, mask=inside, other=0.0)
@@ -149,7 +152,7 @@ def update_rows(
     starts, rows, order, factors, matrix, weights, moments, updated, decay, update, rate, beta2, epsilon, correction, d,
     UNIT: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Program f: Adam on row f of the weights [F, d] if latent f has entries. ``decay`` [F] makes up for updates without any."""
+    """Update row f (program f) of the weights [F, d] by Adam if latent f has entries. ``decay`` [F] is that of missed updates."""
     f = tl.program_id(0).to(tl.int64)
     start, stop = tl.load(starts + f), tl.load(starts + f + 1)
     if start < stop:
@@ -160,7 +163,7 @@ def update_rows(
 
 @triton.jit
 def update_dense(gradients, weights, moments, decay, rate, beta2, epsilon, correction, d, UNIT: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Program f: the same for gradients [F, d] of every row."""
+    """Update row f (program f) of the weights [F, d] by Adam from dense gradients [F, d]."""
     f = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     g = tl.load(gradients + f * d + column, mask=column < d, other=0.0)

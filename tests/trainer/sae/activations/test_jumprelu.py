@@ -9,7 +9,8 @@ from support.sae_reference import CASES, ONE, Reference, quick
 
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Shape
-from scopemill.trainer.sae.base import Losses, Sae
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.objective import Losses
 from scopemill.trainer.sae.registry import initial_sae, objective_for
 from scopemill.trainer.training.optimizer import Optimizer
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from support.sae_reference import CASES, B
 
+from scopemill.trainer.config.recipe import sae_config
 from scopemill.trainer.parallel.shards import LatentShard
 from scopemill.trainer.sae.activations.topk import TopK
 from scopemill.trainer.sae.registry import initial_sae, objective_for
@@ -115,7 +116,7 @@ def test_a_latent_that_auxk_revives_fires_again():
 @pytest.mark.parametrize(("prefixes", "ends"), [((0.25, 0.5, 1.0), (5, 10, 20)), ((0.001, 0.01, 1.0), (1, 20)), ((1.0,), (20,))])
 def test_matryoshkas_parts_end_at_shares_of_the_width_and_hold_a_latent_at_least(prefixes, ends):
     config = CASES["matryoshka topk"].config.model_copy(update={"prefixes": prefixes})
-    assert initial_sae(config, CASES["topk"].shape, torch.zeros(12)).ends == ends
+    assert objective_for(initial_sae(config, CASES["topk"].shape, torch.zeros(12)), config).ends == ends
 
 
 def test_a_matryoshka_of_one_part_is_its_activation_alone():
@@ -137,7 +138,7 @@ def test_a_skip_transcoder_starts_at_the_mean_output_and_learns_from_there(name)
     sae = initial_sae(case.config, case.shape, torch.arange(9.0))
     assert not sae.W_dec.any() and not sae.skip.W_skip.any()
     np.testing.assert_allclose(sae(case.rows[0].float()).detach(), torch.arange(9.0).expand(B, -1))
-    tanh = case.config.model_copy(update={"penalty": "tanh"})  # which counts norms that are zero here
+    tanh = sae_config(case.config.model_dump() | {"penalty": "tanh"})  # which counts norms that are zero here
     objective_for(sae, tanh).losses(*(rows.float() for rows in case.rows), case.dead(20)).total(1.0).backward()
     assert sae.W_dec.grad.any() and sae.skip.W_skip.grad.any()
     assert all(p.grad is None or p.grad.isfinite().all() for p in sae.parameters())

@@ -142,7 +142,7 @@ def test_decode_and_products(triton, found, weights):
 
 def test_rebuild_is_decode_error_and_products(triton, found, weights):
     target = random(B, D, seed=10)
-    error, squares, out = triton.rebuild(*found, weights, target)
+    error, squares, out = triton.reconstruction_error(*found, weights, target)
     wanted = dense(found, found.values) @ weights.double() - target
     close(error, wanted)
     close(squares, wanted.square().sum(1))
@@ -244,7 +244,7 @@ from scopemill.trainer.sparse.kernels import triton_kernels
 types = dict.fromkeys(["starts", "order"], "*i64") | dict.fromkeys(["latents", "marks", "counts", "updated"], "*i32")
 types |= dict.fromkeys(["rate", "beta2", "epsilon", "correction"], "fp32") | {"update": "i32", "d": "i32", "F": "i32"}
 sizes = {"BLOCK": 1024, "BLOCK_D": 4096, "AT_ONCE": 2, "UNIT": True}
-either = dict.fromkeys(["mark", "compact"], "products") | dict.fromkeys(["decode", "rebuild", "products"], "weights")
+either = dict.fromkeys(["mark", "compact"], "products") | dict.fromkeys(["decode", "reconstruction_error", "products"], "weights")
 either |= dict.fromkeys(["gradient", "update_rows"], "matrix")
 for name, kernel in vars(triton_kernels).items():
     if isinstance(kernel, JITFunction) and not name.startswith("_"):

@@ -1,0 +1,57 @@
+"""What several commands share: their arguments, the console, and plans. Heavy imports wait until a command needs them."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from scopemill.deploy.plan.record import PlanRecord
+    from scopemill.deploy.plan.sweep_plan import SweepPlan
+    from scopemill.proto.storage.bucket import Bucket
+
+console = Console(width=None if sys.stdout.isatty() else 140)  # a log is not a narrow terminal
+SweepFile = Annotated[str, typer.Argument(metavar="SWEEP.yaml", help="The sweep file: a path or any fsspec URL.")]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a field, such as train.tokens=1000000.")]
+BucketUrl = Annotated[str, typer.Argument(help="The bucket: a folder or any fsspec URL.")]
+Match = Annotated[str, typer.Option(help="Only SAEs whose <model>/<hook>/width_<w>/<architecture>/<id> matches; * and ? are wildcards.")]
+Address = Annotated[str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, such as http://head:8265.")]
+
+
+def plan_of(file: str, overrides: list[str]) -> "SweepPlan":
+    """Read, check and plan a sweep file."""
+    from scopemill.deploy.plan.sweep_file import load_sweep
+
+    config = load_sweep(file, overrides)  # before the next import, so that a mistyped field does not wait for torch
+    from scopemill.deploy.plan.sweep_plan import plan_sweep
+
+    return plan_sweep(config)
+
+
+def record_of(file: str, overrides: list[str]) -> "tuple[Bucket, PlanRecord]":
+    """Return a sweep's bucket and plan: the plan as its last command recorded it, else planned anew."""
+    from scopemill.deploy.plan.record import read_plan
+    from scopemill.deploy.plan.sweep_file import load_sweep
+    from scopemill.proto.storage.bucket import Bucket
+
+    config = load_sweep(file, overrides)
+    bucket = Bucket(config.located().bucket)
+    if record := read_plan(bucket, config):
+        return bucket, record
+    plan = plan_of(file, overrides)
+    return plan.bucket, plan.record
+
+
+def print_line(text: str) -> None:
+    """Print one line as it is, without wrapping or colours."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def print_facts(facts: dict[str, str]) -> None:
+    """Print named facts as two columns."""
+    table = Table.grid(padding=(0, 2))
+    for name, fact in facts.items():
+        table.add_row(f"[bold]{name}[/bold]", fact)
+    console.print(table, highlight=False, soft_wrap=True)

@@ -1,0 +1,139 @@
+"""Commands that do the work: ``scopemill sweep``, its phases, ``plan``, ``submit`` and ``demo``."""
+
+import signal
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scopemill.deploy.cli.operate import follow_log
+from scopemill.deploy.cli.options import Address, Overrides, SweepFile, console, plan_of, print_facts, print_line
+from scopemill.proto.errors import Stopped
+
+if TYPE_CHECKING:
+    from scopemill.deploy.plan.state import SweepState
+    from scopemill.deploy.plan.sweep_plan import SweepPlan
+    from scopemill.deploy.progress import Reporter
+
+
+def sweep(
+    file: SweepFile,
+    set: Overrides = [],  # noqa: A002, B006
+    dry_run: Annotated[bool, typer.Option(help="Describe the sweep, and start nothing.")] = False,
+) -> None:
+    """Harvest, train, evaluate and report; committed work is not done again."""
+    if dry_run:
+        from scopemill.deploy.cost.summary import facts
+
+        planned = plan_of(file, set)
+        return print_facts(facts(planned, planned.read_state()))
+    _drive(file, set, ("harvest", "train", "evaluate"))
+
+
+def plan(
+    file: SweepFile,
+    set: Overrides = [],  # noqa: A002, B006
+    hardware: Annotated[str, typer.Option(help="The accelerator to calculate with: l4, l40s, a100, h100 or h200.")] = "h100",
+    price: Annotated[float | None, typer.Option(help="Its price, in US dollars an hour.")] = None,
+    utilisation: Annotated[float | None, typer.Option(help="The share of its peak that is reached, from 0 to 1.")] = None,
+    bfloat16_tflops: Annotated[float | None, typer.Option(help="Its peak in bfloat16, in TFLOP/s.")] = None,
+    float32_tflops: Annotated[float | None, typer.Option(help="Its peak in float32, in TFLOP/s.")] = None,
+    bandwidth: Annotated[float | None, typer.Option(help="Its memory bandwidth, in TB/s.")] = None,
+) -> None:
+    """Check a sweep file, and show what the sweep would do and cost; starts nothing and needs no weights."""
+    from scopemill.deploy.cost.estimate import cost_of, cost_tables, named_hardware
+
+    given = {"price": price, "utilisation": utilisation, "bandwidth": bandwidth}
+    accelerator = named_hardware(hardware, given | {"bfloat16_tflops": bfloat16_tflops, "float32_tflops": float32_tflops})
+    planned = plan_of(file, set)
+    from scopemill.deploy.cost.sizes import model_size
+    from scopemill.deploy.cost.summary import facts
+
+    print_facts(facts(planned, planned.read_state()) | {"hardware": f"{hardware}: {accelerator}"})
+    console.print("", cost_tables(cost_of(planned, model_size(planned.config.model), accelerator), accelerator), sep="\n")
+
+
+def harvest(file: SweepFile, set: Overrides = []) -> None:  # noqa: A002, B006
+    """Harvest the activation dataset of a sweep, and stop there."""
+    _drive(file, set, ("harvest",))
+
+
+def evaluate(file: SweepFile, set: Overrides = []) -> None:  # noqa: A002, B006
+    """Evaluate a sweep's committed checkpoints, and report."""
+    _drive(file, set, ("evaluate",))
+
+
+def submit(
+    file: SweepFile,
+    address: Address,
+    set: Overrides = [],  # noqa: A002, B006
+    env: Annotated[
+        list[str], typer.Option(metavar="NAME", help="An environment variable to pass on; no credentials. May be repeated.")
+    ] = [],  # noqa: B006
+    installed: Annotated[bool, typer.Option(help="The cluster's image has Scopemill installed: send the sweep file alone.")] = False,
+    wait: Annotated[bool, typer.Option(help="Follow the log until the sweep ends.")] = True,
+) -> None:
+    """Run a sweep as a job of a Ray cluster; submitted again, it resumes."""
+    from scopemill.deploy.cluster.jobs import Jobs, forwarded
+    from scopemill.deploy.plan.sweep_file import load_sweep
+
+    config, jobs = load_sweep(file, set).located(), Jobs(address)
+    jobs.submit(config, forwarded(env), installed)
+    print_line(f"submitted; scopemill logs and stop take {file} --address {address}")
+    if wait:
+        follow_log(jobs, config.name)
+
+
+def demo(set: Overrides = []) -> None:  # noqa: A002, B006
+    """Run a whole sweep on this machine: a small model that the package carries, on the text of Python's own library."""
+    from scopemill.deploy.demo.run import write_sweep
+
+    _drive(write_sweep(), set, ("harvest", "train", "evaluate"))
+
+
+def heed_signals() -> None:
+    """Make `ray job stop` and `kill` drain as Ctrl-C does; a shell's background jobs start with Ctrl-C's signal ignored."""
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, signal.default_int_handler)
+
+
+def _drive(file: str, overrides: list[str], phases: tuple[str, ...]) -> None:
+    """Record the plan, then carry out phases: on a cluster if anything is left to do."""
+    plan = plan_of(file, overrides)
+    from scopemill.deploy.cluster.ray_cluster import cluster
+    from scopemill.deploy.orchestrator.driver import SweepDriver
+    from scopemill.deploy.plan.record import write_plan
+    from scopemill.deploy.progress import Reporter
+
+    reporter = Reporter(console)
+    driver = SweepDriver(plan, reporter)
+    reporter.say(f"sweep {plan.config.name}: {len(plan.saes)} SAEs at {len(plan.hooks)} hooks")
+    write_plan(plan.bucket, plan.record)
+    state = plan.read_state()
+    try:
+        with ExitStack() as stack:
+            if driver.has_work(phases, state):
+                stack.enter_context(cluster())
+                heed_signals()  # Ray has just replaced these handlers by its own
+                driver.check_nodes(phases, state)
+                driver.check_room(phases, state)
+                reporter.say(f"metrics are listed in {stack.enter_context(driver.targets).places}")
+            for phase in phases:
+                state = getattr(driver, phase)(state)
+    except KeyboardInterrupt as interrupt:
+        command = "scopemill " + " ".join(sys.argv[1:])
+        raise Stopped(f"stopped; everything committed is kept. To continue: {command}") from interrupt
+    if "evaluate" in phases:
+        _report(plan, state, reporter)
+
+
+def _report(plan: "SweepPlan", state: "SweepState", reporter: "Reporter") -> None:
+    from scopemill.deploy.catalog.publish import publish
+    from scopemill.deploy.catalog.status import read_status, status_table
+
+    reporter.say("writing the table, plots and report")
+    status = read_status(plan.bucket, plan.record, state)
+    places = publish(plan, state, status)
+    console.print(status_table(status))
+    print_facts(places)

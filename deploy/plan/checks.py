@@ -1,0 +1,92 @@
+"""Checks of a sweep before any work: each error names the field, its value and what to change."""
+
+from typing import TYPE_CHECKING
+
+from scopemill.activation_server.keys import ServerKeys, TrainerKeys
+from scopemill.activation_server.order import Order
+from scopemill.deploy.plan.passes import Connection
+from scopemill.deploy.plan.sweep_file import SweepConfig
+from scopemill.harvester.language_model.card import ModelCard
+from scopemill.harvester.text.corpus import check_corpus
+from scopemill.proto.chunks import CHUNK_BYTES, ArraySpec
+from scopemill.proto.dataset import STORED_DTYPES, committed_shards
+from scopemill.proto.errors import Conflict, InputError, ModelError
+from scopemill.proto.wire import StreamSpec
+
+if TYPE_CHECKING:
+    from scopemill.deploy.plan.sweep_plan import Pass
+
+
+def check_context(config: SweepConfig, card: ModelCard) -> None:
+    """Raise ModelError if the model cannot read sequences as long as the harvest's."""
+    if card.context_length and config.harvest.context_length > card.context_length:
+        raise ModelError(
+            f"harvest.context_length: {card.name} takes at most {card.context_length} tokens, not {config.harvest.context_length}"
+        )
+
+
+def check_inputs(located: SweepConfig) -> None:
+    """Read the start of each corpus and the server's keys. CorpusError or InputError if one cannot be used."""
+    check_corpus(located.corpus)
+    if located.evaluation.corpus:
+        check_corpus(located.evaluation.corpus)
+    if located.server.keys:
+        ServerKeys.load(located.server.keys)
+        TrainerKeys.load(located.server.keys)
+
+
+def check_shards(config: SweepConfig, card: ModelCard, stream: StreamSpec) -> None:
+    """Raise InputError if the shards cannot be cut into chunks, or cannot be read in the stream's order."""
+    _check_chunks(config, card)
+    Order.check(config.dataset, config.harvest.tokens // config.harvest.rows_per_shard, config.harvest.rows_per_shard, stream)
+
+
+def _check_chunks(config: SweepConfig, card: ModelCard) -> None:
+    """Raise InputError unless a shard's rows can be cut into equal chunks of a sensible size: a prime number of rows cannot."""
+    rows = config.harvest.rows_per_shard
+    for site in {hook.site for hook in hooks_of(config, card)}:
+        spec = ArraySpec.of(site, rows, card.widths[site], STORED_DTYPES[config.harvest.dtype])
+        if spec.chunks > 1 and spec.chunk_bytes < CHUNK_BYTES // 16:
+            raise InputError(
+                f"harvest.rows_per_shard: {rows} rows can only be cut into chunks of {spec.chunk_rows} rows: take a power of two, or a "
+                "number with many divisors"
+            )
+
+
+def hooks_of(config: SweepConfig, card: ModelCard) -> Connection:
+    """Return the hooks that the sweep file asks for. ModelError if the model lacks one."""
+    return tuple(card.hooks(config.harvest.layers, config.harvest.sites))
+
+
+def check_rolling(part: "Pass") -> None:
+    """Raise InputError if rolling mode would stall, Conflict if it would delete a dataset that was harvested to be kept."""
+    _check_not_kept(part)
+    config, train = part.config, part.config.train
+    if (trainers := part.trainers(part.saes)) > train.at_once:
+        raise InputError(
+            f"harvest.rolling: all {len(part.saes)} SAEs have to train at once, because shards are deleted behind them, which takes "
+            f"{trainers} trainers, and train.at_once is {train.at_once}: raise it or train.group, or make several sweeps"
+        )
+    # A trainer may resume from its last checkpoint until the next one, so all shards between two checkpoints are kept.
+    every = max(sae.config.checkpoint_every for sae in part.saes)
+    needed, ahead = _shards_between(config, every), config.harvest.rolling
+    if ahead is not None and ahead < needed:
+        raise InputError(
+            f"harvest.rolling: between two checkpoints ({every} steps) up to {needed} shards are needed, and "
+            f"{ahead} may lie on disk: raise it, or lower train.checkpoint_every or server.shards_side_by_side"
+        )
+
+
+def _check_not_kept(part: "Pass") -> None:
+    if not part.bucket.exists(part.harvest.layout.rolling) and committed_shards(part.bucket, part.harvest.dataset):
+        raise Conflict(
+            f"dataset {part.harvest.dataset!r} was harvested to be kept, and rolling mode deletes shards that trainers have passed: leave "
+            "harvest.rolling out, or choose another harvest.dataset"
+        )
+
+
+def _shards_between(config: SweepConfig, steps: int) -> int:
+    """Count the shards that may be read between two checkpoints."""
+    harvest, side_by_side = config.harvest, config.server.shards_side_by_side
+    batches = max(1, side_by_side * harvest.rows_per_shard // config.train.batch_size)  # of shards that are read side by side
+    return min(harvest.tokens // harvest.rows_per_shard, side_by_side * (-(-(steps - 1) // batches) + 1))
