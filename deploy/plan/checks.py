@@ -1,4 +1,7 @@
-"""Checks of a sweep before any work: each error names the field, its value and what to change."""
+"""Check a sweep before any work.
+
+Each error names the field, its value and what to change.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -26,7 +29,10 @@ def check_context(config: SweepConfig, card: ModelCard) -> None:
 
 
 def check_inputs(located: SweepConfig) -> None:
-    """Read the start of each corpus and the server's keys. CorpusError or InputError if one cannot be used."""
+    """Read the start of each corpus and the server's keys.
+
+    Raises CorpusError or InputError if one cannot be used.
+    """
     check_corpus(located.corpus)
     if located.evaluation.corpus:
         check_corpus(located.evaluation.corpus)
@@ -36,7 +42,10 @@ def check_inputs(located: SweepConfig) -> None:
 
 
 def check_shards(config: SweepConfig, card: ModelCard, stream: StreamSpec) -> None:
-    """Raise InputError if the shards cannot be cut into chunks, or cannot be read in the stream's order."""
+    """Raise InputError if the shards cannot be cut or read.
+
+    Shards are cut into chunks, and read in the stream's order.
+    """
     _check_chunks(config, card)
     Order.check(config.dataset, config.harvest.tokens // config.harvest.rows_per_shard, config.harvest.rows_per_shard, stream)
 
@@ -59,7 +68,10 @@ def hooks_of(config: SweepConfig, card: ModelCard) -> Connection:
 
 
 def check_rolling(part: "Pass") -> None:
-    """Raise InputError if rolling mode would stall, Conflict if it would delete a dataset that was harvested to be kept."""
+    """Check that rolling mode neither stalls nor deletes a dataset to keep.
+
+    Raises InputError if it would stall, Conflict if it would delete a dataset that was harvested to be kept.
+    """
     _check_not_kept(part)
     config, train = part.config, part.config.train
     if (trainers := part.trainers(part.saes)) > train.at_once:

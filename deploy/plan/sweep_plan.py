@@ -32,7 +32,7 @@ from scopemill.trainer.config.wiring import connections, label
 
 @dataclass(frozen=True)
 class PlannedSae:
-    """One SAE of a sweep: its folder, its hooks and its configuration."""
+    """Describe one SAE of a sweep: its folder, its hooks and its configuration."""
 
     name: str  # unique in the sweep, short: names its consumer, its bar and its metrics
     layout: SaeLayout
@@ -61,7 +61,7 @@ class PlannedSae:
 
 @dataclass(frozen=True)
 class Pass:
-    """One harvest, and the SAEs that are trained on it."""
+    """Describe one harvest, and the SAEs that are trained on it."""
 
     config: SweepConfig
     bucket: Bucket
@@ -96,7 +96,10 @@ class Pass:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep that has passed every check that needs no loaded model and no harvest."""
+    """Hold a sweep that has passed its cheap checks.
+
+    These are all checks that need no loaded model and no harvest.
+    """
 
     config: SweepConfig  # with absolute paths
     bucket: Bucket
@@ -116,7 +119,10 @@ class SweepPlan:
 
     @property
     def sheds(self) -> bool:
-        """True if a pass's shards are deleted once its SAEs are finished, to make room for the next pass."""
+        """Return True if a pass's shards are deleted once its SAEs are finished.
+
+        This makes room for the next pass.
+        """
         return self.config.harvest.disk_gib is not None and len(self.passes) > 1
 
     @property
@@ -157,7 +163,10 @@ def by_stream(saes: list[PlannedSae]) -> list[list[PlannedSae]]:
 
 
 def plan_sweep(config: SweepConfig) -> SweepPlan:
-    """Make every check that is cheap, and plan the passes and SAEs. Raises InputError, Conflict or StorageError."""
+    """Make every check that is cheap, and plan the passes and SAEs.
+
+    Raises InputError, Conflict or StorageError.
+    """
     located = config.located()
     bucket = Bucket(located.bucket)
     bucket.check_writable()
@@ -190,7 +199,10 @@ def _passes_of(config: SweepConfig, located: SweepConfig, bucket: Bucket, card: 
 
 
 def row_bytes(card: ModelCard, hooks: Sequence[Hook], itemsize: int) -> int:
-    """Count the stored bytes of one token: a row at each hook, and the labels that name the token."""
+    """Count the stored bytes of one token.
+
+    They are a row at each hook, and the labels that name the token.
+    """
     return itemsize * sum(card.widths[hook.site] for hook in hooks) + sum(label.itemsize for label in ROW_LABELS.values())
 
 
