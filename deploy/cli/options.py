@@ -28,7 +28,7 @@ def plan_of(file: str, overrides: list[str]) -> "SweepPlan":
     from scopemill.deploy.plan.sweep_file import load_sweep
 
     config = load_sweep(file, overrides)  # before the next import, so that a mistyped field does not wait for torch
-    from scopemill.deploy.plan.sweep_plan import plan_sweep
+    from scopemill.deploy.plan.planner import plan_sweep
 
     return plan_sweep(config)
 

@@ -3,21 +3,17 @@
 Each error names the field, its value and what to change.
 """
 
-from typing import TYPE_CHECKING
-
 from scopemill.activation_server.keys import ServerKeys, TrainerKeys
 from scopemill.activation_server.order import Order
 from scopemill.deploy.plan.passes import Connection
 from scopemill.deploy.plan.sweep_file import SweepConfig
+from scopemill.deploy.plan.sweep_plan import Pass
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.text.corpus import check_corpus
 from scopemill.proto.chunks import CHUNK_BYTES, ArraySpec
 from scopemill.proto.dataset import STORED_DTYPES, committed_shards
 from scopemill.proto.errors import Conflict, InputError, ModelError
 from scopemill.proto.wire import StreamSpec
-
-if TYPE_CHECKING:
-    from scopemill.deploy.plan.sweep_plan import Pass
 
 
 def check_context(config: SweepConfig, card: ModelCard) -> None:
@@ -67,7 +63,7 @@ def hooks_of(config: SweepConfig, card: ModelCard) -> Connection:
     return tuple(card.hooks(config.harvest.layers, config.harvest.sites))
 
 
-def check_rolling(part: "Pass") -> None:
+def check_rolling(part: Pass) -> None:
     """Check that rolling mode neither stalls nor deletes a dataset to keep.
 
     Raises InputError if it would stall, Conflict if it would delete a dataset that was harvested to be kept.
@@ -89,7 +85,7 @@ def check_rolling(part: "Pass") -> None:
         )
 
 
-def _check_not_kept(part: "Pass") -> None:
+def _check_not_kept(part: Pass) -> None:
     if not part.bucket.exists(part.harvest.layout.rolling) and committed_shards(part.bucket, part.harvest.dataset):
         raise Conflict(
             f"dataset {part.harvest.dataset!r} was harvested to be kept, and rolling mode deletes shards that trainers have passed: leave "
