@@ -8,7 +8,7 @@ from pathlib import Path
 import grimp
 
 ROOT = Path(__file__).parents[1]
-ROOMS = [f"scopemill.{room}" for room in ("proto", "harvester", "activation_server", "trainer", "evaluator", "deploy")]
+PACKAGES = ("scopemill", "scopemill.proto")  # proto is a namespace portion, which is not found below the root package
 
 
 def test_imports_run_down_the_rooms_only():
@@ -48,7 +48,7 @@ def circles(imports: dict[str, set[str]]) -> list[list[str]]:
 
 def test_no_circle_of_imports():
     """Imports inside functions and for the type checker count as well; so do the packages that Python runs on the way to a module."""
-    graph = grimp.build_graph(*ROOMS, exclude_type_checking_imports=False, cache_dir=None)
+    graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=False, cache_dir=None)
     ours = graph.modules
     imports = {}
     for module in ours:
