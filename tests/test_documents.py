@@ -17,8 +17,8 @@ def prose(text: str) -> Iterator[tuple[int, str]]:
     """Number and text of each line that is no code, table or heading."""
     code = False
     for number, line in enumerate(text.splitlines(), 1):
-        code ^= line.startswith("```")
-        if not code and not line.startswith(("```", "|", "#", "![")):
+        code ^= line.lstrip().startswith("```")
+        if not code and not line.lstrip().startswith(("```", "|", "#", "![")):
             yield number, line
 
 

@@ -18,9 +18,9 @@ from scopemill.trainer.worker.transfer import Transfer
 class GroupTrainer:
     """Train a group of SAEs of one stream.
 
-    Each SAE trains until its last step or until it leaves. Every SAE resumes from its own newest checkpoint. The group resumes at the earliest of these, and SAEs with later checkpoints
-    ignore earlier batches. To the stream the group is one consumer, with the name of its first SAE. ``shard``: this rank's latents of
-    the only SAE, if followers hold the others.
+    Each SAE trains until its last step or until it leaves, and resumes from its own newest checkpoint. The group resumes at the
+    earliest of these, and SAEs with later checkpoints ignore earlier batches. To the stream the group is one consumer, with the name of
+    its first SAE. ``shard``: this rank's latents of the only SAE, if followers hold the others.
     """
 
     def __init__(

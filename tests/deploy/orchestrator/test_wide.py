@@ -69,7 +69,8 @@ def test_a_killed_rank_ends_the_others_and_the_sae_resumes_to_the_same_bits(tmp_
     shutil.copytree(tmp_path / "bucket" / "activations", tmp_path / "undisturbed" / "activations")
     server = ActivationServer(undisturbed, plan.config.server)
     for sae, parts in ((alone, 1), (divided, 2)):
-        assert finish(undisturbed, assignment_of(part, part.manifest, sae), server.address, parts) == STEPS
+        manifest = plan.read_state().passes[0].harvested_manifest()
+        assert finish(undisturbed, assignment_of(part, manifest, sae), server.address, parts) == STEPS
         place = sae.layout.checkpoint(STEPS)
         for path in (place.weights, place.optimizer):
             assert plan.bucket.read(path) == undisturbed.read(path)

@@ -244,7 +244,7 @@ from scopemill.trainer.sparse.kernels import triton_kernels
 types = dict.fromkeys(["starts", "order"], "*i64") | dict.fromkeys(["latents", "marks", "counts", "updated"], "*i32")
 types |= dict.fromkeys(["rate", "beta2", "epsilon", "correction"], "fp32") | {"update": "i32", "d": "i32", "F": "i32"}
 sizes = {"BLOCK": 1024, "BLOCK_D": 4096, "AT_ONCE": 2, "UNIT": True}
-either = dict.fromkeys(["mark", "compact"], "products") | dict.fromkeys(["decode", "rebuild", "products"], "weights")
+either = dict.fromkeys(["mark", "compact"], "products") | dict.fromkeys(["decode", "reconstruction_error", "products"], "weights")
 either |= dict.fromkeys(["gradient", "update_rows"], "matrix")
 for name, kernel in vars(triton_kernels).items():
     if isinstance(kernel, JITFunction) and not name.startswith("_"):
