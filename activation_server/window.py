@@ -186,7 +186,10 @@ class Window:
         return send + self._proceed(now)
 
     def failed(self, index: int, name: str | None) -> None:
-        """Take note of a failed read, for the window or one consumer; a later event repeats it."""
+        """Note a failed read, for the window or one consumer.
+
+        A later event repeats the error.
+        """
         if name is None:
             self.loading.discard(index)
             self._requested = min(self._requested, index)

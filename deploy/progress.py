@@ -13,7 +13,10 @@ MOST_BARS = 24  # more SAEs than this share one bar
 
 
 class Reporter:
-    """Show the progress of phases: ``with reporter.phase(title, {name: total})`` shows a bar per name; ``update`` moves one."""
+    """Show the progress of phases.
+
+    ``with reporter.phase(title, {name: total})`` shows a bar per name; ``update`` moves one.
+    """
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
@@ -50,7 +53,10 @@ class Reporter:
         self._bars = None
 
     def update(self, name: str, done: int, note: str = "") -> None:
-        """Move a bar to ``done``; in a log, print a line if the last one is some time ago."""
+        """Move a bar to ``done``.
+
+        In a log, print a line if the last one is some time ago.
+        """
         self._done[name] = done
         if self._bars:
             if name in self._tasks:

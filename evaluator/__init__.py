@@ -1,1 +1,1 @@
-"""The evaluator: measure SAEs on the language model and report a sweep's results."""
+"""Measure SAEs on the language model and report a sweep's results."""

@@ -1,4 +1,4 @@
-"""The configuration of an evaluation: text, checkpoints and resources."""
+"""Configure an evaluation: text, checkpoints and resources."""
 
 from typing import Literal
 

@@ -1,1 +1,1 @@
-"""The harvester: run the language model over text and write its activations as shards."""
+"""Run the language model over text and write its activations as shards."""

@@ -1,4 +1,4 @@
-"""The harvester actor: turns buckets of rows into committed shards."""
+"""Turn buckets of rows into committed shards, in a Ray actor."""
 
 import os
 import sys

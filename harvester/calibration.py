@@ -1,4 +1,4 @@
-"""Calibration: fix the scale C of each hook and commit the dataset's manifest.
+"""Fix the scale C of each hook and commit the dataset's manifest.
 
 The manifest is a committed object, so every harvester works from the same one and a restart finds it unchanged.
 """

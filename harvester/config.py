@@ -1,4 +1,4 @@
-"""The configuration of a harvest: model, text, hooks and size."""
+"""Configure a harvest: model, text, hooks and size."""
 
 from typing import Annotated, Any, Literal, Self
 

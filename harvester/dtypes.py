@@ -1,4 +1,4 @@
-"""Torch's dtypes by the names that configurations and manifests use."""
+"""Name torch's dtypes as configurations and manifests do."""
 
 import torch
 

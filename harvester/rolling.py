@@ -1,4 +1,4 @@
-"""Rolling mode's state machine: which shards to make and which to delete.
+"""Decide which shards to make and which to delete: rolling mode's state machine.
 
 Shards are made a bounded number ahead of the trainers, and deleted once all trainers passed them.
 

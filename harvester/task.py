@@ -1,4 +1,4 @@
-"""The harvest task: which activation dataset to make, from what, and where."""
+"""Describe the harvest task: which activation dataset to make, from what, and where."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

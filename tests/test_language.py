@@ -17,14 +17,14 @@ MOST_WORDS = 15
 VERBS = set(
     """
     Abandon Abort Accept Accumulate Acknowledge Adapt Add Adjust Admit Advance Allocate Allow Announce Answer Append Apply Arrange
-    Ask Assemble Assert Assign Attach Average Await Back Balance Begin Bind Block Borrow Bound Branch Broadcast Broaden Build
+    Ask Assemble Assert Assign Attach Average Await Back Balance Begin Bind Block Borrow Bound Branch Bring Broadcast Broaden Build
     Bundle Cache Calculate Calibrate Call Cancel Cap Carry Cast Catch Chain Change Check Choose Cite Claim Clamp Clean Clear Clip
-    Close Collect Combine Commit Compact Compare Compile Complain Complete Compose Compress Compute Concatenate Connect Consume
+    Close Collect Combine Commit Compact Compare Compile Complain Complete Compose Compress Compute Concatenate Configure Connect Consume
     Continue Convert Copy Correct Count Cover Create Cut Deal Decide Declare Decode Decompress Decorate Decrease Defer Define
     Delay Delete Deliver Demand Derive Describe Deserialize Detach Detect Determine Differentiate Discard Disconnect Display
     Distribute Divide Do Download Drain Draw Drive Drop Emit Enable Encode End Ensure Enter Enumerate Erase Escape Estimate
     Evaluate Evict Exchange Execute Exit Expand Explain Export Expose Extend Extract Factor Fail Feed Fetch Fill Filter Find
-    Finish Fit Fix Flag Flatten Float Flush Fold Follow Forget Format Forward Freeze Fuse Gather Generate Get Give Go Grant Group
+    Finish Fit Fix Flag Flatten Float Flush Fold Follow Forget Format Forward Free Freeze Fuse Gather Generate Get Give Go Grant Group
     Grow Guard Guess Halve Hand Handle Harvest Hash Have Hide Hold Honor Identify Ignore Implement Import Include Increase Index
     Infer Inherit Initialize Insert Inspect Install Interleave Interpolate Interpret Interrupt Intersect Invalidate Invert Invoke
     Isolate Iterate Join Judge Keep Kill Know Label Launch Lay Lead Learn Leave Lend Let Lift Limit Link List Listen Load Locate
@@ -33,7 +33,7 @@ VERBS = set(
     Overlap Override Overwrite Own Pack Package Pad Parse Partition Pass Patch Pause Penalize Perform Permit Permute Persist Pick
     Pin Place Plan Plot Point Poll Pool Pop Postpone Precompute Predict Prefetch Prepare Preserve Prevent Print Probe Process
     Produce Project Promise Propose Protect Prove Provide Prune Publish Pull Push Put Quantize Queue Quiet Quit Quote Raise Rank
-    Reach Read Reassign Rebuild Recalculate Receive Recognize Recompute Reconnect Reconstruct Record Recover Reduce Refer Refine
+    Reach Read Reassign Rebuild Recalculate Receive Recognize Recompute Reconnect Reconstruct Record Recover Recycle Reduce Refer Refine
     Refuse Register Reject Rejoin Relate Relay Release Reload Remember Remove Rename Render Renormalize Reorder Repeat Replace
     Replay Replicate Reply Report Represent Request Require Rerun Resample Rescale Reserve Reset Reshape Resolve Restart Restore
     Restrict Resume Retain Retire Retrieve Retry Return Reuse Reverse Revive Rewind Rewrite Roll Rotate Round Route Run Sample

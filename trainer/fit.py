@@ -1,4 +1,7 @@
-"""Train one SAE on activations in memory, with the loop, templates and kernels of a sweep."""
+"""Train one SAE on activations in memory.
+
+The loop, templates and kernels are a sweep's.
+"""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -28,9 +28,10 @@ class SaeEntry:
 
 
 def list_saes(bucket: str, match: str = "*") -> list[SaeEntry]:
-    """Return the finished SAEs of a bucket whose path below ``saes/`` matches a pattern, sorted by path.
+    """Return a bucket's finished SAEs that match a pattern, sorted by path.
 
-    A path reads like ``gemma-2-2b/blocks.12.hook_resid_post/width_16k/jumprelu/0.0006-1a2b3c4d``.
+    The pattern is matched against the path below ``saes/``. A path reads like
+    ``gemma-2-2b/blocks.12.hook_resid_post/width_16k/jumprelu/0.0006-1a2b3c4d``.
     """
     place = Bucket(bucket)
     objects = set(place.find("saes"))

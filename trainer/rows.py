@@ -16,7 +16,10 @@ Sides = tuple[torch.Tensor, ...]  # x alone, or x and y: [rows, all layers side 
 
 @dataclass(frozen=True)
 class Layout:
-    """Say what the rows of an architecture look like: with targets y or without, of one layer or of several."""
+    """Say what the rows of an architecture look like.
+
+    They have targets y or none, and are of one layer or of several.
+    """
 
     architecture: str
     paired: bool
@@ -30,7 +33,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Stats:
-    """Describe one side's layers: widths, scales C with E||row / C||^2 = 1, and the mean row [d] in float64."""
+    """Describe one side's layers: widths, scales and mean row.
+
+    A scale C makes E||row / C||^2 = 1; the mean row [d] is float64.
+    """
 
     widths: tuple[int, ...]
     scales: tuple[float, ...]
@@ -43,7 +49,10 @@ class RowSource(Protocol):
     rows: int | None  # None: unknown until the end
 
     def calibrate(self, wanted: int) -> tuple[Stats, ...]:
-        """Return each side's statistics over all rows, or over the first ``wanted`` rows of an iterator."""
+        """Return each side's statistics over all rows.
+
+        Of an iterator, only the first ``wanted`` rows count.
+        """
         ...
 
     def batches(self, size: int, steps: int, seed: int) -> Iterator[Sides]:
@@ -52,7 +61,10 @@ class RowSource(Protocol):
 
 
 def row_source(x: Any, y: Any, layout: Layout) -> RowSource:
-    """Return the rows of a tensor, of a pair of tensors, or of an iterator. InputError if they do not fit the architecture."""
+    """Return the rows of a tensor, of a pair of tensors, or of an iterator.
+
+    Raises InputError if they do not fit the architecture.
+    """
     kind = layout.architecture
     if y is not None and not layout.paired:
         raise InputError(f"y: a {kind} reconstructs x itself; leave y out, or choose an architecture such as transcoder.")
@@ -70,7 +82,10 @@ def row_source(x: Any, y: Any, layout: Layout) -> RowSource:
 
 
 class TensorRows:
-    """Shuffle the rows of tensors: every epoch is a new permutation, and batches run on across its end."""
+    """Shuffle the rows of tensors.
+
+    Every epoch is a new permutation, and batches run on across its end.
+    """
 
     def __init__(self, sides: Iterable[Any], layout: Layout):
         tensors = [_tensor(name, side) for name, side in zip(layout.names, sides, strict=True)]

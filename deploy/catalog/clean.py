@@ -1,4 +1,7 @@
-"""Remove the orphans of a sweep: objects that broken runs left and no reader needs, told by what is committed."""
+"""Remove a sweep's orphans: objects that broken runs left and no reader needs.
+
+What is committed tells which objects are orphans.
+"""
 
 import re
 
@@ -11,7 +14,10 @@ _SHARD = re.compile(r"/shards/(\d{5,})\.zarr/")
 
 
 def clean(bucket: Bucket, plan: PlanRecord, dry_run: bool) -> list[str]:
-    """Remove a sweep's orphans; returns their paths. While the sweep runs this would delete its uncommitted work."""
+    """Remove a sweep's orphans and return their paths.
+
+    While the sweep runs this would delete its uncommitted work.
+    """
     found = orphans(bucket, plan)
     if not dry_run:
         for path in found:
@@ -20,7 +26,10 @@ def clean(bucket: Bucket, plan: PlanRecord, dry_run: bool) -> list[str]:
 
 
 def orphans(bucket: Bucket, plan: PlanRecord) -> list[str]:
-    """List temporary files, shards without a commit, checkpoints without a record, and optimiser states that no run resumes."""
+    """List a sweep's objects that no reader needs.
+
+    These are temporary files, shards without a commit, checkpoints without a record, and optimiser states that no run resumes.
+    """
     roots = [sae.root for sae in plan.saes]
     found = {path for paths in objects_of(bucket, roots, temporary=True).values() for path in paths}
     for root in {DatasetLayout(plan.text).root, *(part.layout.root for part in plan.passes), plan.layout.root}:

@@ -1,4 +1,4 @@
-"""Convert finished SAEs from one format into another, and whole Gemma Scope trees into a bucket."""
+"""Convert finished SAEs between formats, and import whole Gemma Scope trees into a bucket."""
 
 import importlib.metadata
 import json
@@ -17,15 +17,19 @@ TREES: dict[str, Generation] = {FORMATS["gemma-scope"].weights: GENERATION_1, FO
 
 
 def convert(source: str, destination: str, word: str) -> None:
-    """Convert one SAE's folder. InputError, before anything is written, if the SAE cannot be read or the format cannot hold it."""
+    """Convert one SAE's folder from one format into another.
+
+    Raises InputError, before anything is written, if the SAE cannot be read or the format cannot hold it.
+    """
     write_finished(destination, word, read_finished(source))
 
 
 def import_tree(source: str, destination: str, pattern: str, reporter: Reporter) -> list[str]:
-    """Import the SAEs of a Gemma Scope tree that match a pattern, in SAELens' format; returns their folders in the bucket.
+    """Import a Gemma Scope tree's SAEs that match a pattern, and return their folders.
 
-    The pattern is of their path below ``source``. SAEs that were imported before are skipped. InputError if nothing matches, or if
-    two SAEs would go to the same folder; Conflict if another SAE lies there.
+    The folders lie in the bucket, in SAELens' format. The pattern is of their path below ``source``. SAEs that were imported
+    before are skipped. InputError if nothing matches, or if two SAEs would go to the same folder; Conflict if another SAE lies
+    there.
     """
     bucket = Bucket(destination)
     bucket.check_writable()

@@ -15,19 +15,25 @@ from scopemill.proto.storage.bucket import Bucket
 
 @dataclass(frozen=True)
 class FinishedEntry:
-    """One finished SAE of a bucket."""
+    """Describe one finished SAE of a bucket."""
 
     folder: str  # below saes/
     quality: Result | None  # None: not evaluated
 
 
 def finished_folders(bucket: Bucket, pattern: str) -> list[str]:
-    """Return the folders of finished SAEs whose path below ``saes/`` matches a pattern. InputError if none does."""
+    """Return the folders of finished SAEs whose path below ``saes/`` matches a pattern.
+
+    Raises InputError if none does.
+    """
     return _finished(bucket, bucket.find("saes"), pattern)
 
 
 def finished_entries(source: str, pattern: str = "*") -> list[FinishedEntry]:
-    """Read the finished SAEs of a bucket, by one listing and their metrics. InputError if none matches."""
+    """Read the finished SAEs of a bucket, by one listing and their metrics.
+
+    Raises InputError if none matches.
+    """
     bucket = Bucket(source)
     objects = bucket.find("saes")
     there = set(objects)
@@ -40,7 +46,10 @@ def finished_entries(source: str, pattern: str = "*") -> list[FinishedEntry]:
 
 
 def stopped_early(source: str, pattern: str = "*") -> dict[str, str]:
-    """Return the folders below ``saes/`` of SAEs that were stopped before their end, and the reason of each."""
+    """Return the folders of SAEs stopped before their end, and the reason of each.
+
+    The folders are paths below ``saes/``.
+    """
     bucket = Bucket(source)
     objects = set(bucket.find("saes"))
     layouts = [SaeLayout(path.removesuffix("/stopped.json")) for path in sorted(objects) if path.endswith("/stopped.json")]

@@ -20,9 +20,9 @@ from scopemill.trainer.training.history import History, Row
 
 
 def publish(plan: SweepPlan, state: SweepState | None = None, status: SweepStatus | None = None) -> dict[str, str]:
-    """Write the table, plots and report of all evaluations so far; returns their places by name.
+    """Write the table, plots and report of all evaluations so far.
 
-    Reads the bucket for the state and the status unless they are given.
+    Returns the places of these by name. Reads the bucket for the state and the status unless they are given.
     """
     layout, bucket = SweepLayout(plan.config.name), plan.bucket
     now = state or plan.read_state()

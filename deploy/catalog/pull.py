@@ -10,10 +10,11 @@ from scopemill.proto.storage.bucket import Bucket
 
 
 def pull(source: str, destination: str, pattern: str = "*", word: str = "saelens") -> list[str]:
-    """Copy the finished SAEs that match a pattern, in a format; returns their folders at the destination.
+    """Copy the finished SAEs that match a pattern, in a format.
 
-    The pattern is of their path below ``saes/``. SAELens' folders are copied as they are, with their metrics; equal files at the
-    destination are not written again. InputError if nothing matches, or if the format cannot hold an SAE.
+    Returns their folders at the destination. The pattern is of their path below ``saes/``. SAELens' folders are copied as they
+    are, with their metrics; equal files at the destination are not written again. InputError if nothing matches, or if the format
+    cannot hold an SAE.
     """
     bucket, target = Bucket(source), Bucket(destination)
     chosen = finished_folders(bucket, pattern)

@@ -1,4 +1,7 @@
-"""Read what of a sweep is committed, from the bucket alone: from anywhere, whether the sweep runs or not."""
+"""Read what of a sweep is committed, from the bucket alone.
+
+This works from anywhere, whether the sweep runs or not.
+"""
 
 import time
 from dataclasses import asdict, dataclass
@@ -23,7 +26,7 @@ WATCH_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class SaeStatus:
-    """One SAE: how far its training is, and its evaluations."""
+    """Describe one SAE: how far its training is, and its evaluations."""
 
     name: str
     path: str  # its folder in the bucket
@@ -36,12 +39,15 @@ class SaeStatus:
 
     @property
     def ended(self) -> bool:
-        """True if the SAE is not trained any more."""
+        """Return True if the SAE is not trained any more."""
         return self.finished or self.stopped is not None
 
     @property
     def seconds_left(self) -> float | None:
-        """Return the seconds of training left at the newest checkpoint's speed; None before the first checkpoint."""
+        """Return the seconds of training left at the newest checkpoint's speed.
+
+        Returns None before the first checkpoint.
+        """
         if self.ended:
             return 0.0
         return (self.steps - self.step) / self.last.steps_per_second if self.last and self.last.steps_per_second else None
@@ -56,7 +62,7 @@ class SaeStatus:
 
 @dataclass(frozen=True)
 class PassStatus:
-    """One harvest: its shards in the bucket, and the number wanted."""
+    """Describe one harvest: its shards in the bucket, and the number wanted."""
 
     dataset: str
     shards: int
@@ -66,7 +72,7 @@ class PassStatus:
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """A sweep: its passes and its SAEs."""
+    """Describe a sweep: its passes and its SAEs."""
 
     name: str
     passes: list[PassStatus]
@@ -84,7 +90,7 @@ class SweepStatus:
 
     @property
     def finished(self) -> bool:
-        """True if every SAE is finished or stopped."""
+        """Return True if every SAE is finished or stopped."""
         return all(sae.ended for sae in self.saes)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The command line."""
+"""Run Scopemill from the command line."""

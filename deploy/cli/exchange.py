@@ -1,4 +1,4 @@
-"""Commands that bring SAEs in and out: ``scopemill pull``, ``convert`` and ``import``."""
+"""Bring SAEs in and out: the commands ``scopemill pull``, ``convert`` and ``import``."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ def pull(
     match: Match = "*",
     format: Annotated[str, typer.Option(help="saelens or gemma-scope; docs/formats.md says what each can hold.")] = "saelens",  # noqa: A002
 ) -> None:
-    """Copy finished SAEs out of a bucket, as folders that SAELens loads or as Gemma Scope's files."""
+    """Copy finished SAEs out of a bucket, in SAELens' or Gemma Scope's format."""
     from scopemill.deploy.catalog.pull import pull as copy
 
     for saved in copy(bucket, folder, match, format):
@@ -37,7 +37,10 @@ def import_(
     bucket: Annotated[str, typer.Argument(help="The bucket or folder to import the SAEs into.")],
     match: Annotated[str, typer.Option(help="Only SAEs whose layer_<l>/width_<w>/average_l0_<n> matches; * and ? are wildcards.")] = "*",
 ) -> None:
-    """Convert a Gemma Scope tree into a bucket's folders, which SAELens loads; SAEs already imported are skipped."""
+    """Convert a Gemma Scope tree into a bucket's folders, which SAELens loads.
+
+    SAEs already imported are skipped.
+    """
     from scopemill.deploy.catalog.conversion import import_tree
     from scopemill.deploy.progress import Reporter
 

@@ -1,4 +1,7 @@
-"""Commands that read: ``scopemill status`` and ``ls``. Neither waits for torch, ray or transformers."""
+"""Read what a bucket holds: the commands ``scopemill status`` and ``ls``.
+
+Neither waits for torch, ray or transformers.
+"""
 
 import json
 from contextlib import suppress

@@ -1,4 +1,7 @@
-"""The command line, ``scopemill``: its commands by panel, and how an error ends one."""
+"""Assemble the command line, ``scopemill``: its commands by panel.
+
+An error of ours ends a command with its sentence and an exit code.
+"""
 
 import sys
 
@@ -27,7 +30,10 @@ app.add_typer(templates_app, name="templates", rich_help_panel="Exchange")
 
 
 def main() -> None:
-    """Run the command; an error of ours becomes its sentence on stderr and an exit code."""
+    """Run the command and turn an error of ours into an exit code.
+
+    The error's sentence goes to stderr.
+    """
     run.heed_signals()
     try:
         app()

@@ -1,4 +1,7 @@
-"""Commands around a running sweep: ``scopemill logs``, ``stop``, ``clean``, ``keys`` and ``monitor``."""
+"""Look after a running sweep.
+
+The commands are ``scopemill logs``, ``stop``, ``clean``, ``keys`` and ``monitor``.
+"""
 
 import sys
 from contextlib import suppress
@@ -43,7 +46,10 @@ def clean(
     set: Overrides = [],  # noqa: A002, B006
     dry_run: Annotated[bool, typer.Option(help="List the objects, and remove none.")] = False,
 ) -> None:
-    """Remove what broken runs of a sweep left behind. Never while the sweep runs: uncommitted work would be removed too."""
+    """Remove what broken runs of a sweep left behind.
+
+    Never while the sweep runs: uncommitted work would be removed too.
+    """
     from scopemill.deploy.catalog.clean import clean as remove
 
     if dry_run:
@@ -57,7 +63,10 @@ def clean(
 
 
 def keys(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")]) -> None:
-    """Make the keys that an activation server needs beyond one machine; the sweep file names them as server.keys: DIR."""
+    """Make the keys that an activation server needs beyond one machine.
+
+    The sweep file names them as server.keys: DIR.
+    """
     from scopemill.activation_server.keys import make_keys
 
     for path in make_keys(folder):
@@ -74,7 +83,10 @@ def monitor(
         ),
     ] = None,
 ) -> None:
-    """Run Prometheus, with Scopemill's alerts, over the sweeps of this machine or one sweep of a cluster."""
+    """Run Prometheus, with Scopemill's alerts, over sweeps.
+
+    These are all sweeps of this machine, or one sweep of a cluster.
+    """
     from scopemill.deploy.monitoring.prometheus import config, prometheus
     from scopemill.proto.metrics import TARGETS
 

@@ -1,4 +1,7 @@
-"""What several commands share: their arguments, the console, and plans. Heavy imports wait until a command needs them."""
+"""Share arguments, the console and plans between commands.
+
+Heavy imports wait until a command needs them.
+"""
 
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -25,13 +28,16 @@ def plan_of(file: str, overrides: list[str]) -> "SweepPlan":
     from scopemill.deploy.plan.sweep_file import load_sweep
 
     config = load_sweep(file, overrides)  # before the next import, so that a mistyped field does not wait for torch
-    from scopemill.deploy.plan.sweep_plan import plan_sweep
+    from scopemill.deploy.plan.planner import plan_sweep
 
     return plan_sweep(config)
 
 
 def record_of(file: str, overrides: list[str]) -> "tuple[Bucket, PlanRecord]":
-    """Return a sweep's bucket and plan: the plan as its last command recorded it, else planned anew."""
+    """Return a sweep's bucket and plan.
+
+    The plan is the one that the sweep's last command recorded, else it is planned anew.
+    """
     from scopemill.deploy.plan.record import read_plan
     from scopemill.deploy.plan.sweep_file import load_sweep
     from scopemill.proto.storage.bucket import Bucket

@@ -1,4 +1,7 @@
-"""Commands that do the work: ``scopemill sweep``, its phases, ``plan``, ``submit`` and ``demo``."""
+"""Do a sweep's work.
+
+The commands are ``scopemill sweep``, its phases, ``plan``, ``submit`` and ``demo``.
+"""
 
 import signal
 import sys
@@ -41,7 +44,10 @@ def plan(
     float32_tflops: Annotated[float | None, typer.Option(help="Its peak in float32, in TFLOP/s.")] = None,
     bandwidth: Annotated[float | None, typer.Option(help="Its memory bandwidth, in TB/s.")] = None,
 ) -> None:
-    """Check a sweep file, and show what the sweep would do and cost; starts nothing and needs no weights."""
+    """Check a sweep file, and show what the sweep would do and cost.
+
+    Starts nothing and needs no weights.
+    """
     from scopemill.deploy.cost.estimate import cost_of, cost_tables, named_hardware
 
     given = {"price": price, "utilisation": utilisation, "bandwidth": bandwidth}
@@ -86,14 +92,20 @@ def submit(
 
 
 def demo(set: Overrides = []) -> None:  # noqa: A002, B006
-    """Run a whole sweep on this machine: a small model that the package carries, on the text of Python's own library."""
+    """Run a whole sweep of a small language model on this machine.
+
+    The package carries the model; the text is Python's own library.
+    """
     from scopemill.deploy.demo.run import write_sweep
 
     _drive(write_sweep(), set, ("harvest", "train", "evaluate"))
 
 
 def heed_signals() -> None:
-    """Make `ray job stop` and `kill` drain as Ctrl-C does; a shell's background jobs start with Ctrl-C's signal ignored."""
+    """Make `ray job stop` and `kill` drain as Ctrl-C does.
+
+    A shell's background jobs start with Ctrl-C's signal ignored.
+    """
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, signal.default_int_handler)
 

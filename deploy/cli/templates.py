@@ -1,4 +1,4 @@
-"""``scopemill templates``: show, keep and share named training settings."""
+"""Show, keep and share named training settings: the command ``scopemill templates``."""
 
 import json
 import sys
@@ -111,9 +111,10 @@ def _keep(template: "Template", replace: bool) -> None:
 
 
 def check_template(template: "Template") -> None:
-    """Raise TemplateError for a field that a ``train`` section refuses, or a required field that the template lacks.
+    """Raise TemplateError if the template does not fit a ``train`` section.
 
-    A template may leave out widths and sparsities; stand-ins that fit every architecture take their place.
+    It does not if it has a field that the section refuses, or lacks a required field. A template may leave out widths and
+    sparsities; stand-ins that fit every architecture take their place.
     """
     from pydantic import ValidationError
 

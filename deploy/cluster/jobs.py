@@ -91,7 +91,10 @@ class Jobs:
             return self._client.get_job_logs(job.id)
 
     def stop(self, sweep: str) -> bool:
-        """Stop a sweep after it has committed its work; return False if the sweep was not running."""
+        """Stop a sweep after it has committed its work.
+
+        Returns False if the sweep was not running.
+        """
         job = self._newest(sweep)
         if job.status.is_terminal():
             return False
@@ -152,7 +155,7 @@ def pack(folder: Path, config: SweepConfig, installed: bool) -> dict[str, Any]:
 
 
 def copy_package(root: Path, to: Path) -> None:
-    """Copy the rooms of the package and the package's own files, without caches and hidden files."""
+    """Copy the package's rooms and own files, without caches and hidden files."""
     for room in ROOMS:
         shutil.copytree(root / room, to / room, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     for name in ROOT_FILES:

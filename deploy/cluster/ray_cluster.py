@@ -1,4 +1,7 @@
-"""Connect to a Ray cluster or start a local one, and check that a sweep's actors fit."""
+"""Connect to a Ray cluster or start a local one.
+
+Also check that a sweep's actors fit.
+"""
 
 import logging
 import os
@@ -17,9 +20,10 @@ OBJECT_STORE_BYTES = 128 * 2**20  # for plans and receipts only: activations nev
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """Connect to the cluster of ``RAY_ADDRESS``, or start a local one for the length of the block.
+    """Connect to the cluster of ``RAY_ADDRESS``, or start a local one.
 
-    Ray sets ``RAY_ADDRESS`` inside a job. A connection that exists already is used as it is.
+    A local cluster lasts for the length of the block. Ray sets ``RAY_ADDRESS`` inside a job. A connection that exists already is
+    used as it is.
     """
     if ray.is_initialized():
         yield
@@ -36,7 +40,7 @@ def cluster() -> Iterator[None]:
 
 @contextmanager
 def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
-    """Start a cluster on this machine, on loopback, by default with all CPUs of the machine."""
+    """Start a cluster on this machine, on loopback, by default with all its CPUs."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without a GPU, Ray would warn that the default of its GPU masking will change.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -79,15 +83,18 @@ def on_node(node: str) -> dict[str, Any]:
 
 
 def room_for(config: Needs) -> int:
-    """Return how many actors of a section fit into the cluster at once, at least 1.
+    """Return how many actors of a section fit into the cluster at once.
 
-    Where there is room for none, one actor waits for its place.
+    The number is at least 1. Where there is room for none, one actor waits for its place.
     """
     return max(1, sum(_room(node["Resources"], config) for node in _labelled(_nodes(), config)))
 
 
 def check_place(section: str, config: Needs) -> None:
-    """Raise InputError if no node could ever run an actor of this section: Ray would wait without a word."""
+    """Raise InputError if no node could ever run an actor of this section.
+
+    Ray would wait without a word.
+    """
     nodes = _nodes()
     labelled = _labelled(nodes, config)
     wanted = ", ".join(f"{name}: {value}" for name, value in config.labels.items())

@@ -1,4 +1,7 @@
-"""List the processes of a sweep that expose metrics, in a file on this machine and over HTTP beyond it."""
+"""List the processes of a sweep that expose metrics.
+
+The list is a file on this machine, and served over HTTP beyond it.
+"""
 
 import threading
 import time
@@ -27,9 +30,10 @@ def expose(_: Any, beyond: bool) -> str:
 
 
 class Targets:
-    """Keep the list of processes to scrape, in the file ``path`` and, with a ``port``, over HTTP.
+    """Keep the list of processes to scrape, in the file ``path``.
 
-    Use as a ``with`` block inside a cluster: the driver's own process is listed for the length of the block.
+    With a ``port`` the list is also served over HTTP. Use as a ``with`` block inside a cluster: the driver's own process is
+    listed for the length of the block.
     """
 
     def __init__(self, path: Path, sweep: str, port: int | None = None):
@@ -64,7 +68,10 @@ class Targets:
 
 
 class Discovery:
-    """Serve the newest list at ``GET /targets``, as Prometheus' `http_sd` asks for it. InputError if the port is taken."""
+    """Serve the newest list at ``GET /targets``, as Prometheus' `http_sd` asks for it.
+
+    Raises InputError if the port is taken.
+    """
 
     def __init__(self, host: str, port: int):
         try:

@@ -1,4 +1,7 @@
-"""Estimate what a sweep costs: tokens, operations, bytes, hours and money, by arithmetic on sizes alone."""
+"""Estimate what a sweep costs: tokens, operations, bytes, hours and money.
+
+The estimate is arithmetic on sizes alone.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -24,7 +27,10 @@ ROLLING_GROUPS = 2  # of K shards: one is read, one is being written
 
 @dataclass(frozen=True)
 class Hardware:
-    """One accelerator. The peaks are the maker's for dense products; the price is an assumption, so give your own."""
+    """Describe one accelerator.
+
+    The peaks are the maker's for dense products; the price is an assumption, so give your own.
+    """
 
     bfloat16_tflops: float
     float32_tflops: float  # without TF32, which changes the numbers
@@ -61,7 +67,10 @@ HARDWARE = {
 
 
 def named_hardware(name: str, given: dict[str, float | None]) -> Hardware:
-    """Return a known accelerator with some figures replaced. InputError for an unknown name or an impossible figure."""
+    """Return a known accelerator with some figures replaced.
+
+    Raises InputError for an unknown name or an impossible figure.
+    """
     if name not in HARDWARE:
         raise InputError(f"--hardware {name!r} is not known: choose one of {', '.join(HARDWARE)}")
     return replace(HARDWARE[name], **{field: value for field, value in given.items() if value is not None})
@@ -69,7 +78,7 @@ def named_hardware(name: str, given: dict[str, float | None]) -> Hardware:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a sweep and what it takes."""
+    """Describe one stage of a sweep and what it takes."""
 
     name: str
     tokens: int  # counted once for each SAE or pass
@@ -80,7 +89,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class DataPath:
-    """One way to bring activations to the trainers, in bytes."""
+    """Describe one way to bring activations to the trainers, in bytes."""
 
     name: str
     on_disk: float  # at any one time
@@ -91,21 +100,24 @@ class DataPath:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a sweep costs, by stage, and the ways of its activations."""
+    """Hold what a sweep costs, by stage, and the ways of its activations."""
 
     stages: list[Stage]
     paths: list[DataPath]
 
 
 def activation_bytes(rows: int, widths: list[int], itemsize: int) -> int:
-    """Count the bytes of rows at hooks of these widths, without the labels that name each row's token."""
+    """Count the bytes of rows at hooks of these widths.
+
+    The labels that name each row's token are left out.
+    """
     return rows * sum(widths) * itemsize
 
 
 def forward_flops(size: ModelSize, layers: int, context: int, attention: int, head: bool) -> float:
-    """Count the operations a token of a forward pass through so many layers; ``attention`` is the width of all heads.
+    """Count the operations a token of a forward pass through so many layers.
 
-    Attention counts every pair of the context, as masking kernels compute every pair.
+    ``attention`` is the width of all heads. Attention counts every pair of the context, as masking kernels compute every pair.
     """
     return 2.0 * (layers * (size.layer + 2 * context * attention) + head * size.head)
 
@@ -183,13 +195,19 @@ def _data_paths(plan: SweepPlan, weights: dict[str, int], hardware: Hardware) ->
 
 
 def readers(plan: SweepPlan) -> list[PlannedSae]:
-    """Return one SAE for each read of a stream: the SAEs of a cohort share a read."""
+    """Return one SAE for each read of a stream.
+
+    The SAEs of a cohort share a read.
+    """
     saes = {sae.name: sae for sae in plan.saes}
     return [saes[cohort[0].name] for cohort in _cohorts(plan)]
 
 
 def receivers(plan: SweepPlan) -> list[PlannedSae]:
-    """Return one SAE for each copy of a stream that is sent: one for each group, or for the trainers of a wide SAE."""
+    """Return one SAE for each copy of a stream that is sent.
+
+    One copy goes to each group, or to the trainers of a wide SAE together.
+    """
     saes = {sae.name: sae for sae in plan.saes}
     return [saes[group[0]] for cohort in _cohorts(plan) for group in divided(cohort, plan.config.train.group)]
 
@@ -206,7 +224,10 @@ def harvested_rows(plan: SweepPlan) -> int:
 
 
 def stored_bytes(plan: SweepPlan, rows: int, itemsize: int) -> int:
-    """Count the bytes of so many rows of every pass, as many as lie there at once."""
+    """Count the stored bytes of so many rows of every pass.
+
+    The largest pass counts if passes are deleted in turn, else the sum of all passes.
+    """
     of_passes = [rows * row_bytes(plan.card, part.harvest.hooks, itemsize) for part in plan.passes]
     return max(of_passes) if plan.sheds else sum(of_passes)
 

@@ -1,4 +1,7 @@
-"""Count the parameters of a language model and of an SAE from their configurations; only a config.json is downloaded."""
+"""Count the parameters of a language model and of an SAE from their configurations.
+
+Only a config.json is downloaded.
+"""
 
 from dataclasses import dataclass
 
@@ -14,14 +17,20 @@ from scopemill.trainer.sae.registry import initial_sae
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Numbers of parameters; a mixture of experts counts all experts, though a token passes only some."""
+    """Hold a model's numbers of parameters.
+
+    A mixture of experts counts all experts, though a token passes only some.
+    """
 
     layer: int  # of one layer
     head: int  # of the product with the vocabulary
 
 
 def model_size(model: ModelConfig) -> ModelSize:
-    """Count a model's parameters on torch's meta device, without memory or weights. ModelError if that fails."""
+    """Count a model's parameters on torch's meta device, without memory or weights.
+
+    Raises ModelError if that fails.
+    """
     try:
         config = AutoConfig.from_pretrained(model.name, revision=model.revision)
         with torch.device("meta"):
@@ -34,7 +43,10 @@ def model_size(model: ModelConfig) -> ModelSize:
 
 
 def sae_weights(config: SaeConfig, shape: Shape) -> int:
-    """Count the entries of an SAE's matrices, where nearly all of its operations and bytes are."""
+    """Count the entries of an SAE's matrices.
+
+    Nearly all operations and bytes of an SAE are there.
+    """
     with torch.device("meta"):
         sae = initial_sae(config, shape, torch.zeros(shape.d_out))
     return sum(parameter.numel() for parameter in sae.parameters() if parameter.ndim > 1)

@@ -1,4 +1,7 @@
-"""Describe a sweep in a few lines: the first half of ``scopemill plan``, and the head of the report."""
+"""Describe a sweep in a few lines.
+
+These are the first half of ``scopemill plan``, and the head of the report.
+"""
 
 from collections import Counter
 

@@ -1,1 +1,1 @@
-"""The demo: its language model, its corpus and its sweep file."""
+"""Provide the demo: its language model, its corpus and its sweep file."""

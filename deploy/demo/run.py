@@ -10,7 +10,10 @@ MODEL = Path(str(files("scopemill.deploy.demo") / "gemma-2-stdlib"))
 
 
 def write_sweep() -> str:
-    """Write the corpus and the demo's sweep file into the demo's bucket; returns the file's path."""
+    """Write the corpus and the demo's sweep file into the demo's bucket.
+
+    Returns the sweep file's path.
+    """
     write_corpus(BUCKET / "corpus")
     text = MODEL.with_name("sweep.yaml").read_text().format(model=MODEL, bucket=BUCKET)
     path = BUCKET / "sweep.yaml"

@@ -1,7 +1,8 @@
-"""Read the demo's text: the source of Python's own standard library, which every machine with Python has.
+"""Read the demo's text: the source of Python's own standard library.
 
-About a tenth of the files are held out, chosen by a hash of their path, so that the split is the same on every machine and in every
-version of Python. The language model in `gemma-2-stdlib/` was never trained on a held-out file.
+Every machine with Python has this text. About a tenth of the files are held out, chosen by a hash of their path, so that the
+split is the same on every machine and in every version of Python. The language model in `gemma-2-stdlib/` was never trained on a
+held-out file.
 """
 
 import hashlib
@@ -27,7 +28,10 @@ def library_folder() -> Path:
 
 
 def is_library(relative_path: str) -> bool:
-    """Return True for the library's own modules, False for its tests and for other files in the same folder."""
+    """Return True for the library's own modules.
+
+    Returns False for its tests and for other files in the same folder.
+    """
     parts = PurePosixPath(relative_path).parts
     return SKIPPED_FOLDERS.isdisjoint(parts) and not any(part.startswith(SKIPPED_PREFIXES) for part in parts)
 
@@ -39,7 +43,10 @@ def is_test_suite(relative_path: str) -> bool:
 
 
 def path_hash(relative_path: str) -> int:
-    """Hash a path to a number in [0, 2**64), the same on every machine: the first 8 bytes of its SHA-256."""
+    """Hash a path to a number in [0, 2**64), the same on every machine.
+
+    The number is the first 8 bytes of the path's SHA-256.
+    """
     return int.from_bytes(hashlib.sha256(relative_path.encode()).digest()[:8], "big")
 
 
@@ -77,7 +84,10 @@ def write_corpus(folder: str | Path) -> None:
 
 
 def write_atomically(path: Path, lines: Iterable[str]) -> None:
-    """Write the lines to a file beside `path` and rename it, so that a reader finds the whole file or none."""
+    """Write the lines to a file beside `path` and rename it.
+
+    So a reader finds the whole file or none.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("w", encoding="utf-8") as file:

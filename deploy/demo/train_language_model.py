@@ -1,4 +1,4 @@
-"""Train the demo's language model: a small Gemma 2 on the text of Python's standard library.
+"""Train the demo's language model, a small Gemma 2, on Python's standard library.
 
     python -m scopemill.deploy.demo.train_language_model OUT [--steps 2000]
 
@@ -79,7 +79,10 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[n
 
 
 def pack(tokens: Iterable[np.ndarray], context: int) -> torch.Tensor:
-    """Pack tokens into sequences [rows, context]; a BOS opens each sequence and each document. A part-filled last row is dropped."""
+    """Pack tokens into sequences [rows, context].
+
+    A BOS opens each sequence and each document. A part-filled last row is dropped.
+    """
     stream = np.concatenate([part for document in tokens for part in ([BOS], document)])
     rows = len(stream) // (context - 1)
     body = stream[: rows * (context - 1)].reshape(rows, context - 1)
@@ -87,7 +90,10 @@ def pack(tokens: Iterable[np.ndarray], context: int) -> torch.Tensor:
 
 
 def batches(tokens: list[np.ndarray], context: int, seed: int) -> Iterator[torch.Tensor]:
-    """Yield batches [B, T] without end. Each epoch shuffles the documents, which moves the cuts, and then the sequences."""
+    """Yield batches [B, T] without end.
+
+    Each epoch shuffles the documents, which moves the cuts, and then the sequences.
+    """
     random = np.random.default_rng(seed)
     size = BATCH_TOKENS // context
     while True:
@@ -105,7 +111,10 @@ def all_batches(tokens: list[np.ndarray], steps: int, seed: int) -> Iterator[tor
 
 
 def build_model() -> Gemma2ForCausalLM:
-    """Build the model with random float32 weights of variance 1/width, since Gemma multiplies the embedding by sqrt(width)."""
+    """Build the model with random float32 weights of variance 1/width.
+
+    Gemma multiplies the embedding by sqrt(width).
+    """
     width, head = 192, 32
     config = Gemma2Config(
         vocab_size=VOCABULARY,
@@ -129,7 +138,10 @@ def build_model() -> Gemma2ForCausalLM:
 
 
 def build_optimizers(model: Gemma2ForCausalLM) -> list[torch.optim.Optimizer]:
-    """Build Muon for the blocks' matrices and AdamW for the rest, in the order of LEARNING_RATES."""
+    """Build Muon for the blocks' matrices and AdamW for the rest.
+
+    The order is that of LEARNING_RATES.
+    """
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     norms = [p for p in model.parameters() if p.ndim == 1]
     embedding: torch.nn.Parameter = model.get_input_embeddings().weight  # type: ignore[assignment]
@@ -140,20 +152,29 @@ def build_optimizers(model: Gemma2ForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def schedule(step: int, steps: int) -> float:
-    """Return the factor of the learning rates at a step: a short rise, a plateau, a linear fall to FINAL_RATE."""
+    """Return the factor of the learning rates at a step.
+
+    The factor has a short rise, a plateau, and a linear fall to FINAL_RATE.
+    """
     fallen = (step - (1 - DECAY_SHARE) * steps) / (DECAY_SHARE * steps)
     return min(1.0, (step + 1) / WARM_UP_STEPS, 1 - (1 - FINAL_RATE) * fallen)
 
 
 def next_token_loss(model: Gemma2ForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy, in nats, of the tokens [B, T] after the first, without special tokens."""
+    """Return the mean cross-entropy, in nats, of the tokens [B, T] after the first.
+
+    Special tokens are left out.
+    """
     targets = tokens[:, 1:].masked_fill(tokens[:, 1:] < len(SPECIAL_TOKENS), IGNORED)
     logits = model(tokens, use_cache=False).logits[:, :-1].float()
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
 def train(model: Gemma2ForCausalLM, tokens: list[np.ndarray], steps: int, seed: int, checkpoint: Path) -> float:
-    """Train in place, from the checkpoint if there is one; returns the seconds of all attempts together."""
+    """Train in place, from the checkpoint if there is one.
+
+    Returns the seconds of all attempts together.
+    """
     loss_of = torch.compile(lambda batch: next_token_loss(model, batch), dynamic=False)
     optimizers = build_optimizers(model)
     first, seconds = load_checkpoint(checkpoint, model, optimizers)
@@ -183,7 +204,10 @@ def save_checkpoint(path: Path, model: torch.nn.Module, optimizers: list[torch.o
 
 
 def load_checkpoint(path: Path, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
-    """Load a checkpoint; returns the next step and the seconds spent so far, zeros without a checkpoint."""
+    """Load a checkpoint, if there is one.
+
+    Returns the next step and the seconds spent so far, zeros without a checkpoint.
+    """
     if not path.exists():
         return 0, 0.0
     state = torch.load(path)
@@ -206,7 +230,10 @@ def held_out_loss(folder: Path, held_out: list[np.ndarray]) -> float:
 
 
 def unigram_loss(training: list[np.ndarray], held_out: list[np.ndarray]) -> float:
-    """Return the loss in nats per token of a model that knows only token frequencies in training (add-one smoothed)."""
+    """Return the loss, in nats per token, of a unigram model.
+
+    The model knows only token frequencies in training (add-one smoothed).
+    """
     counts = np.bincount(np.concatenate(training), minlength=VOCABULARY) + 1
     counts[: len(SPECIAL_TOKENS)] = 0  # never a target
     targets = np.concatenate(held_out)

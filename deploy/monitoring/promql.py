@@ -1,4 +1,7 @@
-"""Write PromQL over Scopemill's own metrics, from the metric objects, so that no query names a missing metric."""
+"""Write PromQL over Scopemill's own metrics.
+
+Queries are made from the metric objects, so that no query names a missing metric.
+"""
 
 from prometheus_client.metrics import MetricWrapperBase
 

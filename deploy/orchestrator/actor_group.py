@@ -15,10 +15,11 @@ DRAIN_SECONDS = 20.0  # for actors to commit what they have when a phase is brok
 
 
 class ActorGroup:
-    """Hold the actors of one role for the length of a ``with``, with their metrics exposed and listed.
+    """Hold the actors of one role for the length of a ``with``.
 
-    Every actor has a method ``stop``. If an error or Ctrl-C ends the block, the group calls ``stop`` and gives ``pending`` calls time to
-    return, so that trainers can checkpoint. At every end, the group kills its actors.
+    Their metrics are exposed and listed. Every actor has a method ``stop``. If an error or Ctrl-C ends the block, the group calls
+    ``stop`` and gives ``pending`` calls time to return, so that trainers can checkpoint. At every end, the group kills its
+    actors.
     """
 
     def __init__(self, role: str, actors: list[Any], targets: Targets):
@@ -37,7 +38,10 @@ class ActorGroup:
         return self
 
     def replace(self, old: Any | None, new: Any) -> None:
-        """Put a new actor in the place of a dead one; with ``old`` None, add the actor."""
+        """Put a new actor in the place of a dead one.
+
+        With ``old`` None, the actor is added.
+        """
         address = get(self._expose(new))
         if old is None:
             self.actors.append(new)
@@ -70,7 +74,7 @@ class ActorGroup:
         done: Callable[[Any], None],
         look: Callable[[], None] = lambda: None,
     ) -> None:
-        """Give each call the next item of its queue whenever the call is free, until all queues are empty.
+        """Give each free call the next item of its queue, until all queues are empty.
 
         Several calls may share one queue. ``done`` gets each result; ``look`` is called after every wait. The first error ends the work.
         """
@@ -101,13 +105,19 @@ def get(refs: Any) -> Any:
 
 
 def as_scopemill_error(error: RayError) -> ScopemillError:
-    """Return the ScopemillError that an actor raised, or a new one that gives the reason of Ray's error."""
+    """Return the ScopemillError that an actor raised, or make one from Ray's error.
+
+    The new one gives the reason of Ray's error.
+    """
     cause = error.cause if isinstance(error, RayTaskError) else error
     return cause if isinstance(cause, ScopemillError) else ScopemillError(_reason(cause))
 
 
 def ask(refs: Sequence[Any]) -> list[Any]:
-    """Return the answers of calls that return at once, and None for busy or dead actors."""
+    """Return the answers of calls that return at once.
+
+    The answer of a busy or dead actor is None.
+    """
     ready = ray.wait(list(refs), num_returns=len(refs), timeout=POLL_SECONDS)[0] if refs else []
     answers = []
     for ref in refs:

@@ -1,6 +1,7 @@
-"""The driver: takes a plan through its phases on Ray. Each phase is idempotent: committed work is not done again.
+"""Take a plan through its phases on Ray.
 
-A phase takes the sweep's state as it begins and returns the state as it ends, so a command reads the bucket once for each change.
+Each phase is idempotent: committed work is not done again. A phase takes the sweep's state as it begins and returns the state as
+it ends, so a command reads the bucket once for each change.
 """
 
 from collections.abc import Collection, Iterable
@@ -38,7 +39,10 @@ class SweepDriver:
         self.targets = Targets(file, plan.config.name, plan.config.metrics_port)
 
     def has_work(self, phases: Iterable[str], state: SweepState | None = None) -> bool:
-        """Return True if any phase finds work that is not committed: only then is a cluster needed."""
+        """Return True if any phase finds work that is not committed.
+
+        Only then is a cluster needed.
+        """
         now = state or self.plan.read_state()
         left = {
             "harvest": lambda: not all(now.passes[number].harvested for number in self._to_harvest(now)),
@@ -48,7 +52,7 @@ class SweepDriver:
         return any(left[phase]() for phase in phases)
 
     def check_nodes(self, phases: Collection[str], state: SweepState | None = None) -> None:
-        """Raise InputError if the work left of these phases needs a node that the cluster does not have."""
+        """Raise InputError if the cluster lacks a node that these phases' remaining work needs."""
         config, now = self.plan.config, state or self.plan.read_state()
         trains = "train" in phases and self.has_work(["train"], now)
         if ("harvest" in phases and self.has_work(["harvest"], now)) or (trains and config.harvest.rolling):
@@ -59,7 +63,10 @@ class SweepDriver:
             check_place("evaluation", config.evaluation)
 
     def check_room(self, phases: Collection[str], state: SweepState | None = None) -> None:
-        """Raise InputError if an SAE left to train is sharded over more trainers than the cluster has room for."""
+        """Raise InputError if an SAE needs more trainers than the cluster has room for.
+
+        These are the SAEs left to train, each sharded over several trainers.
+        """
         if "train" not in phases:
             return
         train, now = self.plan.config.train, state or self.plan.read_state()
@@ -72,9 +79,10 @@ class SweepDriver:
             )
 
     def harvest(self, state: SweepState | None = None) -> SweepState:
-        """Pack, calibrate, and make every shard that is not committed; in rolling mode training makes the shards.
+        """Pack, calibrate, and make every shard that is not committed.
 
-        Where the disk has room for one pass, only the first pass with SAEs to train is harvested; ``train`` harvests the others.
+        In rolling mode training makes the shards. Where the disk has room for one pass, only the first pass with SAEs to train is
+        harvested; ``train`` harvests the others.
         """
         now = state or self.plan.read_state()
         todo = self._to_harvest(now)
@@ -83,7 +91,10 @@ class SweepDriver:
         return now if all(now.passes[number].harvested for number in todo) else self.plan.read_state()
 
     def train(self, state: SweepState | None = None) -> SweepState:
-        """Train every SAE that is not finished, pass by pass, as many at once as there is room for."""
+        """Train every SAE that is not finished, pass by pass.
+
+        As many SAEs train at once as there is room for.
+        """
         now = state or self.plan.read_state()
         self.check_room(["train"], now)
         if not now.unfinished:
@@ -194,7 +205,10 @@ class SweepDriver:
         return self.plan.read_state()
 
     def unevaluated(self, state: SweepState) -> list[list[Job]]:
-        """List the checkpoints that the sweep still has to evaluate, grouped by the hooks that their SAEs reconstruct."""
+        """List the checkpoints that the sweep still has to evaluate.
+
+        They are grouped by the hooks that their SAEs reconstruct.
+        """
         plan = self.plan
         by_hook: dict[object, list[Job]] = {}
         for sae in plan.saes:

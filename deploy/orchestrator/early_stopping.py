@@ -1,4 +1,7 @@
-"""Early stopping of a sweep's SAEs: feeds histories to halving, and keeps its decisions in the bucket."""
+"""Stop a sweep's SAEs early.
+
+Histories are fed to halving, and its decisions are kept in the bucket.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -37,14 +40,20 @@ class EarlyStopping:
             self._halving.know(name, step, Point(row.l0, row.fvu))
 
     def know_history(self, name: str) -> list[int]:
-        """Take in what is committed of an SAE's history; returns the rungs that it has rows at."""
+        """Take in what is committed of an SAE's history.
+
+        Returns the rungs that it has rows at.
+        """
         sae = self._saes[name]
         rows = {row.step: row for row in History.load(self._bucket, sae.layout.history, sae.config.steps).rows if row.step in self.steps}
         self.know(name, rows)
         return sorted(rows)
 
     def failed(self, name: str) -> None:
-        """Take an SAE that is not retried out of the rungs that follow: its rivals no longer wait for it."""
+        """Take an SAE that is not retried out of the rungs that follow.
+
+        Its rivals no longer wait for it.
+        """
         if self.steps:
             self._halving.gone(name, max(self.know_history(name), default=0))
 

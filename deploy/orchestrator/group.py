@@ -14,9 +14,10 @@ from scopemill.trainer.worker.sae_trainer import Outcome
 
 @dataclass(eq=False)
 class Group:
-    """Hold SAEs of one stream that one process trains together, or one wide SAE that several processes train.
+    """Hold SAEs that train together.
 
-    The activation server knows the group as one consumer, by the name of the first SAE. The process of the first slot leads.
+    They are SAEs of one stream in one process, or one wide SAE that several processes train. The activation server knows the
+    group as one consumer, by the name of the first SAE. The process of the first slot leads.
     """
 
     names: list[str]

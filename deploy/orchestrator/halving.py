@@ -19,7 +19,10 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Record one decided rung: the SAEs that stop, and the rivals that dominate each of them."""
+    """Record one decided rung.
+
+    It has the SAEs that stop, and the rivals that dominate each of them.
+    """
 
     rivals: str  # the name of the group
     step: int
@@ -44,7 +47,7 @@ class Halving:
         self._points[name][step] = point
 
     def gone(self, name: str, step: int) -> None:
-        """Leave an SAE out of all rungs after ``step``, because the SAE was stopped or failed."""
+        """Leave an SAE that was stopped or failed out of all rungs after ``step``."""
         self._last_step[name] = min(step, self._last_step.get(name, step))
 
     def verdicts(self) -> list[Verdict]:
@@ -78,8 +81,8 @@ def outdone(points: dict[str, Point], keep: float) -> dict[str, tuple[str, ...]]
 
 
 def dominates(one: Point, other: Point) -> bool:
-    """Return whether one point is no higher in L0 and FVU, and lower in at least one.
+    """Return whether one point dominates another.
 
-    A point with NaN neither dominates nor is dominated.
+    It does if it is no higher in L0 and FVU, and lower in at least one. A point with NaN neither dominates nor is dominated.
     """
     return one.l0 <= other.l0 and one.fvu <= other.fvu and one != other

@@ -1,4 +1,7 @@
-"""Start one activation server on every node with trainers, and replace servers that died for good."""
+"""Start one activation server on every node with trainers.
+
+Servers that died for good are replaced.
+"""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +21,10 @@ if TYPE_CHECKING:
 
 
 class NodeServers:
-    """Hold the activation server of each node; ``streams`` is the most streams that one server reads at the same time."""
+    """Hold the activation server of each node.
+
+    ``streams`` is the most streams that one server reads at the same time.
+    """
 
     def __init__(self, config: SweepConfig, streams: int, group: ActorGroup):
         self._config, self._streams, self._group = config, streams, group
@@ -32,9 +38,9 @@ class NodeServers:
                 self._starting[node] = self._start(node)
 
     def expect(self, node: str, stream: StreamSpec, cursors: dict[str, int], stop: int) -> Whereabouts:
-        """Announce trainers to the node's server, by consumer and cursor, and return where the server is.
+        """Announce trainers to the node's server, by consumer and cursor.
 
-        A server that died for good is replaced once; ScopemillError if the new one dies as well.
+        Returns where the server is. A server that died for good is replaced once; ScopemillError if the new one dies as well.
         """
         for known in (self._servers.get(node) or self._starting.pop(node, None), None):
             server = known or self._start(node)
@@ -51,7 +57,10 @@ class NodeServers:
         raise ScopemillError(f"the activation server of node {node} died as soon as it was started")
 
     def expect_no_more(self, node: str, stream: StreamSpec, consumer: str) -> None:
-        """Tell the node's server that a trainer will not come, so that others do not wait for this trainer."""
+        """Tell the node's server that a trainer will not come.
+
+        So others do not wait for this trainer.
+        """
         self._servers[node].expect_no_more.remote(stream, consumer)
 
     def _start(self, node: str) -> Any:

@@ -1,4 +1,7 @@
-"""Hold the trainer processes of a sweep, each of which trains one group of SAEs after another."""
+"""Hold the trainer processes of a sweep.
+
+Each process trains one group of SAEs after another.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,7 +13,10 @@ from scopemill.deploy.orchestrator.actor_group import ActorGroup, get
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """Describe one trainer process: room for an SAE, for a group of SAEs, or for one rank of a wide SAE."""
+    """Describe one trainer process.
+
+    It has room for an SAE, for a group of SAEs, or for one rank of a wide SAE.
+    """
 
     actor: Any
     node: str
@@ -39,7 +45,10 @@ class Pool:
         return list(self._starting)
 
     def take(self, wanted: int) -> list[Slot]:
-        """Take free slots on as few nodes as possible: every node with trainers of a stream reads the stream once."""
+        """Take free slots on as few nodes as possible.
+
+        Every node with trainers of a stream reads the stream once.
+        """
         nodes = packed(Counter(slot.node for slot in self._free), wanted)
         taken = []
         for slot in list(self._free):
@@ -67,7 +76,7 @@ class Pool:
 
 
 def packed(free: Counter[str], wanted: int) -> Counter[str]:
-    """Return how many slots to take from each node, so that the fewest nodes are used.
+    """Return how many slots to take from each node, to use the fewest nodes.
 
     ``free`` counts the free slots of each node. The tightest node with room for all is taken; where there is none, the roomiest node
     is used up and the rest comes from the others.

@@ -1,4 +1,7 @@
-"""Run rolling mode on Ray: harvest a bounded number of shards ahead of the trainers, and delete passed shards."""
+"""Run rolling mode on Ray.
+
+A bounded number of shards is harvested ahead of the trainers, and passed shards are deleted.
+"""
 
 import time
 from collections.abc import Collection
@@ -27,9 +30,10 @@ LOOK_SECONDS = 1.0  # between looks for new checkpoints
 
 
 class RollingHarvest:
-    """Harvest the shards that trainers need, for the length of a ``with``; call ``look`` every now and then.
+    """Harvest the shards that trainers need, for the length of a ``with``.
 
-    A trainer may still need every shard from its newest checkpoint on, because a restarted trainer resumes there.
+    The caller calls ``look`` every now and then. A trainer may still need every shard from its newest checkpoint on, because a
+    restarted trainer resumes there.
     """
 
     def __init__(self, plan: Pass, manifest: DatasetManifest, targets: Targets, reporter: Reporter):
@@ -120,7 +124,10 @@ def announce(bucket: Bucket, dataset: str, low: int) -> None:
 
 
 def remove_shard(bucket: Bucket, dataset: str, shard: int) -> None:
-    """Delete a shard, its commit record first, because a shard without a record does not exist."""
+    """Delete a shard, its commit record first.
+
+    A shard without a record does not exist.
+    """
     layout = DatasetLayout(dataset)
     bucket.remove(layout.commit(shard))
     bucket.remove_tree(layout.shard(shard))

@@ -1,10 +1,11 @@
-"""Decide which SAEs train next, as a state machine: events in, decisions out, no Ray, no clock.
+"""Decide which SAEs train next, as a state machine.
 
-SAEs of one stream that train together share one read of the stream. So these SAEs form a *cohort*, which starts together. The next
-cohort of the stream waits until the first one has ended; started earlier, it would hold up the first or read alone to catch up.
-A cohort is divided into *groups*, and each group takes one slot. A wide SAE, sharded over several slots, is a group of its own.
-Cohorts start in order of priority, then of the plan. If a cohort does not fit into the free slots, others of the same priority may
-go ahead; cohorts of a lower priority may not. Failed SAEs are retried after all others.
+Events go in and decisions come out; it has no Ray and no clock. SAEs of one stream that train together share one read of the
+stream. So these SAEs form a *cohort*, which starts together. The next cohort of the stream waits until the first one has ended;
+started earlier, it would hold up the first or read alone to catch up. A cohort is divided into *groups*, and each group takes one
+slot. A wide SAE, sharded over several slots, is a group of its own. Cohorts start in order of priority, then of the plan. If a
+cohort does not fit into the free slots, others of the same priority may go ahead; cohorts of a lower priority may not. Failed
+SAEs are retried after all others.
 """
 
 from collections import Counter
@@ -47,7 +48,10 @@ class Schedule:
         return not self._waiting and not self.training
 
     def start(self, free: int) -> list[list[list[str]]]:
-        """Start the cohorts that fit into ``free`` slots, and return each as its groups of names."""
+        """Start the cohorts that fit into ``free`` slots.
+
+        Returns each cohort as its groups of names.
+        """
         started: list[list[list[str]]] = []
         while cohort := self._next(free):
             groups = divided(cohort, self._group)
@@ -68,7 +72,10 @@ class Schedule:
         self._end(name, "stopped", reason)
 
     def withdraw(self, name: str, reason: str) -> bool:
-        """Stop an SAE that waits for a retry; return False if the SAE does not wait."""
+        """Stop an SAE that waits for a retry.
+
+        Returns False if the SAE does not wait.
+        """
         entry = next((entry for entry in self._waiting if entry.name == name), None)
         if entry:
             self._waiting.remove(entry)

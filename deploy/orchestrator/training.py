@@ -1,4 +1,7 @@
-"""Train the SAEs of a pass on Ray: start the groups that the schedule chooses, and watch their progress."""
+"""Train the SAEs of a pass on Ray.
+
+The groups that the schedule chooses are started, and their progress is watched.
+"""
 
 import time
 from collections import Counter
@@ -236,7 +239,10 @@ class Training:
 
 
 def summary(outcomes: Mapping[str, SaeOutcome]) -> Table:
-    """Return a table of the SAEs that failed or were stopped, with the counts of all outcomes as title."""
+    """Return a table of the SAEs that failed or were stopped.
+
+    Its title has the counts of all outcomes.
+    """
     counts = Counter(outcome.state for outcome in outcomes.values())
     table = Table(title=", ".join(f"{n} {state}" for state, n in sorted(counts.items())), title_justify="left", box=None, pad_edge=False)
     for column in ("SAE", "outcome", "tries", "reason"):

@@ -1,1 +1,1 @@
-"""Plan a sweep: its file, its SAEs and passes, its record and its state in the bucket."""
+"""Plan a sweep: its file, SAEs, passes, record and state in the bucket."""

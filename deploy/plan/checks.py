@@ -1,20 +1,19 @@
-"""Checks of a sweep before any work: each error names the field, its value and what to change."""
+"""Check a sweep before any work.
 
-from typing import TYPE_CHECKING
+Each error names the field, its value and what to change.
+"""
 
 from scopemill.activation_server.keys import ServerKeys, TrainerKeys
 from scopemill.activation_server.order import Order
 from scopemill.deploy.plan.passes import Connection
 from scopemill.deploy.plan.sweep_file import SweepConfig
+from scopemill.deploy.plan.sweep_plan import Pass
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.text.corpus import check_corpus
 from scopemill.proto.chunks import CHUNK_BYTES, ArraySpec
 from scopemill.proto.dataset import STORED_DTYPES, committed_shards
 from scopemill.proto.errors import Conflict, InputError, ModelError
 from scopemill.proto.wire import StreamSpec
-
-if TYPE_CHECKING:
-    from scopemill.deploy.plan.sweep_plan import Pass
 
 
 def check_context(config: SweepConfig, card: ModelCard) -> None:
@@ -26,7 +25,10 @@ def check_context(config: SweepConfig, card: ModelCard) -> None:
 
 
 def check_inputs(located: SweepConfig) -> None:
-    """Read the start of each corpus and the server's keys. CorpusError or InputError if one cannot be used."""
+    """Read the start of each corpus and the server's keys.
+
+    Raises CorpusError or InputError if one cannot be used.
+    """
     check_corpus(located.corpus)
     if located.evaluation.corpus:
         check_corpus(located.evaluation.corpus)
@@ -36,7 +38,10 @@ def check_inputs(located: SweepConfig) -> None:
 
 
 def check_shards(config: SweepConfig, card: ModelCard, stream: StreamSpec) -> None:
-    """Raise InputError if the shards cannot be cut into chunks, or cannot be read in the stream's order."""
+    """Raise InputError if the shards cannot be cut or read.
+
+    Shards are cut into chunks, and read in the stream's order.
+    """
     _check_chunks(config, card)
     Order.check(config.dataset, config.harvest.tokens // config.harvest.rows_per_shard, config.harvest.rows_per_shard, stream)
 
@@ -58,8 +63,11 @@ def hooks_of(config: SweepConfig, card: ModelCard) -> Connection:
     return tuple(card.hooks(config.harvest.layers, config.harvest.sites))
 
 
-def check_rolling(part: "Pass") -> None:
-    """Raise InputError if rolling mode would stall, Conflict if it would delete a dataset that was harvested to be kept."""
+def check_rolling(part: Pass) -> None:
+    """Check that rolling mode neither stalls nor deletes a dataset to keep.
+
+    Raises InputError if it would stall, Conflict if it would delete a dataset that was harvested to be kept.
+    """
     _check_not_kept(part)
     config, train = part.config, part.config.train
     if (trainers := part.trainers(part.saes)) > train.at_once:
@@ -77,7 +85,7 @@ def check_rolling(part: "Pass") -> None:
         )
 
 
-def _check_not_kept(part: "Pass") -> None:
+def _check_not_kept(part: Pass) -> None:
     if not part.bucket.exists(part.harvest.layout.rolling) and committed_shards(part.bucket, part.harvest.dataset):
         raise Conflict(
             f"dataset {part.harvest.dataset!r} was harvested to be kept, and rolling mode deletes shards that trainers have passed: leave "

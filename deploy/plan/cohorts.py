@@ -1,4 +1,7 @@
-"""Divide a sweep's SAEs into cohorts that share one read of a stream, and cohorts into groups that share one trainer."""
+"""Divide a sweep's SAEs into cohorts, and cohorts into groups.
+
+A cohort shares one read of a stream, and a group shares one trainer.
+"""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -7,7 +10,7 @@ from itertools import groupby
 
 @dataclass(frozen=True)
 class Entry:
-    """One SAE to train, as the schedule knows it."""
+    """Describe one SAE to train, as the schedule knows it."""
 
     name: str
     stream: Hashable  # the stream that feeds it
@@ -17,15 +20,19 @@ class Entry:
 
 
 def slots(parts: Sequence[int], group: int) -> int:
-    """Count the slots for SAEs of a stream, given the parts of each; up to ``group`` SAEs of one part share a slot."""
+    """Count the slots for SAEs of a stream, given the parts of each.
+
+    Up to ``group`` SAEs of one part share a slot.
+    """
     wide = [n for n in parts if n > 1]
     return sum(wide) - -(len(parts) - len(wide)) // group
 
 
 def divided(cohort: list[Entry], group: int) -> list[list[str]]:
-    """Divide a cohort into groups: each wide SAE alone, the others in as few and as equal groups as possible.
+    """Divide a cohort into as few and as equal groups as possible.
 
-    The plan orders SAEs by width, so every n-th SAE goes to a group: each group gets some of every width.
+    Each wide SAE is a group alone. The plan orders SAEs by width, so every n-th SAE goes to a group: each group gets some of
+    every width.
     """
     wide, others = ([entry.name for entry in cohort if (entry.parts > 1) == so] for so in (True, False))
     groups = slots([1] * len(others), group)
@@ -38,7 +45,10 @@ def cohorts_of(entries: Sequence[Entry], at_once: int, group: int) -> list[list[
 
 
 def streams_at_once(entries: Sequence[Entry], at_once: int, group: int = 1) -> int:
-    """Return the most streams, and so windows, that are open at once when cohorts fill so many slots."""
+    """Return the most streams open at once when cohorts fill so many slots.
+
+    As many windows are open as streams.
+    """
     free, streams = at_once, 0
     for smallest in sorted(min(slots_of(cohort, group) for cohort in cohorts) for cohorts in _cohorts(entries, at_once, group)):
         free -= smallest

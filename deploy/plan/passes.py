@@ -1,6 +1,7 @@
-"""Plan passes: the hooks that are harvested together where memory or disk does not hold all hooks at once.
+"""Plan passes: the hooks that are harvested together.
 
-Both budgets come down to bytes a row of a pass's hooks together: for the shards in memory, and for all shards on disk.
+There are several passes where memory or disk does not hold all hooks at once. Both budgets come down to bytes a row of a pass's
+hooks together: for the shards in memory, and for all shards on disk.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Budget:
-    """The room that the sweep file gives to the shards of one pass."""
+    """Hold the room that the sweep file gives to the shards of one pass."""
 
     field: str
     gib: float
@@ -30,11 +31,12 @@ class Budget:
 def plan_passes(
     connections: Sequence[Connection], budgets: Sequence[Budget], row_bytes: Callable[[Sequence[Hook]], int]
 ) -> list[Connection]:
-    """Return the hooks of each pass, in the order of layers; every connection is whole in at least one pass.
+    """Return the hooks of each pass, in the order of layers.
 
-    First fit: connections of the most hooks come first, then connections that end at the lowest layer, because a forward pass ends
-    at its last hook. A connection joins the pass that has all its hooks already, else the first pass with room. ``row_bytes`` counts
-    the bytes of a row of some hooks together. InputError for a connection that exceeds a budget by itself.
+    Every connection is whole in at least one pass. First fit: connections of the most hooks come first, then connections that end
+    at the lowest layer, because a forward pass ends at its last hook. A connection joins the pass that has all its hooks already,
+    else the first pass with room. ``row_bytes`` counts the bytes of a row of some hooks together. InputError for a connection
+    that exceeds a budget by itself.
     """
     room = min(budget.row_bytes for budget in budgets)
     passes: list[set[Hook]] = []
@@ -55,7 +57,10 @@ def plan_passes(
 
 
 def pass_of(connection: Connection, passes: Sequence[Connection]) -> int:
-    """Return the number, from 0, of the first pass that has all hooks of a connection."""
+    """Return the number of the first pass that has all hooks of a connection.
+
+    Passes are numbered from 0.
+    """
     return next(number for number, hooks in enumerate(passes) if set(connection) <= set(hooks))
 
 

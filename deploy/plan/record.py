@@ -1,4 +1,7 @@
-"""Write and read a plan's record, ``sweeps/<name>/plan.json``: enough to read the sweep's state without model or torch."""
+"""Write and read a plan's record, ``sweeps/<name>/plan.json``.
+
+The record is enough to read the sweep's state without model or torch.
+"""
 
 import hashlib
 import json
@@ -20,7 +23,7 @@ class _Record(BaseModel):
 
 
 class SaeRecord(_Record):
-    """One SAE of a plan."""
+    """Describe one SAE of a plan."""
 
     name: str
     root: str  # its folder in the bucket
@@ -35,7 +38,7 @@ class SaeRecord(_Record):
 
 
 class PassRecord(_Record):
-    """One harvest of a plan, and the SAEs trained on it."""
+    """Describe one harvest of a plan, and the SAEs trained on it."""
 
     dataset: str
     shards: int  # asked for; the corpus may fill fewer
@@ -48,7 +51,7 @@ class PassRecord(_Record):
 
 
 class PlanRecord(_Record):
-    """All that a sweep's state is read by."""
+    """Hold all that is needed to read a sweep's state."""
 
     digest: str  # of the sweep file's content, see `digest_of`
     name: str
@@ -82,7 +85,10 @@ def write_plan(bucket: Bucket, record: PlanRecord) -> None:
 
 
 def read_plan(bucket: Bucket, config: SweepConfig) -> PlanRecord | None:
-    """Read the record of this very sweep file; None if the bucket has none, or one of another content."""
+    """Read the record of this very sweep file.
+
+    Returns None if the bucket has none, or one of another content.
+    """
     try:
         record = PlanRecord.model_validate(read_record(bucket, SweepLayout(config.name).plan))
     except (MissingObject, CorruptObject, ValidationError):  # the caller plans anew, which gives the same

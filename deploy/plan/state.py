@@ -1,4 +1,7 @@
-"""A sweep's state: one snapshot of its bucket, in few requests however many SAEs there are."""
+"""Hold a sweep's state: one snapshot of its bucket.
+
+The snapshot takes few requests however many SAEs there are.
+"""
 
 import posixpath
 import re
@@ -16,7 +19,7 @@ _STEP = re.compile(r"/checkpoints/(\d+)/")
 
 @dataclass(frozen=True)
 class SaeState:
-    """What the bucket holds of one SAE."""
+    """Hold what the bucket has of one SAE."""
 
     finished: bool = False
     stopped: bool = False  # early, because rivals dominate it
@@ -46,7 +49,7 @@ class SaeState:
 
 @dataclass(frozen=True)
 class PassState:
-    """What the bucket holds of one pass: its dataset and its SAEs."""
+    """Hold what the bucket has of one pass: its dataset and its SAEs."""
 
     manifest: DatasetManifest | None
     committed: frozenset[int]  # shards
@@ -64,7 +67,10 @@ class PassState:
 
 @dataclass(frozen=True)
 class SweepState:
-    """What the bucket held of a sweep at one moment. After a phase has changed the bucket, read a new one."""
+    """Hold what the bucket had of a sweep at one moment.
+
+    After a phase has changed the bucket, read a new one.
+    """
 
     passes: tuple[PassState, ...]  # as in the plan
     saes: dict[str, SaeState]  # of all passes, by name
@@ -76,14 +82,20 @@ class SweepState:
 
     @staticmethod
     def read(bucket: Bucket, plan: PlanRecord) -> "SweepState":
-        """Read the state: one listing for all SAEs, then two listings and the manifest of each pass."""
+        """Read the state in few listings.
+
+        One listing serves all SAEs; each pass takes two listings and its manifest.
+        """
         objects = objects_of(bucket, [sae.root for sae in plan.saes])
         saes = {sae.name: SaeState.of(sae.layout, set(objects[sae.root])) for sae in plan.saes}
         return SweepState(tuple(_pass_state(bucket, plan, part, saes) for part in plan.passes), saes)
 
 
 def objects_of(bucket: Bucket, roots: Iterable[str], temporary: bool = False) -> dict[str, list[str]]:
-    """List the objects below each of some folders, by one listing of the folder that holds them all."""
+    """List the objects below each of some folders.
+
+    One listing of the folder that holds them all is enough.
+    """
     found: dict[str, list[str]] = {root: [] for root in roots}
     if not found:
         return found

@@ -10,7 +10,10 @@ from scopemill.proto.storage.checksums import read_record
 
 @dataclass(frozen=True)
 class Stopped:
-    """Record why an SAE was stopped: at ``step`` each of these rivals had no higher L0 and no higher FVU."""
+    """Record why an SAE was stopped.
+
+    At ``step`` each of these rivals had no higher L0 and no higher FVU.
+    """
 
     step: int
     l0: float

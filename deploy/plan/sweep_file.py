@@ -1,4 +1,7 @@
-"""Read the sweep file: one YAML with model, text, hooks and SAEs, and the places of everything."""
+"""Read the sweep file: one YAML for a whole sweep.
+
+It has model, text, hooks and SAEs, and the places of everything.
+"""
 
 import json
 import re
@@ -20,7 +23,7 @@ from scopemill.trainer.config.grid import TrainConfig
 
 
 class SweepConfig(Config):
-    """A sweep file's content."""
+    """Hold a sweep file's content."""
 
     name: str = Field(description="Names the sweep's folder in the bucket.")
     bucket: Place = Field(min_length=1, description="Where everything goes: a folder or any fsspec URL, such as s3://bucket/prefix.")
@@ -67,9 +70,10 @@ class SweepConfig(Config):
 
 
 def load_sweep(path: str, overrides: list[str] | None = None) -> SweepConfig:
-    """Read and check a sweep file at any fsspec URL; ``overrides`` are ``key.subkey=value``, the value in YAML.
+    """Read and check a sweep file at any fsspec URL.
 
-    SweepFileError names the file, and each wrong field with the reason.
+    ``overrides`` are ``key.subkey=value``, the value in YAML. SweepFileError names the file, and each wrong field with the
+    reason.
     """
     try:
         with fsspec.open(path, "r", encoding="utf-8") as file:

@@ -1,38 +1,30 @@
-"""Plan a sweep before anything is started: every check, every pass and every SAE."""
+"""Hold a sweep's plan: its passes, each with one harvest, and the SAEs of each pass."""
 
-import hashlib
-import json
-from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatch
+from dataclasses import dataclass
 from typing import Any
 
-from scopemill.deploy.plan.checks import check_context, check_inputs, check_rolling, check_shards, hooks_of
 from scopemill.deploy.plan.cohorts import Entry, slots
-from scopemill.deploy.plan.passes import Budget, Connection, pass_of, plan_passes
-from scopemill.deploy.plan.record import PassRecord, PlanRecord, SaeRecord, digest_of
+from scopemill.deploy.plan.passes import Connection
+from scopemill.deploy.plan.record import PassRecord, PlanRecord, SaeRecord
 from scopemill.deploy.plan.state import SweepState
 from scopemill.deploy.plan.sweep_file import SweepConfig
 from scopemill.evaluator.fidelity.jobs import settings_of
 from scopemill.harvester.language_model.card import ModelCard
-from scopemill.harvester.language_model.describe import describe
-from scopemill.harvester.task import IN_FLIGHT, HarvestTask, identity, without_hooks
-from scopemill.proto.dataset import ROW_LABELS, STORED_DTYPES
-from scopemill.proto.errors import InputError
+from scopemill.harvester.task import HarvestTask
+from scopemill.proto.dataset import ROW_LABELS
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import StreamSpec
-from scopemill.trainer.config.grid import Grid, TrainConfig, Variant
-from scopemill.trainer.config.identity import identity as sae_identity
+from scopemill.trainer.config.grid import TrainConfig
 from scopemill.trainer.config.recipe import SaeConfig
-from scopemill.trainer.config.wiring import connections, label
+from scopemill.trainer.config.wiring import label
 
 
 @dataclass(frozen=True)
 class PlannedSae:
-    """One SAE of a sweep: its folder, its hooks and its configuration."""
+    """Describe one SAE of a sweep: its folder, its hooks and its configuration."""
 
     name: str  # unique in the sweep, short: names its consumer, its bar and its metrics
     layout: SaeLayout
@@ -61,7 +53,7 @@ class PlannedSae:
 
 @dataclass(frozen=True)
 class Pass:
-    """One harvest, and the SAEs that are trained on it."""
+    """Describe one harvest, and the SAEs that are trained on it."""
 
     config: SweepConfig
     bucket: Bucket
@@ -91,12 +83,15 @@ class Pass:
 
     def stream(self, hooks: Connection) -> StreamSpec:
         """Return the stream of some hooks of the pass's dataset."""
-        return _stream(self.config, self.harvest.dataset, hooks)
+        return stream_of(self.config, self.harvest.dataset, hooks)
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep that has passed every check that needs no loaded model and no harvest."""
+    """Hold a sweep that has passed its cheap checks.
+
+    These are all checks that need no loaded model and no harvest.
+    """
 
     config: SweepConfig  # with absolute paths
     bucket: Bucket
@@ -116,7 +111,10 @@ class SweepPlan:
 
     @property
     def sheds(self) -> bool:
-        """True if a pass's shards are deleted once its SAEs are finished, to make room for the next pass."""
+        """Return True if a pass's shards are deleted once its SAEs are finished.
+
+        This makes room for the next pass.
+        """
         return self.config.harvest.disk_gib is not None and len(self.passes) > 1
 
     @property
@@ -156,138 +154,14 @@ def by_stream(saes: list[PlannedSae]) -> list[list[PlannedSae]]:
     return list(streams.values())
 
 
-def plan_sweep(config: SweepConfig) -> SweepPlan:
-    """Make every check that is cheap, and plan the passes and SAEs. Raises InputError, Conflict or StorageError."""
-    located = config.located()
-    bucket = Bucket(located.bucket)
-    bucket.check_writable()
-    card = describe(located.model)
-    hooks = hooks_of(config, card)
-    check_context(config, card)
-    plan = SweepPlan(located, bucket, card, _passes_of(config, located, bucket, card, hooks), digest_of(config))
-    check_inputs(located)
-    check_shards(config, card, _stream(config, config.dataset, hooks))
-    if config.harvest.rolling:
-        for part in plan.passes:
-            check_rolling(part)
-    return plan
-
-
-def _passes_of(config: SweepConfig, located: SweepConfig, bucket: Bucket, card: ModelCard, hooks: Connection) -> list[Pass]:
-    """Plan the passes with their SAEs. Conflict if a dataset of another identity lies at the place of one."""
-    reserved = 0 if config.evaluation.corpus else config.evaluation.sequences
-    saes = _planned(config, card, hooks, reserved)
-    groups = _passes(config, card, hooks, [sae.hooks for sae in saes])
-    passes = []
-    for number, group in enumerate(groups):
-        dataset = config.dataset if len(groups) == 1 else f"{config.dataset}-pass-{number + 1}"
-        # By the corpus as it is written in the file: a relative path stays the same when the folder moves.
-        same = identity(config.model, card, config.corpus, config.harvest, group, reserved)
-        task = HarvestTask(bucket, dataset, located.model, card, located.corpus, config.harvest, group, reserved, same, config.dataset)
-        task.check_place()
-        passes.append(Pass(located, bucket, task, [sae for sae in saes if pass_of(sae.hooks, groups) == number]))
-    return passes
-
-
 def row_bytes(card: ModelCard, hooks: Sequence[Hook], itemsize: int) -> int:
-    """Count the stored bytes of one token: a row at each hook, and the labels that name the token."""
+    """Count the stored bytes of one token.
+
+    They are a row at each hook, and the labels that name the token.
+    """
     return itemsize * sum(card.widths[hook.site] for hook in hooks) + sum(label.itemsize for label in ROW_LABELS.values())
 
 
-def _passes(config: SweepConfig, card: ModelCard, hooks: Connection, wanted: list[Connection]) -> list[Connection]:
-    """Return the hooks of each pass: all of the harvest, or where they exceed a budget, those that SAEs read, in parts."""
-    harvest = config.harvest
-    shards = harvest.tokens // harvest.rows_per_shard
-    limits = [
-        ("harvest.disk_gib", harvest.disk_gib, shards * harvest.rows_per_shard),
-        ("harvest.memory_gib", harvest.memory_gib, IN_FLIGHT * harvest.rows_per_shard),
-    ]
-    itemsize = STORED_DTYPES[harvest.dtype].itemsize
-    budgets = [Budget(field, gib, rows) for field, gib, rows in limits if gib is not None]
-    if all(row_bytes(card, hooks, itemsize) <= budget.row_bytes for budget in budgets):
-        return [hooks]
-    passes = plan_passes(wanted, budgets, lambda some: row_bytes(card, some, itemsize))
-    if harvest.outlier_norm and len(passes) > 1:
-        raise InputError(
-            f"harvest.outlier_norm: a token is dropped for its norm at any hook of its pass, so rows would depend on how the {len(passes)} "
-            f"passes are cut: leave the field out, or raise {' and '.join(budget.field for budget in budgets)} until one pass is enough"
-        )
-    return passes
-
-
-def _stream(config: SweepConfig, dataset: str, hooks: Connection) -> StreamSpec:
+def stream_of(config: SweepConfig, dataset: str, hooks: Connection) -> StreamSpec:
     server = config.server
     return StreamSpec(dataset, tuple(hook.name for hook in hooks), config.train.batch_size, server.seed, server.shards_side_by_side)
-
-
-def _planned(config: SweepConfig, card: ModelCard, hooks: Connection, reserved: int) -> list[PlannedSae]:
-    """Plan every SAE of every recipe, grouped by stream. InputError if two are equal, or a hook is not harvested."""
-    same = identity(config.model, card, config.corpus, config.harvest, hooks, reserved)
-    data = same if config.harvest.outlier_norm else without_hooks(same)
-    saes = [
-        _sae(config, card, data, inputs, targets, sae, place)
-        for place, grid in config.train.grids.items()
-        for inputs, targets in connections(grid, _hooks_of(grid, place, hooks), place)
-        for sae in grid.saes()
-    ]
-    _check_differing(saes)
-    ranked = _ranked(_uniquely_named(saes), config.train.priority)
-    streams = {hooks: place for place, hooks in enumerate(dict.fromkeys(sae.hooks for sae in ranked))}
-    return sorted(ranked, key=lambda sae: streams[sae.hooks])
-
-
-def _uniquely_named(saes: list[PlannedSae]) -> list[PlannedSae]:
-    """Add the recipe to names that several SAEs share."""
-    taken = Counter(sae.name for sae in saes)
-    return [replace(sae, name=f"{sae.name}/{sae.recipe.removeprefix('train.')}") if taken[sae.name] > 1 else sae for sae in saes]
-
-
-def _ranked(saes: list[PlannedSae], priority: dict[str, int]) -> list[PlannedSae]:
-    """Give each SAE the highest number of the patterns that match its name. InputError for a pattern without a match."""
-    for pattern in priority:
-        if not any(fnmatch(sae.name, pattern) for sae in saes):
-            raise InputError(f"train.priority: no SAE of the sweep matches {pattern!r}; one of them is {saes[0].name!r}")
-    return [replace(sae, priority=max((n for p, n in priority.items() if fnmatch(sae.name, p)), default=0)) for sae in saes]
-
-
-def _sae(
-    config: SweepConfig,
-    card: ModelCard,
-    data: dict[str, Any],
-    inputs: tuple[Hook, ...],
-    targets: tuple[Hook, ...],
-    sae: SaeConfig,
-    place: str,
-) -> PlannedSae:
-    """Plan one SAE. All that decides its weights names its folder, so an SAE of two sweeps, or of another pass, is trained once."""
-    stream = _stream(config, config.dataset, inputs + targets)
-    decisive = {"sae": sae_identity(sae, config.train.grids[place].filled), "dataset": data, "stream": vars(stream)}
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
-    layout = SaeLayout.of(card.name, label(inputs, targets), sae.width, sae.architecture, f"{sae.sparsity:g}-{digest}")
-    layers = "-".join(str(hook.layer) for hook in inputs)
-    site = "-".join(dict.fromkeys(hook.site for hook in inputs + targets))
-    return PlannedSae(f"{layers}.{site}/{sae.width}/{sae.architecture}/{sae.sparsity:g}", layout, inputs, targets, sae, place)
-
-
-def _hooks_of(grid: Grid, place: str, hooks: Connection) -> Connection:
-    """Return the hooks that a recipe is for: all, unless it names layers or sites."""
-    if not isinstance(grid, Variant):
-        return hooks
-    for field, named, harvested in (
-        ("layers", grid.layers or (), [hook.layer for hook in hooks]),
-        ("sites", grid.sites or (), [hook.site for hook in hooks]),
-    ):
-        for one in named:
-            if one not in harvested:
-                there = ", ".join(map(str, dict.fromkeys(harvested)))
-                raise InputError(f"{place}.{field}: {one} is not harvested: harvest.{field} gives {there}")
-    layers, sites = grid.layers, grid.sites
-    return tuple(h for h in hooks if (layers is None or h.layer in layers) and (sites is None or h.site in sites))
-
-
-def _check_differing(saes: list[PlannedSae]) -> None:
-    first: dict[str, PlannedSae] = {}
-    for sae in saes:
-        other = first.setdefault(sae.layout.root, sae)
-        if other is not sae:
-            raise InputError(f"{other.recipe} and {sae.recipe} both describe the SAE {sae.name}: leave it out of one of them")

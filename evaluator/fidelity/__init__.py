@@ -1,1 +1,1 @@
-"""Fidelity: measure each checkpoint's FVU, L0 and spliced loss, and keep the results."""
+"""Measure each checkpoint's FVU, L0 and spliced loss, and keep the results."""

@@ -1,4 +1,4 @@
-"""The evaluator actor: measures checkpoints and commits each result."""
+"""Measure checkpoints and commit each result, in a Ray actor."""
 
 import threading
 

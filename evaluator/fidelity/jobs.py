@@ -1,4 +1,4 @@
-"""Evaluation jobs: a checkpoint to measure, its settings, and its committed result."""
+"""Describe evaluation jobs: a checkpoint to measure, its settings, and its committed result."""
 
 from dataclasses import dataclass
 from typing import Any

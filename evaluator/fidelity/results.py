@@ -1,4 +1,4 @@
-"""Results: one row per evaluated checkpoint, the sweep's table, and selections of rows."""
+"""Collect results: one row per evaluated checkpoint, the sweep's table, and selections of rows."""
 
 import io
 import math

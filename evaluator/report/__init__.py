@@ -1,1 +1,1 @@
-"""The report: draw a sweep's plots and render its HTML page."""
+"""Draw a sweep's plots and render its HTML report."""

@@ -1,4 +1,4 @@
-"""Axes: ticks, scales and notes of a panel."""
+"""Draw a panel's axes: ticks, scales and notes."""
 
 import math
 from collections.abc import Iterable

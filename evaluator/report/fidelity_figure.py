@@ -1,4 +1,4 @@
-"""The plot of reconstruction or loss against L0, with the Pareto frontier of each hook."""
+"""Plot reconstruction or loss against L0, with the Pareto frontier of each hook."""
 
 import math
 from collections.abc import Sequence

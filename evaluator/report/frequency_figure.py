@@ -1,4 +1,4 @@
-"""The plot of firing frequencies: how many latents fire how often."""
+"""Plot firing frequencies: how many latents fire how often."""
 
 import matplotlib
 import numpy as np

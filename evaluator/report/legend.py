@@ -1,4 +1,4 @@
-"""The legend above a grid of panels: the places of its keys, and drawing."""
+"""Place and draw the keys of the legend above a grid of panels."""
 
 import matplotlib
 from matplotlib.artist import Artist

@@ -1,4 +1,7 @@
-"""The sweep's report: one HTML page with its plots inside, which loads nothing from elsewhere."""
+"""Render the sweep's report as one HTML page with its plots inside.
+
+The page loads nothing from elsewhere.
+"""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Panels: grids of small axes, laid out in inches."""
+"""Lay out panels: grids of small axes, in inches."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""The style of all figures: matplotlib's settings, and colours, markers and lines of SAEs."""
+"""Set the style of all figures.
+
+It is matplotlib's settings, and the colours, markers and lines of SAEs.
+"""
 
 from dataclasses import dataclass
 

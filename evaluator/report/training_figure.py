@@ -1,4 +1,4 @@
-"""The plot of training curves: loss, FVU, L0 and dead latents over training tokens."""
+"""Plot training curves: loss, FVU, L0 and dead latents over training tokens."""
 
 import math
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""The language model: describe, load and run it, read its activations and edit them."""
+"""Describe, load and run the language model, read its activations and edit them."""

@@ -1,4 +1,4 @@
-"""TransformerLens' bridge: load it, and replace the parts of it that are slow."""
+"""Load TransformerLens' bridge, and replace the parts of it that are slow."""
 
 import contextlib
 import gc

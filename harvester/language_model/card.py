@@ -1,4 +1,4 @@
-"""The model card: a language model described by its configuration.
+"""Describe a language model by its configuration: the model card.
 
 This module imports neither torch nor transformers.
 """

@@ -1,4 +1,4 @@
-"""The language model with its weights: its activations, and its loss under edits.
+"""Load the language model with its weights, for its activations and its loss under edits.
 
 Legend of shapes: B sequences, T positions, d width of a hook.
 """

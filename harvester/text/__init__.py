@@ -1,1 +1,1 @@
-"""Text: read a corpus and pack its tokens into sequences and buckets of rows."""
+"""Read a corpus and pack its tokens into sequences and buckets of rows."""

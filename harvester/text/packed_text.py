@@ -1,4 +1,4 @@
-"""Packed text: a corpus tokenized, packed into buckets and stored."""
+"""Tokenize a corpus, pack it into buckets and store them: packed text."""
 
 from collections.abc import Iterator
 from itertools import islice

@@ -97,7 +97,10 @@ class Bucket:
 
     @staticmethod
     def read_at(file: BinaryIO, place: str, start: int, into: memoryview) -> int:
-        """Fill ``into`` from byte ``start`` of a file; return the bytes read, fewer only at its end."""
+        """Fill ``into`` from byte ``start`` of a file and return the bytes read.
+
+        The bytes are fewer than asked for only at the file's end.
+        """
         try:
             filled = read = os.preadv(file.fileno(), [into], start)
             while read and filled < len(into):

@@ -21,8 +21,8 @@ from scopemill.deploy.cluster.ray_cluster import local_cluster
 from scopemill.deploy.demo.run import MODEL
 from scopemill.deploy.demo.standard_library import write_corpus
 from scopemill.deploy.orchestrator.driver import SweepDriver
+from scopemill.deploy.plan.planner import plan_sweep
 from scopemill.deploy.plan.sweep_file import parse_sweep
-from scopemill.deploy.plan.sweep_plan import plan_sweep
 from scopemill.deploy.progress import Reporter
 from scopemill.evaluator.fidelity.results import Result
 

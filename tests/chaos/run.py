@@ -112,8 +112,8 @@ class Bench:
 
 
 def planned(place: Path):
+    from scopemill.deploy.plan.planner import plan_sweep
     from scopemill.deploy.plan.sweep_file import load_sweep
-    from scopemill.deploy.plan.sweep_plan import plan_sweep
 
     return plan_sweep(load_sweep(str(place / "sweep.yaml")))
 

@@ -12,8 +12,9 @@ from rich.console import Console
 from scopemill.deploy.demo.run import MODEL
 from scopemill.deploy.demo.standard_library import documents
 from scopemill.deploy.orchestrator.driver import SweepDriver
+from scopemill.deploy.plan.planner import plan_sweep
 from scopemill.deploy.plan.sweep_file import load_sweep
-from scopemill.deploy.plan.sweep_plan import SweepPlan, plan_sweep
+from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.deploy.progress import Reporter
 from scopemill.harvester.task import HarvestTask
 

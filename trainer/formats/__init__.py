@@ -1,4 +1,7 @@
-"""Read and write finished SAEs: one module for each file format, and one table of them all."""
+"""Read and write finished SAEs.
+
+There is one module for each file format, and one table of them all.
+"""
 
 import re
 from collections.abc import Callable
@@ -21,7 +24,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?(/.+)?")
 
 @dataclass(frozen=True)
 class Format:
-    """Describe a file format: its weights file, its reader, and its writer if it is written."""
+    """Describe a file format: its weights file, its reader and its writer.
+
+    A format that is only read has no writer.
+    """
 
     weights: str  # the file in a folder that tells the format
     read: Callable[[str], FinishedSae]
@@ -39,10 +45,10 @@ WRITTEN = [word for word, format in FORMATS.items() if format.files]
 
 
 def read_finished(folder: str) -> FinishedSae:
-    """Return the finished SAE in a folder (any fsspec URL): float32, on the CPU, without gradients.
+    """Return the finished SAE in a folder, which may be any fsspec URL.
 
-    The weights file tells the format. SaeFormatError if the folder holds no SAE, one of an unknown kind, or files that do not
-    fit each other.
+    The SAE is float32, on the CPU, without gradients. The weights file tells the format. SaeFormatError if the folder holds no SAE, one
+    of an unknown kind, or files that do not fit each other.
     """
     bucket = Bucket(folder)
     for format in FORMATS.values():
@@ -52,7 +58,10 @@ def read_finished(folder: str) -> FinishedSae:
 
 
 def write_finished(folder: str, word: str, finished: FinishedSae) -> None:
-    """Write a finished SAE into a folder, in a format. SaeFormatError, and nothing is written, if the format cannot hold it."""
+    """Write a finished SAE into a folder, in a format.
+
+    Raises SaeFormatError, and writes nothing, if the format cannot hold it.
+    """
     format = FORMATS.get(word)
     if not format or not format.files:
         raise InputError(f"format {word!r} is not written; choose from {', '.join(WRITTEN)}.")
@@ -64,16 +73,20 @@ def write_finished(folder: str, word: str, finished: FinishedSae) -> None:
 
 
 def write_saelens(bucket: Bucket, root: str, finished: FinishedSae) -> None:
-    """Write a trained SAE into the folder ``root`` of a bucket, in SAELens' format and without checks of its values."""
+    """Write a trained SAE into the folder ``root`` of a bucket, in SAELens' format.
+
+    Its values are not checked.
+    """
     for name, data in saelens.saelens_files(bucket.place(root), finished).items():
         bucket.write(f"{root}/{name}", data)
 
 
 def load_sae(place: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Sae:
-    """Return the finished SAE of a folder, an fsspec URL or a Hugging Face id, ready for raw activations.
+    """Return the finished SAE of a folder, ready for raw activations.
 
-    An id is ``owner/repository``, with a folder after it if the repository holds several SAEs; a local folder of that name
-    comes first. What a sweep has measured is in ``sae.cfg.metadata["evaluation"]``. SaeFormatError if there is no SAE.
+    The folder is a local path, an fsspec URL or a Hugging Face id. An id is ``owner/repository``, with a folder after it if the
+    repository holds several SAEs; a local folder of that name comes first. What a sweep has measured is in
+    ``sae.cfg.metadata["evaluation"]``. SaeFormatError if there is no SAE.
     """
     given = str(place)
     folder = _hub_url(given) or given
@@ -89,7 +102,10 @@ def load_sae(place: str | Path, device: torch.device | str | None = None, dtype:
 
 
 def save_sae(sae: Sae, place: str | Path, format: str = "saelens") -> None:
-    """Write a finished SAE into a folder (any fsspec URL). SaeFormatError, and nothing is written, if the format cannot hold it."""
+    """Write a finished SAE into a folder, which may be any fsspec URL.
+
+    Raises SaeFormatError, and writes nothing, if the format cannot hold it.
+    """
     write_finished(str(place), format, FinishedSae.of(sae))
 
 

@@ -57,7 +57,10 @@ _SITES = {"resid_post": "resid_post", "mlp_out": "mlp_out", "attention_out": "at
 
 
 def read_dictionary_learning(folder: str) -> FinishedSae:
-    """Return the SAE of a dictionary_learning folder. SaeFormatError if its class is unknown or its files do not fit."""
+    """Return the SAE of a dictionary_learning folder.
+
+    Raises SaeFormatError if its class is unknown or its files do not fit.
+    """
     bucket = Bucket(folder)
     place, config = bucket.place(CONFIG), read_config(bucket, CONFIG)
     trainer = config.get("trainer")

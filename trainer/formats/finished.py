@@ -1,4 +1,7 @@
-"""Hold a finished SAE with its hooks, model and metadata: every format is read into this, and written from it."""
+"""Hold a finished SAE with its hooks, model and metadata.
+
+Every format is read into this, and written from it.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +14,10 @@ from scopemill.trainer.sae.base import Sae
 
 @dataclass(frozen=True)
 class FinishedSae:
-    """Hold an SAE that takes raw activations of the hooks ``inputs``, side by side, and reconstructs ``outputs``."""
+    """Hold an SAE that reads raw activations of hooks ``inputs`` and reconstructs hooks ``outputs``.
+
+    The activations of several hooks lie side by side.
+    """
 
     sae: Sae
     inputs: tuple[str, ...]  # names of hooks; empty where a format does not say

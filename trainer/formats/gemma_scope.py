@@ -1,7 +1,8 @@
-"""Read and write Gemma Scope's JumpReLU SAEs: ``params.npz`` of Gemma Scope 1, ``params.safetensors`` of Gemma Scope 2.
+"""Read and write Gemma Scope's JumpReLU SAEs.
 
-These SAEs take raw activations and have no pre-encoder bias, so a pre-encoder bias is folded when writing. An embedding SAE of
-Gemma Scope 1 takes rows of the embedding matrix, and the hook gives those rows times sqrt(d): this factor is folded both ways.
+Gemma Scope 1 keeps them in ``params.npz``, Gemma Scope 2 in ``params.safetensors``. These SAEs take raw activations and have no
+pre-encoder bias, so a pre-encoder bias is folded when writing. An embedding SAE of Gemma Scope 1 takes rows of the embedding matrix,
+and the hook gives those rows times sqrt(d): this factor is folded both ways.
 """
 
 import io
@@ -34,7 +35,10 @@ _SKIP = {"affine_skip_connection": "skip.W_skip"}
 
 
 def read_gemma_scope(folder: str) -> FinishedSae:
-    """Return the SAE of a Gemma Scope 1 folder. SaeFormatError if its file or its path is none of Gemma Scope's."""
+    """Return the SAE of a Gemma Scope 1 folder.
+
+    Raises SaeFormatError if its file or its path is none of Gemma Scope's.
+    """
     bucket = Bucket(folder)
     place = bucket.place(WEIGHTS_1)
     try:
@@ -47,14 +51,20 @@ def read_gemma_scope(folder: str) -> FinishedSae:
 
 
 def read_gemma_scope_2(folder: str) -> FinishedSae:
-    """Return the SAE of a Gemma Scope 2 folder. SaeFormatError if its file or its path is none of Gemma Scope's."""
+    """Return the SAE of a Gemma Scope 2 folder.
+
+    Raises SaeFormatError if its file or its path is none of Gemma Scope's.
+    """
     bucket = Bucket(folder)
     tensors = read_safetensors(bucket, WEIGHTS_2)
     return _read(bucket, bucket.place(WEIGHTS_2), GENERATION_2, tensors, _NAMES_2 | (_SKIP if _SKIP.keys() <= tensors.keys() else {}))
 
 
 def gemma_scope_files(place: str, finished: FinishedSae) -> dict[str, bytes]:
-    """Return the folder's one file. The folder's path has to describe the SAE, since the file holds only tensors."""
+    """Return the folder's one file.
+
+    The folder's path has to describe the SAE, since the file holds only tensors.
+    """
     file = io.BytesIO()
     arrays = {name: tensor.float().numpy() for name, tensor in _tensors(place, finished, GENERATION_1, _NAMES_1).items()}
     np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -62,7 +72,10 @@ def gemma_scope_files(place: str, finished: FinishedSae) -> dict[str, bytes]:
 
 
 def gemma_scope_2_files(place: str, finished: FinishedSae) -> dict[str, bytes]:
-    """Return the folder's one file. The folder's path has to describe the SAE, since the file holds only tensors."""
+    """Return the folder's one file.
+
+    The folder's path has to describe the SAE, since the file holds only tensors.
+    """
     names = _NAMES_2 | (_SKIP if finished.sae.skip else {})
     return {WEIGHTS_2: safetensors.torch.save(_tensors(place, finished, GENERATION_2, names))}
 

@@ -1,4 +1,4 @@
-"""Parse and write Gemma Scope's paths, which name the model, hooks, width and L0 of an SAE.
+"""Parse and write Gemma Scope's paths: an SAE's model, hooks, width and L0.
 
     gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71           Gemma Scope 1: res, mlp, att or transcoders
     gemma-scope-2b-pt-res/embedding/width_4k/average_l0_44
@@ -64,7 +64,10 @@ class Generation:
     plain: tuple[str, str]  # the mark of a pretrained model in repository names, and in model names
 
     def parse(self, place: str) -> tuple[Origin, str]:
-        """Return what a path describes, and its L0: a number, or Gemma Scope 2's word. SaeFormatError for another path."""
+        """Return what a path describes, and its L0.
+
+        The L0 is a number, or Gemma Scope 2's word. Raises SaeFormatError for another path.
+        """
         found = self.pattern.search(_whole(place))
         if not found:
             raise SaeFormatError(f"{place} is not a Gemma Scope path; such a path ends like {self.example}.")
@@ -73,7 +76,10 @@ class Generation:
         return Origin(self._model(found["model"]), hooks[0], hooks[1], found["width"]), found["l0"]
 
     def path_of(self, finished: FinishedSae, l0: str) -> str:
-        """Return the path of an SAE, from the repository's name on. SaeFormatError if Gemma Scope has no such path."""
+        """Return the path of an SAE, from the repository's name on.
+
+        Raises SaeFormatError if Gemma Scope has no such path.
+        """
         origin = origin_of(finished)
         for kind, (one, other) in self.kinds.items():
             layer = re.fullmatch(r"blocks\.(\d+)\." + re.escape(one), origin.input)
@@ -106,7 +112,10 @@ GENERATION_2 = Generation(
 
 
 def origin_of(finished: FinishedSae) -> Origin:
-    """Return what a path of this SAE has to describe. SaeFormatError for several hooks, or an unknown hook or model."""
+    """Return what a path of this SAE has to describe.
+
+    Raises SaeFormatError for several hooks, or an unknown hook or model.
+    """
     if len(finished.inputs) != 1 or len(finished.outputs) != 1 or not finished.model:
         raise SaeFormatError(
             f"Gemma Scope's paths name a model and one hook, and this SAE has the model {finished.model!r} and "

@@ -26,10 +26,10 @@ _FIGURES = {
 
 
 def push_to_hub(sae: Sae, repo_id: str, folder: str = "", private: bool | None = None, token: str | None = None) -> str:
-    """Push an SAE in SAELens' format, in one commit, and return the id that `load_sae` takes.
+    """Push an SAE in SAELens' format and return the id that `load_sae` takes.
 
-    The repository is created if it is missing. An existing README.md is kept; otherwise a model card is written. InputError
-    for an id that is none, StorageError if the hub refuses.
+    The push is one commit. The repository is created if it is missing. An existing README.md is kept; otherwise a model card is
+    written. InputError for an id that is none, StorageError if the hub refuses.
     """
     folder = folder.strip("/")
     place = f"{repo_id}/{folder}" if folder else repo_id
@@ -51,7 +51,10 @@ def push_to_hub(sae: Sae, repo_id: str, folder: str = "", private: bool | None =
 
 
 def model_card(sae: Sae, place: str) -> str:
-    """Return a model card: what the SAE is, how to load it, and its quality as far as known."""
+    """Return a model card.
+
+    It says what the SAE is, how to load it, and its quality as far as known.
+    """
     cfg = sae.cfg or sae.describe()
     front: dict[str, Any] = {
         "library_name": "scopemill",

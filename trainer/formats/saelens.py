@@ -58,15 +58,18 @@ _LEGACY_METADATA = (
 
 
 def saelens_files(place: str, finished: FinishedSae) -> dict[str, bytes]:
-    """Return the folder's files; ``cfg.json`` comes last, since its presence makes the folder a finished SAE."""
+    """Return the folder's files, with ``cfg.json`` last.
+
+    The presence of ``cfg.json`` makes the folder a finished SAE.
+    """
     tensors = laid_out(finished.sae, _names(finished.sae))
     return {WEIGHTS: safetensors.torch.save(tensors), CONFIG: json.dumps(_to_config(finished), indent=1).encode()}
 
 
 def to_saelens(sae: Sae) -> Any:
-    """Return an SAE as an SAE of the package sae_lens, on the same device and in the same dtype.
+    """Return an SAE as an SAE of the package sae_lens.
 
-    InputError if sae_lens is not installed, or has no word for the architecture.
+    Device and dtype stay the same. InputError if sae_lens is not installed, or has no word for the architecture.
     """
     try:
         import sae_lens  # type: ignore[import-not-found]
@@ -84,7 +87,10 @@ def to_saelens(sae: Sae) -> Any:
 
 
 def read_saelens(folder: str) -> FinishedSae:
-    """Return the SAE of a SAELens folder. SaeFormatError if its files are damaged, unknown, or do not fit each other."""
+    """Return the SAE of a SAELens folder.
+
+    Raises SaeFormatError if its files are damaged, unknown, or do not fit each other.
+    """
     bucket = Bucket(folder)
     place, config = bucket.place(CONFIG), _read_config(bucket)
     tensors = read_safetensors(bucket, WEIGHTS)

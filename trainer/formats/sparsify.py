@@ -25,7 +25,10 @@ _MODULE = re.compile(r"(?:.*/)?(?:[A-Za-z_]+\.)*(?:layers|h)\.(\d+)(\.mlp)?")
 
 
 def read_sparsify(folder: str) -> FinishedSae:
-    """Return the SAE or transcoder of a sparsify folder. SaeFormatError if its files are unknown or do not fit."""
+    """Return the SAE or transcoder of a sparsify folder.
+
+    Raises SaeFormatError if its files are unknown or do not fit.
+    """
     bucket = Bucket(folder)
     place, config = bucket.place(CONFIG), read_config(bucket, CONFIG)
     activation = config.get("activation", "topk")

@@ -1,6 +1,7 @@
-"""Fill an SAE with a file's tensors, and lay its parameters out as tensors: shared by all formats.
+"""Fill an SAE with a file's tensors, and lay its parameters out as tensors.
 
-A format's table of names maps each tensor of a file to a parameter; ``W_enc.T`` says that the file holds the transpose.
+All formats share this module. A format's table of names maps each tensor of a file to a parameter; ``W_enc.T`` says that the file holds
+the transpose.
 """
 
 import json
@@ -47,7 +48,10 @@ def read_safetensors(bucket: Bucket, name: str) -> Tensors:
 
 
 def check_count(place: str, config: Mapping[str, Any], field: str, most: int | None = None) -> int:
-    """Return a field that is a whole number from 1 to ``most``. SaeFormatError if it is not."""
+    """Return a field that is a whole number from 1 to ``most``.
+
+    Raises SaeFormatError if it is not.
+    """
     value = config.get(field)
     if type(value) is not int or value < 1:
         raise SaeFormatError(f"{place}: {field} is {value!r}; it has to be a whole number of at least 1.")
@@ -57,7 +61,10 @@ def check_count(place: str, config: Mapping[str, Any], field: str, most: int | N
 
 
 def shape_of(place: str, tensors: Tensors, name: str) -> tuple[int, int]:
-    """Return a matrix's rows and columns, for formats whose tensors alone say how wide an SAE is."""
+    """Return a matrix's rows and columns.
+
+    This is for formats whose tensors alone say how wide an SAE is.
+    """
     if name not in tensors:
         raise SaeFormatError(f"{place} lacks the tensor {name}.")
     if tensors[name].ndim != 2:
@@ -66,9 +73,10 @@ def shape_of(place: str, tensors: Tensors, name: str) -> tuple[int, int]:
 
 
 def filled(place: str, sae: Sae, tensors: Tensors, names: Mapping[str, str]) -> Sae:
-    """Fill an SAE that is on torch's meta device with a file's tensors: float32, on the CPU, without gradients.
+    """Fill an SAE that is on torch's meta device with a file's tensors.
 
-    SaeFormatError unless the file holds exactly the table's tensors, with the right shapes and finite values.
+    The result is float32, on the CPU, without gradients. SaeFormatError unless the file holds exactly the table's tensors, with the
+    right shapes and finite values.
     """
     parameters = dict(sae.named_parameters())
     shapes = {}

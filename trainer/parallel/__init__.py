@@ -1,1 +1,4 @@
-"""Train one SAE on several ranks: the process group, and the shard of the latents on each rank."""
+"""Train one SAE on several ranks.
+
+Holds the process group, and the shard of the latents on each rank.
+"""

@@ -43,7 +43,10 @@ class ProcessGroup:
         self._group = self._store = None
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
-        """Sum a tensor over all ranks, in place; in a fixed order, so every rank gets the same bits in every run."""
+        """Sum a tensor over all ranks, in place.
+
+        The order is fixed, so every rank gets the same bits in every run.
+        """
         self._wait(lambda group: group.allreduce(tensor, ReduceOp.SUM))
 
     def broadcast(self, tensor: torch.Tensor) -> None:
@@ -69,7 +72,10 @@ class ProcessGroup:
 
 
 class Rendezvous:
-    """Listen at a free port of ``host`` for the ranks of one process group. Rank 0 opens it."""
+    """Listen at a free port of ``host`` for the ranks of one process group.
+
+    Rank 0 opens it.
+    """
 
     def __init__(self, host: str):
         listening = socket.create_server((host, 0))

@@ -1,4 +1,4 @@
-"""Shard an SAE's latents over ranks, and compute over all ranks what depends on all latents.
+"""Shard an SAE's latents over ranks, and compute what depends on all latents.
 
 A wide SAE is sharded by latents: each rank holds some of the encoder rows, biases, thresholds and decoder rows, with their optimiser
 state. The decoder's bias, a skip and plain numbers are replicated: every rank holds them. Every rank takes the same batch and decodes
@@ -29,7 +29,10 @@ class Command(IntEnum):
 
 
 class LatentShard:
-    """Hold all latents on one rank: every result is known locally. `DistributedShard` holds some of them."""
+    """Hold all latents on one rank: every result is known locally.
+
+    `DistributedShard` holds some of them.
+    """
 
     whole = leads = True
 
@@ -45,11 +48,17 @@ class LatentShard:
     # In a training step.
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the sum over ranks. Every rank computes the same loss from the sum, so its gradient needs no communication."""
+        """Return the sum over ranks.
+
+        Every rank computes the same loss from the sum, so its gradient needs no communication.
+        """
         return tensor
 
     def replicated(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a tensor that every rank computes from replicated parameters, with its gradient on rank 0 only."""
+        """Return a tensor computed from replicated parameters, with its gradient on rank 0 only.
+
+        Every rank computes the same tensor.
+        """
         return tensor
 
     def replicated_gradient(self, parameter: torch.Tensor) -> torch.Tensor | None:
@@ -65,7 +74,10 @@ class LatentShard:
         return condition
 
     def global_top_k(self, values: torch.Tensor, k: int) -> torch.Tensor:
-        """Return this rank's k largest of each row [B, at most k]; values outside the k largest over ranks become -inf."""
+        """Return this rank's k largest of each row [B, at most k].
+
+        Values outside the k largest over ranks become -inf.
+        """
         return values
 
     def kth_largest(self, values: torch.Tensor, k: int) -> torch.Tensor:
@@ -102,7 +114,10 @@ class LatentShard:
 
 
 class DistributedShard(LatentShard):
-    """Hold one rank's share of the latents. All ranks call the same methods in the same order."""
+    """Hold one rank's share of the latents.
+
+    All ranks call the same methods in the same order.
+    """
 
     whole = False
 
@@ -209,7 +224,10 @@ class _AllReduce(torch.autograd.Function):
 
 
 def is_sharded(name: str, tensor: torch.Tensor) -> bool:
-    """Return whether a tensor of an SAE's or a loop's state has one row per latent."""
+    """Return whether a state tensor has one row per latent.
+
+    The state is that of an SAE or a loop.
+    """
     return tensor.ndim > 0 and REPLICATED.isdisjoint(name.split("."))
 
 

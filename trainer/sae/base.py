@@ -189,7 +189,10 @@ class Sae(nn.Module):
         return self.reconstruct(x)[1]
 
     def reconstruct(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the latents [..., F] and the reconstruction [..., d_out] of activations [..., d_in], in their dtype."""
+        """Return latents [..., F] and reconstruction [..., d_out] of activations [..., d_in].
+
+        Both have the activations' dtype.
+        """
         rows, mean, deviation = self.normalized(self._as_rows(x))
         latents = self.activation(self.encoder(rows))
         reconstruction = self.decode(latents) + (self.skip(rows) if self.skip else 0)
@@ -202,11 +205,17 @@ class Sae(nn.Module):
     # What other packages take. Formats lie above this room, so their modules are imported when asked for.
 
     def push_to_hub(self, repo_id: str, folder: str = "", private: bool | None = None, token: str | None = None) -> str:
-        """Push this SAE with a model card to Hugging Face, and return the id that `load_sae` takes."""
+        """Push this SAE with a model card to Hugging Face.
+
+        Returns the id that `load_sae` takes.
+        """
         return import_module("scopemill.trainer.formats.hub").push_to_hub(self, repo_id, folder, private, token)
 
     def to_saelens(self) -> Any:
-        """Return this SAE as an SAE of the package sae_lens. InputError if sae_lens is missing or has no such architecture."""
+        """Return this SAE as an SAE of the package sae_lens.
+
+        Raises InputError if sae_lens is missing or has no such architecture.
+        """
         return import_module("scopemill.trainer.formats.saelens").to_saelens(self)
 
     def _has_heads(self, x: torch.Tensor) -> bool:
@@ -219,9 +228,10 @@ class Sae(nn.Module):
         return (x.flatten(-2) if self._has_heads(x) else x).to(self.dtype)
 
     def normalized(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Return the rows to encode; with a layer norm also the mean and the deviation [..., 1] that undo the norm.
+        """Return the rows to encode.
 
-        As SAELens defines it: the sample deviation, with d - 1, and an epsilon on the way in only.
+        With a layer norm, also return the mean and the deviation [..., 1] that undo the norm. As SAELens defines it: the sample
+        deviation, with d - 1, and an epsilon on the way in only.
         """
         if not self.layer_norm:
             return x, None, None
@@ -239,7 +249,10 @@ class Sae(nn.Module):
         return x - self.b_dec if self.centred else x
 
     def products_into(self, encoder_input: torch.Tensor, out: torch.Tensor) -> None:
-        """Write pre-activations without the bias, of an encoder input [B, d_in], into memory [B, F] that was used before."""
+        """Write pre-activations without the bias into memory [B, F] that was used before.
+
+        They are of an encoder input [B, d_in].
+        """
         # Fresh memory takes longer to touch than to fill, and adding the bias would be one more pass over all of it.
         if torch.is_autocast_enabled(encoder_input.device.type) and out.dtype == encoder_input.dtype:
             out.copy_(nn.functional.linear(encoder_input, self.W_enc))
@@ -267,7 +280,10 @@ class Sae(nn.Module):
         return self.shard.all_reduce(codes.decode(self.W_dec).to(self.b_dec.dtype))
 
     def reconstruction_error(self, codes: Codes, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the sum of squared errors against ``target`` [B, d_out], and the error [B, d_out] without a gradient."""
+        """Return the sum of squared errors against ``target``, and the error.
+
+        Target and error are [B, d_out]; the error has no gradient.
+        """
         if self.shard.whole:
             return codes.reconstruction_error(self.W_dec, target)
         return reconstruction_error(self.decode_no_bias(codes), target)
@@ -282,5 +298,8 @@ class Sae(nn.Module):
         return bias - self.W_enc @ self.b_dec if self.centred else bias
 
     def scaled_weights(self, inputs: torch.Tensor, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return encoder and decoder by parameter name, their columns multiplied by ``inputs`` [d_in] and ``outputs`` [d_out]."""
+        """Return encoder and decoder by parameter name, with scaled columns.
+
+        The columns are multiplied by ``inputs`` [d_in] and ``outputs`` [d_out].
+        """
         return {"W_enc": self.W_enc * inputs, "W_dec": self.W_dec * outputs}

@@ -36,7 +36,10 @@ class SaeCfg:
 
     @property
     def hook(self) -> str:
-        """Return one label for all hooks: the hook's own name for an SAE of one hook, "" if unknown."""
+        """Return one label for all hooks.
+
+        It is the hook's own name for an SAE of one hook, "" if unknown.
+        """
         try:
             sides = [tuple(Hook.parse(name) for name in side) for side in (self.inputs, self.targets)]
         except InputError:  # other tools have hooks of their own
@@ -45,7 +48,10 @@ class SaeCfg:
 
     @property
     def splits_heads(self) -> bool:
-        """Return whether the input is one attn_z hook, whose rows are [heads, d_head] in the language model."""
+        """Return whether the input is one attn_z hook.
+
+        Its rows are [heads, d_head] in the language model.
+        """
         try:
             return len(self.inputs) == 1 and not self.targets and Hook.parse(self.inputs[0]).site == "attn_z"
         except InputError:

@@ -1,4 +1,6 @@
-"""Crosscoder (Anthropic, October 2024): one set of latents reads several layers and reconstructs them all.
+"""Define crosscoders (Anthropic, October 2024).
+
+One set of latents reads several layers and reconstructs them all.
 
     loss = sum_l ||x_l - x^_l||^2 + lambda E sum_i f_i sum_l ||W_dec,i^l||
 

@@ -1,4 +1,6 @@
-"""Matryoshka (arXiv 2503.17547): each of several nested prefixes of the latents reconstructs x alone.
+"""Define Matryoshka SAEs (arXiv 2503.17547).
+
+Each of several nested prefixes of the latents reconstructs x alone.
 
     loss = sum_m ||x - (f_{0:m} W_{0:m} + b_dec)||^2 + ...        m over the prefixes, the last of which is all latents
 
@@ -16,7 +18,10 @@ from scopemill.trainer.sparse.codes import Codes, reconstruction_error
 
 
 class Matryoshka(Sae):
-    """Define an SAE whose training nests prefixes of its latents; inference is that of any SAE."""
+    """Define an SAE whose training nests prefixes of its latents.
+
+    Its inference is that of any SAE.
+    """
 
     architecture = "matryoshka"
 

@@ -16,7 +16,10 @@ from scopemill.trainer.sparse.kernels.select import require_backend
 
 @dataclass
 class Losses:
-    """Hold the losses of one batch. Each is a mean over the B rows; errors are summed over d first."""
+    """Hold the losses of one batch.
+
+    Each is a mean over the B rows; errors are summed over d first.
+    """
 
     reconstruction: torch.Tensor  # E ||y - y_hat||^2
     nested: torch.Tensor | float  # the same for Matryoshka's smaller prefixes, summed
@@ -33,7 +36,10 @@ class Losses:
 
 
 class Objective:
-    """Compute the losses that an architecture is trained by, and keep the memory for the encoder's products between steps."""
+    """Compute the losses that an architecture is trained by.
+
+    The memory for the encoder's products is kept between steps.
+    """
 
     def __init__(self, sae: Sae, config: SaeConfig):
         self.sae, self.config = sae, config
@@ -42,11 +48,11 @@ class Objective:
     def losses(
         self, x: torch.Tensor, y: torch.Tensor, dead: torch.Tensor, max_entries: int = 0, gradients: SparseGradients | None = None
     ) -> Losses:
-        """Return the differentiable losses of a batch of scaled activations x [B, d_in] with targets y [B, d_out].
+        """Return the differentiable losses of a batch.
 
-        ``dead`` [F]: the latents that have not fired for long. ``max_entries``: compute at entries only where so many are enough; 0:
-        never. ``gradients`` then collects the weights' gradients as terms; without a collector they are dense, as torch's optimisers
-        take them.
+        The batch is scaled activations x [B, d_in] with targets y [B, d_out]. ``dead`` [F]: the latents that have not fired for long.
+        ``max_entries``: compute at entries only where so many are enough; 0: never. ``gradients`` then collects the weights' gradients
+        as terms; without a collector they are dense, as torch's optimisers take them.
         """
         sae, config = self.sae, self.config
         if sae.layer_norm:
@@ -68,7 +74,10 @@ class Objective:
         )
 
     def reconstruction_errors(self, codes: Codes, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return squared error and error of each nested prefix of the latents, all latents last: see `Sae.reconstruction_error`."""
+        """Return squared error and error of each nested prefix of the latents.
+
+        All latents come last: see `Sae.reconstruction_error`.
+        """
         return [self.sae.reconstruction_error(codes, target)]
 
     def _pre_activations(self, x: torch.Tensor, max_entries: int, gradients: SparseGradients | None) -> Pre:

@@ -32,13 +32,19 @@ OBJECTIVES: dict[str, type[Objective]] = {"matryoshka": MatryoshkaObjective}  # 
 
 
 def all_latents(config: SaeConfig, shape: Shape) -> int:
-    """Return the number of latents, of all layers together where an architecture has latents in each layer."""
+    """Return the number of latents.
+
+    Where an architecture has latents in each layer, it counts all layers together.
+    """
     layered = issubclass(ARCHITECTURES[config.architecture], CrossLayerTranscoder)
     return config.width * len(shape.inputs) if layered else config.width
 
 
 def initial_sae(config: SaeConfig, shape: Shape, mean: torch.Tensor, shard: LatentShard | None = None) -> Sae:
-    """Return an SAE before its first step, or one rank's shard. ``mean`` [d_out]: of the target, in the SAE's units."""
+    """Return an SAE before its first step, or one rank's shard.
+
+    ``mean`` [d_out] is the target's mean, in the SAE's units.
+    """
     activation = ACTIVATIONS[config.latents].initial(config, shard or LatentShard(all_latents(config, shape)))
     return ARCHITECTURES[config.architecture].initial(config, shape, activation, mean)
 

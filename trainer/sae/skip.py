@@ -1,6 +1,7 @@
-"""Learn a linear map beside the latents, so that latents need not learn linear structure (arXiv 2501.18823).
+"""Learn a linear map beside the latents.
 
-Beside a transcoder it is a full matrix. Beside an SAE, which could copy its whole input through one, it has a low rank.
+So latents need not learn linear structure (arXiv 2501.18823). Beside a transcoder it is a full matrix. Beside an SAE, which could copy
+its whole input through one, it has a low rank.
 """
 
 import torch
@@ -19,7 +20,10 @@ class Skip(nn.Module):
             self.W_up = nn.Parameter(torch.zeros(d_out, rank))
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw the first factor of a low rank: one factor must differ from zero for the other to get a gradient."""
+        """Draw the first factor of a low rank.
+
+        One factor must differ from zero for the other to get a gradient.
+        """
         if hasattr(self, "W_down"):
             nn.init.normal_(self.W_down, std=self.W_down.shape[1] ** -0.5, generator=generator)
 
@@ -35,7 +39,10 @@ class Skip(nn.Module):
         return self.W_skip if hasattr(self, "W_skip") else self.W_up @ self.W_down
 
     def of_rank(self, rank: int) -> "Skip":
-        """Return the nearest map of this rank, in two factors; the second holds all singular values, so the first is never zero."""
+        """Return the nearest map of this rank, in two factors.
+
+        The second holds all singular values, so the first is never zero.
+        """
         d_out, d_in = self.matrix.shape
         low = Skip(d_in, d_out, rank)
         left, strength, right = torch.linalg.svd(self.matrix, full_matrices=False)

@@ -1,7 +1,7 @@
-"""Transcoders (arXiv 2406.11944; with a skip 2501.18823): read an MLP's input and reconstruct its output.
+"""Define transcoders (arXiv 2406.11944): read an MLP's input and reconstruct its output.
 
-There is no pre-encoder bias, and encoder and decoder start independently. With a skip, decoder and skip start at zero and the bias at
-the mean output, so training first learns the linear map; the decoder is not constrained.
+A skip may be added (arXiv 2501.18823). There is no pre-encoder bias, and encoder and decoder start independently. With a skip, decoder
+and skip start at zero and the bias at the mean output, so training first learns the linear map; the decoder is not constrained.
 """
 
 import torch

@@ -33,10 +33,16 @@ class Codes(ABC):
 
     @abstractmethod
     def decode(self, weights: torch.Tensor, first: int = 0) -> torch.Tensor:
-        """Return [B, d]: the sum over latents of value times weight row [F, d]. Latent 0 has the weight row ``first``."""
+        """Return [B, d]: the sum over latents of value times weight row [F, d].
+
+        Latent 0 has the weight row ``first``.
+        """
 
     def reconstruction_error(self, weights: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the sum of squared errors against ``target`` [B, d], and the error [B, d] without a gradient."""
+        """Return the sum of squared errors against ``target``, and the error.
+
+        Target and error are [B, d]; the error has no gradient.
+        """
         return reconstruction_error(self.decode(weights), target)
 
     @abstractmethod
@@ -64,7 +70,10 @@ class Pre(ABC):
 
     @abstractmethod
     def largest(self, among: torch.Tensor, k: int, shard: LatentShard) -> Codes:
-        """Return, of each row and of the latents ``among`` [F], the positive ones of the k largest over all ranks."""
+        """Return the positive ones of the k largest of each row, over all ranks.
+
+        Only the latents ``among`` [F] count.
+        """
 
 
 @dataclass(frozen=True)
@@ -155,13 +164,19 @@ class SparsePre(Pre):
 
 
 def share(which: torch.Tensor) -> torch.Tensor:
-    """Return the share [F] of rows in which each column of ``which`` [B, F] is true, in float64."""
+    """Return the share [F] of rows in which each column of ``which`` is true.
+
+    ``which`` is [B, F], the share float64.
+    """
     # As many rows at a time as bytes can count: torch would make a matrix of int64 of them all, which took 30 times longer.
     counts = sum(rows.view(torch.uint8).sum(0, dtype=torch.uint8).long() for rows in which.split(255))
     return counts.double() / len(which)
 
 
 def reconstruction_error(reconstruction: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sum of squared errors of a reconstruction [B, d], and the error [B, d] without a gradient."""
+    """Return the sum of squared errors of a reconstruction, and the error.
+
+    Reconstruction and error are [B, d]; the error has no gradient.
+    """
     error = reconstruction.to(target.dtype) - target
     return error.square().sum(), error.detach()

@@ -1,4 +1,6 @@
-"""Find and hold the entries [row, latent] of a batch on which loss and gradients depend.
+"""Find and hold the entries of a batch on which loss and gradients depend.
+
+An entry is a pair [row, latent].
 
 Legend of shapes: B rows, F latents, n entries.
 """
@@ -36,7 +38,10 @@ class Entries:
         return self.backend.sum_by_latent(self.columns, values)
 
     def share(self, fires: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the share [F] of rows in which each latent has an entry, or an entry that ``fires`` [n]."""
+        """Return the share [F] of rows in which each latent has an entry.
+
+        With ``fires`` [n], only entries that fire count.
+        """
         counts = self.columns.starts.diff() if fires is None else self.sum_by_latent(fires.float())
         return counts.float() / self.rows
 
@@ -49,7 +54,10 @@ class Entries:
         return Entries(self.starts, self.latents + by, width, self.backend)
 
     def slice(self, start: int, stop: int) -> tuple["Entries", torch.Tensor]:
-        """Return the entries of latents ``start`` to ``stop``, numbered from 0, and a mask [n] of these entries."""
+        """Return the entries of latents ``start`` to ``stop``, and a mask of them.
+
+        They are renumbered from 0; the mask [n] marks them among all entries.
+        """
         inside = (self.latents >= start) & (self.latents < stop)
         return self.kept(inside).renumbered(-start, stop - start), inside
 
@@ -60,10 +68,10 @@ class Entries:
 
 
 def scan(products: torch.Tensor, bias: torch.Tensor, lower: torch.Tensor, max_entries: int) -> tuple[Entries, torch.Tensor] | None:
-    """Find the entries of products [B, F] plus bias [F] above ``lower`` [F]; return them with their values [n].
+    """Find the entries of products plus bias above ``lower``, with their values [n].
 
-    None if there are more than about ``max_entries``. Where rounding decides, an entry may be in or out: the caller's result must
-    not depend on such entries.
+    Products are [B, F], bias and ``lower`` [F]. None if there are more than about ``max_entries``. Where rounding decides, an entry may
+    be in or out: the caller's result must not depend on such entries.
     """
     backend = require_backend(bias)
     found = backend.scan(products, bias, lower.detach(), max_entries)

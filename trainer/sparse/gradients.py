@@ -1,4 +1,6 @@
-"""Collect gradients of weights as sums over entries, which the optimiser adds up row by row.
+"""Collect gradients of weights as sums over entries.
+
+The optimiser adds them up row by row.
 
 Legend of shapes: B rows, F latents, d width, n entries.
 """
@@ -12,7 +14,10 @@ from scopemill.trainer.sparse.entries import Entries
 
 @dataclass(frozen=True)
 class Term:
-    """Hold one summand of the gradient of weights [F, d]: per latent, the sum over its entries of factor times matrix row."""
+    """Hold one summand of the gradient of weights [F, d].
+
+    It is, per latent, the sum over its entries of factor times matrix row.
+    """
 
     entries: Entries
     factors: torch.Tensor  # [n]
@@ -41,7 +46,10 @@ class SparseGradients:
 def weight_gradient(
     gradients: SparseGradients | None, weights: torch.Tensor, entries: Entries, factors: torch.Tensor, matrix: torch.Tensor
 ) -> torch.Tensor | None:
-    """Add a term to the collector and return None; without a collector, return the dense gradient [F, d] for autograd."""
+    """Add a term to the collector and return None.
+
+    Without a collector, return the dense gradient [F, d] for autograd.
+    """
     if not weights.requires_grad:
         return None
     term = Term(entries, factors.detach().contiguous(), matrix.contiguous())

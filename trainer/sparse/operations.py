@@ -12,7 +12,10 @@ from scopemill.trainer.sparse.gradients import weight_gradient
 
 
 class DecodeAt(torch.autograd.Function):
-    """Map (values [n], weights [F, d]) to [B, d]: per row, the sum over its entries of value times weight row."""
+    """Decode [B, d]: the sum over a row's entries of value times weight row.
+
+    Maps (values [n], weights [F, d]) to the reconstruction.
+    """
 
     @staticmethod
     def forward(ctx, values, weights, entries, gradients):
@@ -31,10 +34,10 @@ class DecodeAt(torch.autograd.Function):
 
 
 class ReconstructionErrorAt(torch.autograd.Function):
-    """Map (values [n], weights [F, d], target [B, d]) to the sum of squared errors, and the error [B, d] without a gradient.
+    """Return the sum of squared errors, and the error without a gradient.
 
-    The error is `DecodeAt` less the target. The values' gradient is known up to a factor once the error is, so it is computed in the
-    forward pass, while the weights are in the cache.
+    Maps (values [n], weights [F, d], target [B, d]) to them; the error is [B, d]. The error is `DecodeAt` less the target. The values'
+    gradient is known up to a factor once the error is, so it is computed in the forward pass, while the weights are in the cache.
     """
 
     @staticmethod
@@ -56,9 +59,10 @@ class ReconstructionErrorAt(torch.autograd.Function):
 
 
 class EncodeAt(torch.autograd.Function):
-    """Return known pre-activations [n] as a differentiable function of the encoder: x W_enc^T + b_enc at the entries.
+    """Return known pre-activations [n] as a differentiable function of the encoder.
 
-    ``x`` [B, d] is the encoder's input, with ``b_dec`` already subtracted if ``b_dec`` is given.
+    They are x W_enc^T + b_enc at the entries. ``x`` [B, d] is the encoder's input, with ``b_dec`` already subtracted if ``b_dec`` is
+    given.
     """
 
     @staticmethod

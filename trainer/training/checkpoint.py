@@ -1,8 +1,9 @@
-"""Write and read checkpoints: all that a trainer needs to resume as if it had never stopped.
+"""Write and read checkpoints.
 
-Weights, optimiser state and dead counters are safetensors. ``checkpoint.json`` is written last and commits the checkpoint; its ``step``
-is the next batch of the stream, which is all the state of the data. Every file carries a checksum. Where the SAE is sharded, rank 0
-gathers what it writes and scatters what it reads, so the files have the unsharded format.
+They hold all that a trainer needs to resume as if it had never stopped. Weights, optimiser state and dead counters are safetensors.
+``checkpoint.json`` is written last and commits the checkpoint; its ``step`` is the next batch of the stream, which is all the state of
+the data. Every file carries a checksum. Where the SAE is sharded, rank 0 gathers what it writes and scatters what it reads, so the
+files have the unsharded format.
 """
 
 from collections.abc import Callable
@@ -50,12 +51,18 @@ def steps_of(bucket: Bucket, layout: SaeLayout) -> list[int]:
 
 
 def newest(bucket: Bucket, layout: SaeLayout) -> int:
-    """Return the step of the last committed checkpoint, where training resumes; 0 if there is none."""
+    """Return the step of the last committed checkpoint; 0 if there is none.
+
+    Training resumes at this step.
+    """
     return max(steps_of(bucket, layout), default=0)
 
 
 def save(bucket: Bucket, layout: SaeLayout, wiring: Wiring, loop: Loop) -> None:
-    """Commit a checkpoint, then remove older optimiser states: only the newest is ever resumed. Other ranks call `send_state`."""
+    """Commit a checkpoint, then remove older optimiser states.
+
+    Only the newest is ever resumed. Other ranks call `send_state`.
+    """
     record = CheckpointRecord(loop.step_number, loop.skipped, loop.tokens, wiring.to_json(), loop.config.model_dump(mode="json"))
     place = layout.checkpoint(record.step)
     older = [step for step in steps_of(bucket, layout) if step < record.step]
@@ -83,7 +90,10 @@ def read_record(bucket: Bucket, layout: SaeLayout, step: int) -> CheckpointRecor
 
 
 def load_sae(bucket: Bucket, layout: SaeLayout, step: int) -> tuple[Sae, CheckpointRecord]:
-    """Return the SAE of a checkpoint, for scaled activations; SaeFormatError if its files do not fit each other."""
+    """Return the SAE of a checkpoint, for scaled activations.
+
+    Raises SaeFormatError if its files do not fit each other.
+    """
     record, place = read_record(bucket, layout, step), layout.checkpoint(step)
     sae = _described(bucket, place.record, record)
     _fill(sae.shard, sae.state_dict(), bucket, place.weights)
@@ -99,7 +109,10 @@ def load_loop(
     waited: Callable[[], float] = lambda: 0.0,
     shard: LatentShard | None = None,
 ) -> Loop:
-    """Return a loop that resumes after a checkpoint; Conflict if its configuration differs. Other ranks call `receive_loop`."""
+    """Return a loop that resumes after a checkpoint.
+
+    Raises Conflict if its configuration differs. Other ranks call `receive_loop`.
+    """
     record, wanted = read_record(bucket, layout, step), config.model_dump(mode="json")
     defaults = {name: field.default for name, field in type(config).model_fields.items() if not field.is_required()}
     trained = defaults | only_read(record.config)  # records of earlier versions hold fields that no SAE of this kind reads

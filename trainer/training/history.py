@@ -1,4 +1,7 @@
-"""Record what happened during training: one row per logged interval, kept as Parquet beside the SAE."""
+"""Record what happened during training, one row per logged interval.
+
+The rows are kept as Parquet beside the SAE.
+"""
 
 import io
 from dataclasses import asdict, dataclass, fields
@@ -8,7 +11,10 @@ from scopemill.proto.storage.bucket import Bucket
 
 @dataclass(frozen=True)
 class Row:
-    """Hold means over the steps since the row before; FVU comes from sums over these steps."""
+    """Hold means over the steps since the row before.
+
+    FVU comes from sums over these steps.
+    """
 
     step: int
     tokens: int
@@ -33,7 +39,10 @@ class History:
 
     @staticmethod
     def load(bucket: Bucket, path: str, up_to_step: int) -> "History":
-        """Return the history up to a step: later rows belong to work that a restart repeats."""
+        """Return the history up to a step.
+
+        Later rows belong to work that a restart repeats.
+        """
         if not bucket.exists(path):
             return History()
         import pyarrow.parquet as parquet  # here, since training in memory does without pyarrow

@@ -1,4 +1,7 @@
-"""Train one SAE, or one rank's shard of its latents, batch by batch. Needs no Ray."""
+"""Train one SAE, or one rank's shard of its latents, batch by batch.
+
+Needs no Ray.
+"""
 
 import time
 from collections.abc import Callable
@@ -26,7 +29,10 @@ SPARSE_BELOW, DENSE_ABOVE = 0.03, 0.05
 
 
 class Loop:
-    """Train an SAE on one batch per `step`. State: the SAE, the optimiser, and for each latent the tokens since it fired."""
+    """Train an SAE on one batch per `step`.
+
+    State: the SAE, the optimiser, and for each latent the tokens since it fired.
+    """
 
     def __init__(self, sae: Sae, config: SaeConfig, history: History, waited: Callable[[], float] = lambda: 0.0):
         self.sae, self.config, self.history = sae, config, history
@@ -41,7 +47,10 @@ class Loop:
         self._interval = _Interval(sae.shape.d_out, waited())
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return what a checkpoint needs beside the SAE and the number of steps, so that a resumed run gives the same bits."""
+        """Return what a checkpoint needs beside the SAE and the number of steps.
+
+        With it a resumed run gives the same bits.
+        """
         return {
             **{f"second_moment.{name}": v for name, v in self.optimizer.second_moments.items()},
             **{f"updated.{name}": updates for name, updates in self.optimizer.updated.items()},
@@ -74,12 +83,18 @@ class Loop:
         return self.tokens_since_fired >= self.config.dead_after_tokens
 
     def skip_to(self, step: int) -> None:
-        """Count the batches before ``step`` as lost. Schedules go by the stream, so lost batches do not delay the end."""
+        """Count the batches before ``step`` as lost.
+
+        Schedules go by the stream, so lost batches do not delay the end.
+        """
         self.skipped += step - self.step_number
         self.step_number = step
 
     def step(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        """Train on one batch x [B, d_in] with targets y [B, d_out]; None: the targets are x."""
+        """Train on one batch x [B, d_in] with targets y [B, d_out].
+
+        Without targets (None), the targets are x.
+        """
         config, y = self.config, x if y is None else y
         if self._backend:
             self._backend.begin_step()

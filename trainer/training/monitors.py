@@ -1,4 +1,7 @@
-"""Report training rows while an SAE trains: to JSON lines on a bucket, to TensorBoard, to Weights & Biases."""
+"""Report training rows while an SAE trains.
+
+They go to JSON lines on a bucket, to TensorBoard, or to Weights & Biases.
+"""
 
 import hashlib
 import json
@@ -27,7 +30,10 @@ class Monitor:
     """Receive each history row of one SAE. Subclass and override what you need."""
 
     def begin(self, rows: Sequence[Row]) -> None:
-        """Receive the history before the first step: empty, or the rows up to the resumed checkpoint."""
+        """Receive the history before the first step.
+
+        It is empty, or has the rows up to the resumed checkpoint.
+        """
 
     def on_row(self, row: Row) -> None:
         """Receive a new row."""
@@ -37,7 +43,10 @@ class Monitor:
 
 
 class Monitors:
-    """Pass rows on to several monitors. A monitor's failure is logged once and never stops training."""
+    """Pass rows on to several monitors.
+
+    A monitor's failure is logged once and never stops training.
+    """
 
     def __init__(self, monitors: Iterable[Monitor] = ()):
         self._monitors = list(monitors)
@@ -153,9 +162,9 @@ def _summary_writer() -> Callable[..., Any]:
 
 
 class Wandb(Monitor):
-    """Log rows to a Weights & Biases run. Keys and offline mode come from wandb's own environment variables.
+    """Log rows to a Weights & Biases run.
 
-    ``id`` names the run, so that a restarted process continues it.
+    Keys and offline mode come from wandb's own environment variables. ``id`` names the run, so that a restarted process continues it.
     """
 
     def __init__(self, project: str = "scopemill", name: str | None = None, id: str | None = None, config: dict[str, Any] | None = None):
@@ -182,7 +191,10 @@ class Wandb(Monitor):
 
 
 def named_monitor(name: str) -> Monitor:
-    """Return a monitor with its defaults. InputError if the name is unknown, or needs more than defaults."""
+    """Return a monitor with its defaults.
+
+    Raises InputError if the name is unknown, or needs more than defaults.
+    """
     match name:
         case "tensorboard":
             return TensorBoard()
@@ -194,9 +206,10 @@ def named_monitor(name: str) -> Monitor:
 
 
 def sweep_monitors(names: Sequence[MonitorName], bucket: Bucket, layout: SaeLayout, config: dict[str, Any]) -> Monitors:
-    """Return the monitors of one SAE of a sweep, which report below the SAE's folder and under its name.
+    """Return the monitors of one SAE of a sweep.
 
-    InputError if a monitor's package is missing, or for TensorBoard on a remote bucket.
+    They report below the SAE's folder and under its name. InputError if a monitor's package is missing, or for TensorBoard on a remote
+    bucket.
     """
     made: list[Monitor] = []
     for name in names:

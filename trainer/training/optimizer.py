@@ -1,4 +1,4 @@
-"""Update an SAE by Adam with beta1 = 0, and keep its decoder rows at unit norm."""
+"""Update an SAE by Adam with beta1 = 0, its decoder rows at unit norm."""
 
 from collections.abc import Mapping
 
@@ -106,5 +106,8 @@ def _summed(terms: list[Term], parameter: torch.Tensor) -> torch.Tensor:
 
 
 def remove_parallel(gradient: torch.Tensor, rows: torch.Tensor) -> None:
-    """Remove in place from each gradient row [F, d] its component parallel to the unit row beside it."""
+    """Remove in place each gradient row's component parallel to the unit row beside it.
+
+    The gradient is [F, d].
+    """
     gradient -= (gradient * rows).sum(dim=1, keepdim=True) * rows

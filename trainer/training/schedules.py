@@ -1,4 +1,7 @@
-"""Schedule learning rate and sparsity over the steps: pure functions, so a resumed run needs no state."""
+"""Schedule learning rate and sparsity over the steps.
+
+Schedules are pure functions, so a resumed run needs no state.
+"""
 
 import math
 
@@ -21,6 +24,9 @@ def learning_rate(config: SaeConfig, step: int) -> float:
 
 
 def sparsity_factor(config: SaeConfig, step: int) -> float:
-    """Return the factor of the sparsity coefficient at step ``step`` (from 0), which rises linearly from 0 to 1."""
+    """Return the factor of the sparsity coefficient at step ``step``, counted from 0.
+
+    It rises linearly from 0 to 1.
+    """
     warmup = max(config.sparsity_warmup_steps, config.sparsity_warmup_fraction * config.steps)
     return min(1.0, step / warmup) if warmup else 1.0

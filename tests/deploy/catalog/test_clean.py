@@ -5,8 +5,9 @@ import yaml
 from support import tiny_sweep
 
 from scopemill.deploy.catalog.clean import clean
+from scopemill.deploy.plan.planner import plan_sweep
 from scopemill.deploy.plan.sweep_file import load_sweep
-from scopemill.deploy.plan.sweep_plan import SweepPlan, plan_sweep
+from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.proto.dataset import DatasetManifest
 from scopemill.proto.storage.checksums import checksummed_record
 

@@ -11,9 +11,9 @@ import yaml
 from support import tiny_sweep
 
 from scopemill.deploy.demo.run import MODEL
+from scopemill.deploy.plan.planner import plan_sweep
 from scopemill.deploy.plan.record import write_plan
 from scopemill.deploy.plan.sweep_file import load_sweep
-from scopemill.deploy.plan.sweep_plan import plan_sweep
 
 HEAVY = {"torch", "transformers", "ray", "matplotlib", "numba", "transformer_lens", "datasets", "zarr"}
 # Runs one command as `scopemill` does, and says at the end which of these libraries it has imported.

@@ -19,8 +19,9 @@ from support.ray_head import FIRST, LABEL, SECOND, free_ports, ray_head
 from scopemill.deploy.catalog.status import read_status
 from scopemill.deploy.cluster.jobs import ROOMS, ROOT_FILES, copy_package, forwarded, pack
 from scopemill.deploy.orchestrator.driver import SweepDriver
+from scopemill.deploy.plan.planner import plan_sweep
 from scopemill.deploy.plan.sweep_file import load_sweep
-from scopemill.deploy.plan.sweep_plan import SweepPlan, plan_sweep
+from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.proto.errors import InputError
 
 ROOT = Path(__file__).parents[3]

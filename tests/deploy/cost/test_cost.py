@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from scopemill.deploy.cost.estimate import HARDWARE, Cost, Hardware, cost_of, forward_flops, named_hardware, step_flops
 from scopemill.deploy.cost.sizes import model_size, sae_weights
 from scopemill.deploy.demo.run import MODEL
+from scopemill.deploy.plan.planner import plan_sweep
 from scopemill.deploy.plan.sweep_file import parse_sweep
-from scopemill.deploy.plan.sweep_plan import plan_sweep
 from scopemill.harvester.config import ModelConfig
 from scopemill.proto.errors import InputError
 from scopemill.trainer.config.grid import TrainConfig

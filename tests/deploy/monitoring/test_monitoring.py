@@ -34,8 +34,9 @@ from scopemill.deploy.monitoring.grafana import GRID_WIDTH
 from scopemill.deploy.monitoring.prometheus import config, prometheus
 from scopemill.deploy.monitoring.promql import name_of
 from scopemill.deploy.orchestrator.driver import SweepDriver
+from scopemill.deploy.plan.planner import plan_sweep
 from scopemill.deploy.plan.sweep_file import parse_sweep
-from scopemill.deploy.plan.sweep_plan import SweepPlan, plan_sweep
+from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.deploy.progress import Reporter
 from scopemill.proto import metrics
 from scopemill.proto.errors import InputError

@@ -14,8 +14,8 @@ from support import tiny_sweep
 
 from scopemill.deploy.catalog.publish import publish
 from scopemill.deploy.orchestrator.driver import SweepDriver
+from scopemill.deploy.plan.planner import plan_sweep
 from scopemill.deploy.plan.sweep_file import load_sweep
-from scopemill.deploy.plan.sweep_plan import plan_sweep
 from scopemill.deploy.progress import Reporter
 from scopemill.proto.errors import SweepFileError
 

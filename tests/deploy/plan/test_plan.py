@@ -6,8 +6,9 @@ import pytest
 from support import tiny_sweep
 
 from scopemill.deploy.cost.summary import facts
+from scopemill.deploy.plan.planner import plan_sweep
 from scopemill.deploy.plan.sweep_file import parse_sweep
-from scopemill.deploy.plan.sweep_plan import SweepPlan, plan_sweep
+from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.proto.errors import CorpusError, InputError, ModelError, StorageError
 
 

@@ -13,11 +13,12 @@ from support.faults import FaultyFileSystem
 from scopemill.deploy.catalog.clean import orphans
 from scopemill.deploy.catalog.status import read_status
 from scopemill.deploy.orchestrator.early_stopping import EarlyStopping
+from scopemill.deploy.plan.planner import plan_sweep
 from scopemill.deploy.plan.record import digest_of, read_plan, write_plan
 from scopemill.deploy.plan.state import SaeState, SweepState
 from scopemill.deploy.plan.stopped import Stopped
 from scopemill.deploy.plan.sweep_file import parse_sweep
-from scopemill.deploy.plan.sweep_plan import SweepPlan, plan_sweep
+from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.proto.layout import SweepLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record

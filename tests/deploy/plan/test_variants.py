@@ -9,8 +9,9 @@ from support import tiny_sweep
 from scopemill.deploy.cost.estimate import HARDWARE, cost_of
 from scopemill.deploy.cost.sizes import ModelSize
 from scopemill.deploy.cost.summary import facts
+from scopemill.deploy.plan.planner import plan_sweep
 from scopemill.deploy.plan.sweep_file import SweepConfig, load_sweep, parse_sweep
-from scopemill.deploy.plan.sweep_plan import SweepPlan, plan_sweep
+from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.proto.errors import InputError, SweepFileError
 
 MIB = 2**-10  # in GiB

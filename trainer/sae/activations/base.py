@@ -35,7 +35,10 @@ class Activation(nn.Module, ABC):
 
     @classmethod
     def from_config(cls, width: int, config: dict[str, Any]) -> Self:
-        """Return the activation of a finished SAE, weights still to be loaded; KeyError for a field that ``cfg.json`` lacks."""
+        """Return the activation of a finished SAE, weights still to be loaded.
+
+        Raises KeyError for a field that ``cfg.json`` lacks.
+        """
         return cls(width)
 
     def to_config(self) -> dict[str, Any]:
@@ -44,7 +47,10 @@ class Activation(nn.Module, ABC):
 
     @staticmethod
     def unit_decoder(config: SaeConfig) -> bool:
-        """Return whether training keeps the decoder's rows at unit norm: not where the penalty counts their norms."""
+        """Return whether training keeps the decoder's rows at unit norm.
+
+        It does not where the penalty counts their norms.
+        """
         return True
 
     @abstractmethod
@@ -54,10 +60,10 @@ class Activation(nn.Module, ABC):
     def select(
         self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, max_entries: int
     ) -> tuple[Entries, torch.Tensor] | None:
-        """Select from products [B, F] plus bias [F] the entries on which loss and gradients depend; return them with their values [n].
+        """Select the entries on which loss and gradients depend, with their values [n].
 
-        None where there are more than ``max_entries``, or where nothing can be left out. Where ranks depend on each other, None on all
-        of them.
+        The entries are of products [B, F] plus bias [F]. None where there are more than ``max_entries``, or where nothing can be left
+        out. Where ranks depend on each other, None on all of them.
         """
         return None
 
@@ -84,12 +90,15 @@ class Activation(nn.Module, ABC):
         """Set what starts from data, such as thresholds, from the first batch's pre-activations [B, F]."""
 
     def after_update(self) -> None:
-        """Restore the constraints that an update may have broken, such as thresholds of at least 0."""
+        """Restore the constraints that an update may have broken.
+
+        An example is thresholds of at least 0.
+        """
 
     def folded(self, scale: float, bias: torch.Tensor) -> tuple[torch.Tensor, "Activation"]:
-        """Return encoder bias [F] and activation of the finished SAE, whose pre-activations are ``scale`` times as large.
+        """Return encoder bias [F] and activation of the finished SAE.
 
-        ``bias`` [F] is the present encoder bias with the pre-encoder bias folded in.
+        Its pre-activations are ``scale`` times as large. ``bias`` [F] is the present encoder bias with the pre-encoder bias folded in.
         """
         return scale * bias, self.copied()
 

@@ -1,7 +1,7 @@
-"""BatchTopK (arXiv 2412.06410): keep the B k largest latents of a batch of B rows, so rows may differ in L0.
+"""Define BatchTopK (arXiv 2412.06410): keep the B k largest latents of a batch.
 
-At inference there is no batch: a latent fires above a threshold, the running mean of the smallest value kept over about the last
-thousand training batches. A finished SAE is a JumpReLU with this threshold.
+A batch has B rows, so rows may differ in L0. At inference there is no batch: a latent fires above a threshold, the running mean of the
+smallest value kept over about the last thousand training batches. A finished SAE is a JumpReLU with this threshold.
 """
 
 import torch
@@ -20,7 +20,10 @@ NEAR = (0.95, 0.8)
 
 
 class BatchTopK(TopK):
-    """Keep the k largest pre-activations per row on average over the batch, and learn a threshold for inference."""
+    """Keep the k largest pre-activations per row on average over the batch.
+
+    A threshold for inference is learned.
+    """
 
     name = "batchtopk"
     threshold: torch.Tensor
@@ -55,7 +58,10 @@ class BatchTopK(TopK):
     def select(
         self, products: torch.Tensor, bias: torch.Tensor, config: SaeConfig, max_entries: int
     ) -> tuple[Entries, torch.Tensor] | None:
-        """Scan for entries well above the running threshold; if there are enough, the batch's largest are among them."""
+        """Scan for entries well above the running threshold.
+
+        If there are enough, the batch's largest are among them.
+        """
         wanted = len(products) * self.k
         for near in NEAR if wanted <= max_entries else ():
             candidates = scan(products, bias, (near * self.threshold).expand(self.width), max_entries)

@@ -1,4 +1,6 @@
-"""Gated (arXiv 2404.16014): one encoder decides which latents fire and, rescaled, how strongly.
+"""Define Gated (arXiv 2404.16014): one encoder decides which latents fire and how strongly.
+
+For the second use its products are rescaled.
 
 With u = W_enc (x - b_dec): gate = u + b_gate, magnitude = exp(r_mag) u + b_mag, f = 1[gate > 0] ReLU(magnitude), and
 
@@ -56,7 +58,10 @@ class Gated(Activation):
 
     @torch.no_grad()
     def folded(self, scale: float, bias: torch.Tensor) -> tuple[torch.Tensor, Activation]:
-        """Return a zero encoder bias, and the activation with ``bias`` folded into both of its own biases."""
+        """Return a zero encoder bias, and the activation.
+
+        ``bias`` is folded into both of the activation's own biases.
+        """
         activation = self.copied()
         activation.b_gate.copy_(scale * (self.b_gate + bias))
         activation.b_mag.copy_(scale * (self.b_mag + self.r_mag.exp() * bias))

@@ -1,4 +1,6 @@
-"""JumpReLU (arXiv 2407.14435), trained as in Gemma Scope (2408.05147), Gemma Scope 2, or Anthropic's update of January 2025.
+"""Define JumpReLU (arXiv 2407.14435).
+
+It is trained as in Gemma Scope (2408.05147), Gemma Scope 2, or Anthropic's update of January 2025.
 
 f = z * 1[z > theta]. Neither that step nor the count ||f||_0 has a useful derivative, so the threshold gets a
 pseudo-gradient through the rectangle kernel K(u) = 1[|u| < 1/2] of bandwidth eps:

@@ -1,6 +1,6 @@
-"""ReLU with an L1 penalty weighted by decoder norms: lambda E sum_i f_i ||W_dec,i||.
+"""Define ReLU with an L1 penalty weighted by decoder norms.
 
-The penalty counts the norms, so the decoder needs no constraint.
+The penalty is lambda E sum_i f_i ||W_dec,i||. The penalty counts the norms, so the decoder needs no constraint.
 """
 
 import torch

@@ -1,6 +1,7 @@
-"""TopK (arXiv 2406.04093): keep the k largest latents of a row; the others are dropped, not penalised.
+"""Define TopK (arXiv 2406.04093): keep the k largest latents of a row.
 
-AuxK revives latents that have not fired for long: dead latents reconstruct the error of the others, and
+The others are dropped, not penalised. AuxK revives latents that have not fired for long: dead latents reconstruct the error of the
+others, and
 
     loss = ||x - x^||^2 / ||x - mean x||^2 + alpha ||e^ - e||^2 / ||e - mean e||^2        e = x - x^, no gradient through it
 

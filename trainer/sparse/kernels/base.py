@@ -13,7 +13,10 @@ import torch
 
 
 class Columns(NamedTuple):
-    """Hold entries by latents: latent f has entries ``starts[f]`` to ``starts[f + 1]``, in the order of their rows."""
+    """Hold entries by latents, in the order of their rows.
+
+    Latent f has entries ``starts[f]`` to ``starts[f + 1]``.
+    """
 
     starts: torch.Tensor  # [F + 1], int64
     rows: torch.Tensor  # [n], int32
@@ -46,25 +49,31 @@ class Backend(ABC):
         """Prepare the calling thread for a training step."""
 
     def operand(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a matrix in the precision of products: `scan` and `largest` read products of such matrices."""
+        """Return a matrix in the precision of products.
+
+        `scan` and `largest` read products of such matrices.
+        """
         return tensor
 
     def moments(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return sums over rows [B, d] in float64: of each column [d], and of all squares."""
+        """Return sums over rows in float64: of each column, and of all squares.
+
+        The rows are [B, d], the sums of columns [d].
+        """
         return moments(rows)
 
     @abstractmethod
     def scan(self, products: torch.Tensor, bias: torch.Tensor, lower: torch.Tensor, max_entries: int) -> Found | None:
-        """Return the entries of products [B, F] plus bias [F] above ``lower`` [F]; None if more than about ``max_entries``.
+        """Return the entries of products [B, F] plus bias [F] above ``lower`` [F].
 
-        Where rounding decides, an entry may be in or out.
+        Returns None if there are more than about ``max_entries``. Where rounding decides, an entry may be in or out.
         """
 
     @abstractmethod
     def largest(self, products: torch.Tensor, bias: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return latents and values [B, k] of the k largest in each row of products [B, F] plus bias [F], in any order.
+        """Return latents and values [B, k] of the k largest in each row.
 
-        Where rounding decides, either may be taken.
+        The rows are products [B, F] plus bias [F]; the k come in any order. Where rounding decides, either may be taken.
         """
 
     @abstractmethod
@@ -77,7 +86,10 @@ class Backend(ABC):
 
     @abstractmethod
     def decode(self, starts: torch.Tensor, latents: torch.Tensor, values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Return [B, d]: per row, the sum over its entries of value [n] times weight row [F, d]."""
+        """Return [B, d]: the sum over a row's entries of value times weight row.
+
+        Values are [n], weights [F, d].
+        """
 
     @abstractmethod
     def products(self, starts: torch.Tensor, latents: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -87,14 +99,18 @@ class Backend(ABC):
     def reconstruction_error(
         self, starts: torch.Tensor, latents: torch.Tensor, values: torch.Tensor, weights: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return error [B, d], its squares summed over d [B], and the error's products with the weights at the entries [n].
+        """Return error, squared errors of the rows, and products with the weights.
 
-        The error is `decode` less the target.
+        The error is [B, d], its squares summed over d are [B], and its products are at the entries [n]. The error is `decode` less the
+        target.
         """
 
     @abstractmethod
     def gradient(self, columns: Columns, factors: torch.Tensor, matrix: torch.Tensor, total: torch.Tensor) -> None:
-        """Add to total [F, d], per latent, the sum over its entries of factor [n] times matrix row [B, d]; factors are by rows."""
+        """Add to total [F, d] the sum over a latent's entries of factor times row.
+
+        Factors [n] are by rows, and the rows are of a matrix [B, d].
+        """
 
     @abstractmethod
     def update_rows(
@@ -107,24 +123,34 @@ class Backend(ABC):
         updated: torch.Tensor,
         adam: Adam,
     ) -> None:
-        """Update by Adam the weight rows [F, d] that have entries, without writing out their gradient (see `gradient`).
+        """Update by Adam the weight rows [F, d] that have entries.
 
-        With beta1 = 0 a row without a gradient keeps its weights, and of its second ``moments`` only the decay is due. ``updated`` [F]
-        is the last update of each row; missed decay is applied when the row has a gradient again.
+        Their gradient is not written out (see `gradient`). With beta1 = 0 a row without a gradient keeps its weights, and of its second
+        ``moments`` only the decay is due. ``updated`` [F] is the last update of each row; missed decay is applied when the row has a
+        gradient again.
         """
 
     @abstractmethod
     def update_dense(
         self, gradients: torch.Tensor, weights: torch.Tensor, moments: torch.Tensor, updated: torch.Tensor, adam: Adam
     ) -> None:
-        """Update every weight row [F, d] by Adam from dense gradients [F, d], which may be overwritten."""
+        """Update every weight row [F, d] by Adam from dense gradients [F, d].
+
+        The gradients may be overwritten.
+        """
 
 
 def moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return sums over rows [B, d] in float64: of each column [d], and of all squares."""
+    """Return sums over rows in float64: of each column, and of all squares.
+
+    The rows are [B, d], the sums of columns [d].
+    """
     return rows.sum(0, dtype=torch.float64), torch.linalg.vector_norm(rows, dtype=torch.float64) ** 2  # squares themselves are float64
 
 
 def offsets(counts: torch.Tensor) -> torch.Tensor:
-    """Return where each of n consecutive runs starts, and where the last stops: [n + 1], int64."""
+    """Return where each of n consecutive runs starts, and where the last stops.
+
+    The result is [n + 1], int64.
+    """
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0))

@@ -12,7 +12,10 @@ class NumbaBackend(Backend):
     """Compute on the CPU with numba."""
 
     def begin_step(self) -> None:
-        """Let loops run on as many threads as torch has: trainers that share a machine must not each take all of it."""
+        """Let loops run on as many threads as torch has.
+
+        Trainers that share a machine must not each take all of it.
+        """
         threads = torch.get_num_threads()
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
         if torch.get_num_threads() != threads:  # when numba launches its threads, it gives OpenMP, and so torch, all cores

@@ -1,4 +1,4 @@
-"""Loop over the latents that fire, compiled by numba for the CPU.
+"""Run loops over the latents that fire, compiled by numba for the CPU.
 
 Legend of shapes: B rows, F latents, d width, n entries, laid out as `kernels.base` says. Each loop gives the same bits whatever the
 number of threads: a thread owns whole rows or whole latents.
@@ -42,10 +42,10 @@ def _above(row, lower, found, value_at, n):
 
 @_compiled()
 def scan(pre, lower, bounds, counts, latents, values):
-    """Find the entries of pre [B, F] above ``lower`` [F]; return False if they do not fit.
+    """Find the entries of pre [B, F] above ``lower`` [F].
 
-    Thread t takes rows ``bounds[t]`` to ``bounds[t + 1]`` and writes to row t of ``latents`` and ``values``; ``counts`` [B] gets the
-    number of entries of each row.
+    Returns False if they do not fit. Thread t takes rows ``bounds[t]`` to ``bounds[t + 1]`` and writes to row t of ``latents`` and
+    ``values``; ``counts`` [B] gets the number of entries of each row.
     """
     fits = np.ones(len(bounds) - 1, np.bool_)
     for t in prange(len(bounds) - 1):
@@ -61,10 +61,10 @@ def scan(pre, lower, bounds, counts, latents, values):
 
 @_compiled()
 def largest(products, bias, k, bounds, latents, values):
-    """Write the k largest of each row of products [B, F] plus bias [F] into [B, k], in any order.
+    """Write the k largest of each row into [B, k], in any order.
 
-    Rows differ little in their k-th value: that of the row before, lowered a bit, leaves few candidates. Thread t takes rows
-    ``bounds[t]`` to ``bounds[t + 1]``; the result does not depend on the bounds.
+    The rows are products [B, F] plus bias [F]. Rows differ little in their k-th value: that of the row before, lowered a bit, leaves
+    few candidates. Thread t takes rows ``bounds[t]`` to ``bounds[t + 1]``; the result does not depend on the bounds.
     """
     width = products.shape[1]
     every = np.arange(width).astype(np.int32)
@@ -110,7 +110,10 @@ def _largest_of(values, numbers, k, numbers_out, out):
 
 @_compiled(fastmath=REASSOCIATE)
 def moments(rows):
-    """Return sums over rows [B, d] in float64: of each column [d], and of all squares."""
+    """Return sums over rows in float64: of each column, and of all squares.
+
+    The rows are [B, d], the sums of columns [d].
+    """
     # By blocks, so that the bits do not depend on the threads.
     blocks, d = 16, rows.shape[1]
     sums, squares = np.zeros((blocks, d)), np.zeros(blocks)
@@ -171,7 +174,10 @@ def _add_rows(total, start, stop, factors, places, order, matrix):
 
 @_compiled(fastmath=REASSOCIATE)
 def decode(starts, latents, values, weights, out):
-    """Write to out [B, d], per row, the sum over its entries of value [n] times weight row [F, d]."""
+    """Write to out, per row, the sum over its entries of value times weight row.
+
+    Out is [B, d], values are [n], weight rows [F, d].
+    """
     every = np.arange(len(latents))
     for i in prange(len(starts) - 1):
         out[i] = 0
@@ -202,16 +208,20 @@ def _products_of_row(x, start, stop, latents, weights, out):
 
 @_compiled(fastmath=REASSOCIATE)
 def products(starts, latents, rows, weights, out):
-    """Write to out [n] the products of rows [B, d] with weight rows [F, d], at the entries only."""
+    """Write to out [n] the products of rows with weight rows, at the entries only.
+
+    Rows are [B, d], weight rows [F, d].
+    """
     for i in prange(len(starts) - 1):
         _products_of_row(rows[i], starts[i], starts[i + 1], latents, weights, out)
 
 
 @_compiled(fastmath=REASSOCIATE)
 def reconstruction_error(starts, latents, values, weights, target, error, squares, out):
-    """Write error [B, d], its ``squares`` [B] summed over d, and to out [n] the error's products with the weights at the entries.
+    """Write error, squared errors of the rows, and products with the weights.
 
-    The error is `decode` less the target. One loop does all, while a row's weights are in the cache.
+    The error is [B, d], its ``squares`` [B] are summed over d, and out [n] gets its products at the entries. The error is `decode` less
+    the target. One loop does all, while a row's weights are in the cache.
     """
     every = np.arange(len(latents))
     for i in prange(len(starts) - 1):
@@ -227,7 +237,10 @@ def reconstruction_error(starts, latents, values, weights, target, error, square
 
 @_compiled(fastmath=REASSOCIATE)
 def gradient(starts, rows, order, factors, matrix, out):
-    """Add to out [F, d], per latent, the sum over its entries of factor [n] times matrix row [B, d]."""
+    """Add to out [F, d] the sum over a latent's entries of factor times row.
+
+    Factors are [n], and the rows are of a matrix [B, d].
+    """
     for f in prange(len(starts) - 1):
         _add_rows(out[f], starts[f], starts[f + 1], factors, rows, order, matrix)
 
@@ -255,10 +268,11 @@ def _adam_row(w, v, g, decay, rate, beta2, epsilon, correction, unit):
 
 @_compiled(fastmath=REASSOCIATE)
 def update_rows(starts, rows, order, factors, matrix, weights, moments, updated, update, rate, beta2, epsilon, correction, unit):
-    """Update by Adam the rows that have entries; their gradient, as of `gradient`, never leaves the cache.
+    """Update by Adam the rows that have entries.
 
-    With beta1 = 0 a row without a gradient keeps its weights, and of its second moment only the decay is due. ``updated`` [F] is the
-    last update of each row; missed decay is applied when the row has a gradient again.
+    Their gradient, as of `gradient`, never leaves the cache. With beta1 = 0 a row without a gradient keeps its weights, and of its
+    second moment only the decay is due. ``updated`` [F] is the last update of each row; missed decay is applied when the row has a
+    gradient again.
     """
     for f in prange(len(starts) - 1):
         if starts[f] < starts[f + 1]:

@@ -9,12 +9,18 @@ from scopemill.trainer.sparse.kernels.base import Backend
 
 
 def backend_for(example: torch.Tensor) -> Backend | None:
-    """Return the sparse kernels for tensors of this device and dtype; None where training has to stay dense."""
+    """Return the sparse kernels for tensors of this device and dtype.
+
+    Returns None where training has to stay dense.
+    """
     return _backend_on(example.device.type) if example.dtype == torch.float32 else None
 
 
 def require_backend(example: torch.Tensor) -> Backend:
-    """Return the sparse kernels for tensors of this device and dtype; RuntimeError where there are none."""
+    """Return the sparse kernels for tensors of this device and dtype.
+
+    Raises RuntimeError where there are none.
+    """
     backend = backend_for(example)
     if backend is None:
         raise RuntimeError(f"there are no sparse kernels for {example.dtype} on {example.device.type}: train with dense steps")

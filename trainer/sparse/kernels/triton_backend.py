@@ -1,4 +1,7 @@
-"""Run the sparse numerics on GPUs: Triton's kernels over a row's or a latent's entries, and torch's sort and topk."""
+"""Run the sparse numerics on GPUs.
+
+Triton's kernels go over a row's or a latent's entries; torch sorts and takes the top k.
+"""
 
 import torch
 import triton
@@ -15,7 +18,10 @@ class TritonBackend(Backend):
     """Compute on a GPU with Triton."""
 
     def operand(self, tensor):
-        """Return the matrix in bfloat16 under autocast: gathering takes most of the time, and bfloat16 is half the bytes."""
+        """Return the matrix in bfloat16 under autocast.
+
+        Gathering takes most of the time, and bfloat16 is half the bytes.
+        """
         device = tensor.device.type
         return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
 

@@ -1,4 +1,4 @@
-"""Loop over the latents that fire, on GPUs.
+"""Run loops over the latents that fire, on GPUs.
 
 Legend of shapes as in `kernels.base`: B rows, F latents, d width, n entries. One program owns a whole row or a whole latent and takes
 its entries in their order, so the same batch gives the same bits. A row of d numbers stays in registers, in a block of ``BLOCK_D`` >= d;
@@ -11,10 +11,10 @@ import triton.language as tl
 
 @triton.jit
 def mark(products, bias, lower, marks, counts, F, BLOCK: tl.constexpr):
-    """Mark the latents of row i (program i) whose products [B, F] plus bias [F] are above ``lower`` [F].
+    """Mark the latents of row i above ``lower`` [F].
 
-    One bit for each latent, in words of 32 [B, F / 32], and their number in ``counts`` [B]: products that are read here need not be
-    read again to be compacted.
+    Program i reads products [B, F] plus bias [F]. One bit for each latent, in words of 32 [B, F / 32], and their number in ``counts``
+    [B]: products that are read here need not be read again to be compacted.
     """
     i = tl.program_id(0).to(tl.int64)
     words = tl.cdiv(F, 32)
@@ -34,7 +34,10 @@ def mark(products, bias, lower, marks, counts, F, BLOCK: tl.constexpr):
 
 @triton.jit
 def compact(products, bias, marks, starts, latents, values, F, BLOCK: tl.constexpr):
-    """Write the marked latents of row i (program i), ascending, and their products plus bias, from position ``starts[i]`` on."""
+    """Write the marked latents of row i, ascending, and their products plus bias.
+
+    Program i writes from position ``starts[i]`` on.
+    """
     i = tl.program_id(0).to(tl.int64)
     words = tl.cdiv(F, 32)
     place = tl.load(starts + i)
@@ -79,7 +82,10 @@ def _dotted(row, start, stop, latents, weights, out, d, AT_ONCE: tl.constexpr, B
 
 @triton.jit
 def decode(starts, latents, values, weights, out, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Write to out[i] (program i) the sum over row i's entries of value times weight row [F, d]."""
+    """Write to out[i] the sum over row i's entries of value times weight row.
+
+    Program i takes row i; weights are [F, d].
+    """
     i = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     start, stop = tl.load(starts + i), tl.load(starts + i + 1)
@@ -89,7 +95,10 @@ def decode(starts, latents, values, weights, out, d, AT_ONCE: tl.constexpr, BLOC
 
 @triton.jit
 def products(starts, latents, rows, weights, out, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Write to out [n], at row i's entries (program i), the products of rows[i] with weight rows [F, d]."""
+    """Write to out [n], at row i's entries, rows[i]'s products with weight rows.
+
+    Program i takes row i; weights are [F, d].
+    """
     i = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     row = tl.load(rows + i * d + column, mask=column < d, other=0.0).to(tl.float32)
@@ -98,7 +107,10 @@ def products(starts, latents, rows, weights, out, d, AT_ONCE: tl.constexpr, BLOC
 
 @triton.jit
 def reconstruction_error(starts, latents, values, weights, target, error, squares, out, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Write for row i (program i) `decode` less target to error[i], its squares' sum to squares[i], its `products` to out [n]."""
+    """Write row i's error, squared error and products with the weights.
+
+    Program i writes `decode` less target to error[i], the sum of its squares to squares[i], and its `products` to out [n].
+    """
     i = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     start, stop = tl.load(starts + i), tl.load(starts + i + 1)
@@ -123,7 +135,10 @@ def sum_by_latent(starts, order, values, out, BLOCK: tl.constexpr):
 
 @triton.jit
 def gradient(starts, rows, order, factors, matrix, total, d, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Add to total[f] (program f) the sum over latent f's entries of factor times matrix row [B, d]."""
+    """Add to total[f] the sum over latent f's entries of factor times row.
+
+    Program f takes latent f; the rows are of a matrix [B, d].
+    """
     f = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     place = total + f * d + column
@@ -152,7 +167,10 @@ def update_rows(
     starts, rows, order, factors, matrix, weights, moments, updated, decay, update, rate, beta2, epsilon, correction, d,
     UNIT: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Update row f (program f) of the weights [F, d] by Adam if latent f has entries. ``decay`` [F] is that of missed updates."""
+    """Update weight row f by Adam if latent f has entries.
+
+    Program f takes row f of the weights [F, d]. ``decay`` [F] is that of missed updates.
+    """
     f = tl.program_id(0).to(tl.int64)
     start, stop = tl.load(starts + f), tl.load(starts + f + 1)
     if start < stop:
@@ -163,7 +181,10 @@ def update_rows(
 
 @triton.jit
 def update_dense(gradients, weights, moments, decay, rate, beta2, epsilon, correction, d, UNIT: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Update row f (program f) of the weights [F, d] by Adam from dense gradients [F, d]."""
+    """Update weight row f by Adam from dense gradients.
+
+    Program f takes row f of the weights [F, d]; gradients are [F, d].
+    """
     f = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     g = tl.load(gradients + f * d + column, mask=column < d, other=0.0)
