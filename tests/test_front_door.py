@@ -92,7 +92,9 @@ def test_the_wheel_holds_the_rooms_and_the_root_module_only(built):
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     rooms = {"proto", "harvester", "activation_server", "trainer", "evaluator", "deploy"}
     assert {name.split("/")[1] for name in names if name.count("/") > 1} == rooms
-    assert [name for name in names if name.count("/") == 1] == ["scopemill/__init__.py", "scopemill/py.typed"] and all(n.startswith("scopemill/") for n in names)
+    assert [name for name in names if name.count("/") == 1] == ["scopemill/__init__.py", "scopemill/py.typed"] and all(
+        n.startswith("scopemill/") for n in names
+    )
     assert list(built.glob("*.tar.gz"))
 
 

@@ -4,7 +4,7 @@ Each error names the field, its value and what to change.
 """
 
 from scopemill.activation_server.keys import ServerKeys, TrainerKeys
-from scopemill.activation_server.order import Order
+from scopemill.activation_server.order import Order, group_sizes
 from scopemill.deploy.plan.passes import Connection
 from scopemill.deploy.plan.sweep_file import SweepConfig
 from scopemill.deploy.plan.sweep_plan import Pass
@@ -95,6 +95,7 @@ def _check_not_kept(part: Pass) -> None:
 
 def _shards_between(config: SweepConfig, steps: int) -> int:
     """Count the shards that may be read between two checkpoints."""
-    harvest, side_by_side = config.harvest, config.server.shards_side_by_side
-    batches = max(1, side_by_side * harvest.rows_per_shard // config.train.batch_size)  # of shards that are read side by side
-    return min(harvest.tokens // harvest.rows_per_shard, side_by_side * (-(-(steps - 1) // batches) + 1))
+    rows, shards = config.harvest.rows_per_shard, config.harvest.tokens // config.harvest.rows_per_shard
+    largest, *_, smallest = group_sizes(shards, config.server.shards_side_by_side) * 2
+    batches = max(1, smallest * rows // config.train.batch_size)  # of a group
+    return min(shards, largest * (-(-(steps - 1) // batches) + 1))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
+from scopemill.activation_server.order import group_sizes
 from scopemill.deploy.plan.checks import check_context, check_inputs, check_rolling, check_shards, hooks_of
 from scopemill.deploy.plan.passes import Budget, Connection, pass_of, plan_passes
 from scopemill.deploy.plan.record import digest_of
@@ -20,6 +21,7 @@ from scopemill.proto.errors import InputError
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
+from scopemill.proto.wire import StreamSpec
 from scopemill.trainer.config.grid import Grid, Variant
 from scopemill.trainer.config.identity import identity as sae_identity
 from scopemill.trainer.config.recipe import SaeConfig
@@ -124,12 +126,22 @@ def _sae(
 ) -> PlannedSae:
     """Plan one SAE. All that decides its weights names its folder, so an SAE of two sweeps, or of another pass, is trained once."""
     stream = stream_of(config, config.dataset, inputs + targets)
-    decisive = {"sae": sae_identity(sae, config.train.grids[place].filled), "dataset": data, "stream": vars(stream)}
+    decisive = {"sae": sae_identity(sae, config.train.grids[place].filled), "dataset": data, "stream": _order_of(config, stream)}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
     layout = SaeLayout.of(card.name, label(inputs, targets), sae.width, sae.architecture, f"{sae.sparsity:g}-{digest}")
     layers = "-".join(str(hook.layer) for hook in inputs)
     site = "-".join(dict.fromkeys(hook.site for hook in inputs + targets))
     return PlannedSae(f"{layers}.{site}/{sae.width}/{sae.architecture}/{sae.sparsity:g}", layout, inputs, targets, sae, place)
+
+
+def _order_of(config: SweepConfig, stream: StreamSpec) -> dict[str, Any]:
+    """Return what decides the order of rows.
+
+    A stream whose groups of shards are those of version 1 keeps its identity.
+    """
+    shards, most = config.harvest.tokens // config.harvest.rows_per_shard, stream.shards_side_by_side
+    first_version = [min(most, shards - start) for start in range(0, shards, most)]
+    return vars(stream) | ({} if group_sizes(shards, most) == first_version else {"groups": "even"})
 
 
 def _hooks_of(grid: Grid, place: str, hooks: Connection) -> Connection:

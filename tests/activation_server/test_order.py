@@ -1,8 +1,10 @@
 """The order of rows: a pure function that uses every row once an epoch, and that never changes."""
 
+import math
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -18,10 +20,15 @@ def order(rows: int, shards: int, batch: int, k: int, seed: int = 0) -> Order:
     return Order(manifest, StreamSpec("d", ("hook",), batch, seed, k))
 
 
+def groups_of(shards: int, k: int) -> list[int]:
+    """The shards of each group, by numpy's own even split into as few groups of at most k as there can be."""
+    return [len(group) for group in np.array_split(range(shards), math.ceil(shards / k))]
+
+
 @st.composite
 def plans(draw) -> tuple[int, int, int, int, int]:
     rows, shards, k = draw(st.integers(1, 40)), draw(st.integers(1, 11)), draw(st.integers(1, 14))
-    batch = draw(st.integers(1, min(k, shards) * rows))
+    batch = draw(st.integers(1, groups_of(shards, k)[0] * rows))
     return rows, shards, batch, k, draw(st.integers(0, 2**63 - 1))
 
 
@@ -44,9 +51,8 @@ def test_an_epoch_uses_each_row_once_but_for_less_than_a_batch_per_group(plan, e
     used = Counter(row for pieces in epoch_of(order(*plan), epoch) for row in rows_of(pieces))
     assert set(used.values()) <= {1}
     assert used.keys() <= {(s, r) for s in range(shards) for r in range(rows)}
-    # The shards are cut into groups of at most k; each loses what fills no batch, and nothing else is lost.
-    groups = [min(k, shards - start) for start in range(0, shards, k)]
-    assert len(used) == sum(group * rows - (group * rows) % batch for group in groups)
+    # Each group loses the rows that fill no batch, and nothing else is lost.
+    assert len(used) == sum(group * rows - (group * rows) % batch for group in groups_of(shards, k))
 
 
 @given(plans(), st.integers(0, 10**6))
@@ -68,11 +74,19 @@ def test_a_shard_is_read_from_top_to_bottom_without_a_gap(plan, epoch):
 @given(plans(), st.integers(0, 3))
 def test_a_batch_mixes_its_shards_evenly(plan, epoch):
     rows, shards, batch, k, _ = plan
+    group_of_batch = [group for group in groups_of(shards, k) for _ in range(group * rows // batch)]
     for index, pieces in enumerate(epoch_of(order(*plan), epoch)):
-        group = min(k, shards) if index < shards // min(k, shards) * (min(k, shards) * rows // batch) else shards % min(k, shards)
+        group = group_of_batch[index]
         sizes = [piece.stop - piece.start for piece in pieces] + [0] * (group - len(pieces))
         assert len(sizes) == group
         assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("shards", "k", "groups"), [(9, 4, [3, 3, 3]), (10, 4, [4, 3, 3]), (8, 4, [4, 4]), (3, 8, [3])])
+def test_the_last_batches_of_an_epoch_are_mixed_like_the_first(shards, k, groups):
+    o = order(rows=8, shards=shards, batch=8, k=k)
+    seen = [len({piece.shard for piece in pieces}) for pieces in epoch_of(o, 0)]
+    assert seen == [group for group in groups for _ in range(group)]
 
 
 @given(plans(), st.integers(0, 3))
