@@ -92,9 +92,8 @@ def test_the_wheel_holds_the_rooms_and_the_root_module_only(built):
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     rooms = {"proto", "harvester", "activation_server", "trainer", "evaluator", "deploy"}
     assert {name.split("/")[1] for name in names if name.count("/") > 1} == rooms
-    assert [name for name in names if name.count("/") == 1] == ["scopemill/__init__.py", "scopemill/py.typed"] and all(
-        n.startswith("scopemill/") for n in names
-    )
+    assert [name for name in names if name.count("/") == 1] == ["scopemill/__init__.py", "scopemill/py.typed"]
+    assert all(name.startswith("scopemill/") for name in names)
     assert list(built.glob("*.tar.gz"))
 
 
@@ -374,3 +373,12 @@ def test_a_folder_without_an_sae_is_refused(tmp_path):
     with pytest.raises(InputError, match="format 'npz' is not written"):
         scopemill.save_sae(finished_sae("topk").described().sae, tmp_path, "npz")
     assert rows(finished_sae("topk").sae).shape == (200, 12)
+
+
+def test_the_command_line_of_the_core_alone_says_what_to_install():
+    program = "import sys; sys.modules['typer'] = None; from scopemill.deploy.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: the command line needs typer, which the core leaves out: pip install 'scopemill[mill]'\n",
+    )

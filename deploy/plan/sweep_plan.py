@@ -1,4 +1,4 @@
-"""Hold a sweep's plan: its passes, each with one harvest, and the SAEs of each pass."""
+"""Hold a sweep's plan: its passes, their harvests and their SAEs."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
