@@ -25,8 +25,8 @@ CROSS = Shape((6, 5, 4), (4, 5, 6), autoencoder=False)  # three layers, F latent
 
 
 def quick(**changes) -> SaeConfig:
-    """A small configuration that any test can start from."""
-    return sae_config(load_template("quick").fields | dict(width=F, sparsity=0.37) | changes)
+    """A small configuration that any test can start from; weights that a test sets stay as they are."""
+    return sae_config(load_template("quick").fields | dict(width=F, sparsity=0.37, initial_scale="as_published") | changes)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ def shape_of(word: str) -> Shape:
 
 def make(word: str, activation: str, **fields) -> tuple[SaeConfig, Sae]:
     counted = activation in ("topk", "batchtopk")
-    given = dict(sparsities=[8 if counted else 0.01], widths=[F], batch_size=B, tokens=B * 50, dead_after_tokens=1000) | fields
+    given = dict(sparsities=[8 if counted else 0.01], widths=[F], batch_size=B, tokens=B * 50, dead_after_tokens=1000)
+    given |= {"initial_scale": "as_published"} | fields
     config = TrainConfig(template="quick", **only_read(dict(architecture=word, activation=activation, **given))).saes()[0]
     sae = initial_sae(config, shape_of(word), torch.zeros(shape_of(word).d_out))
     generator = torch.Generator().manual_seed(1)

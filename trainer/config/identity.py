@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from scopemill.trainer.config.recipe import SaeConfig
+from scopemill.trainer.config.recipe import SaeConfig, sae_config
 
 # Version 1, frozen: ids hash all of these fields, whether the SAE reads them or not. A field that an SAE does not read has the value
 # that the template or the section of variants gives, or else this default; None in place of a default that was never used.
@@ -65,3 +65,8 @@ def identity(sae: SaeConfig, filled: Mapping[str, Any]) -> dict[str, Any]:
     unread = {name: list(value) if isinstance(value, tuple) else value for name, value in filled.items() if name in VERSION_1}
     later = {name: value for name, value in read.items() if name not in VERSION_1 and getattr(sae, name) != defaults[name]}
     return VERSION_1 | unread | {name: value for name, value in read.items() if name in VERSION_1} | later
+
+
+def recorded_config(fields: Mapping[str, Any]) -> SaeConfig:
+    """Return the configuration that a record holds, whatever version wrote it."""
+    return sae_config(LATER | dict(fields))

@@ -18,7 +18,8 @@ from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage import checksums as seal
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record, checksummed_tensors
-from scopemill.trainer.config.recipe import SaeConfig, only_read, sae_config
+from scopemill.trainer.config.identity import LATER, recorded_config
+from scopemill.trainer.config.recipe import SaeConfig, only_read
 from scopemill.trainer.config.wiring import Shape, Wiring
 from scopemill.trainer.parallel.shards import LatentShard
 from scopemill.trainer.sae.base import Sae
@@ -41,7 +42,7 @@ class CheckpointRecord:
     @property
     def sae_config(self) -> SaeConfig:
         """Return the SAE's configuration."""
-        return sae_config(self.config)
+        return recorded_config(self.config)
 
 
 def steps_of(bucket: Bucket, layout: SaeLayout) -> list[int]:
@@ -115,7 +116,8 @@ def load_loop(
     """
     record, wanted = read_record(bucket, layout, step), config.model_dump(mode="json")
     defaults = {name: field.default for name, field in type(config).model_fields.items() if not field.is_required()}
-    trained = defaults | only_read(record.config)  # records of earlier versions hold fields that no SAE of this kind reads
+    # Records of earlier versions hold fields that no SAE of this kind reads, and lack fields that came later.
+    trained = defaults | only_read(LATER | record.config)
     if trained != wanted:
         key = next(k for k in wanted | trained if trained.get(k) != wanted.get(k))
         raise Conflict(

@@ -14,8 +14,8 @@ from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record
 from scopemill.trainer.config.grid import Grid, TrainConfig
-from scopemill.trainer.config.identity import VERSION_1, identity
-from scopemill.trainer.config.recipe import Recipe, SaeConfig, sae_config
+from scopemill.trainer.config.identity import LATER, VERSION_1, identity, recorded_config
+from scopemill.trainer.config.recipe import Recipe, SaeConfig
 from scopemill.trainer.config.wiring import Port, Wiring
 from scopemill.trainer.sae.registry import initial_sae
 from scopemill.trainer.training import checkpoint
@@ -36,17 +36,16 @@ def digests(grids: list[Grid]) -> list[str]:
 def test_ids_are_those_of_earlier_versions(through_a_file):
     assert len(TABLE) > 200
     for section, ids in TABLE:
-        config = TrainConfig.model_validate_json(json.dumps(section))
+        config = TrainConfig.model_validate_json(json.dumps(LATER | section))
         if through_a_file:
             config = TrainConfig.model_validate_json(config.model_dump_json())
         assert digests(list(config.grids.values())) == ids, section
 
 
 def test_the_first_version_has_the_fields_and_defaults_of_its_day():
-    config = TrainConfig.model_validate({"widths": [16], "sparsities": [0.1]})
-    assert (
-        identity(config.saes()[0], config.filled).keys() == VERSION_1.keys() <= SaeConfig.model_fields.keys() | Recipe.model_fields.keys()
-    )
+    config = TrainConfig.model_validate({"widths": [16], "sparsities": [0.1]} | LATER)
+    named = identity(config.saes()[0], config.filled).keys()
+    assert named == VERSION_1.keys() <= SaeConfig.model_fields.keys() | Recipe.model_fields.keys()
     assert hashlib.sha256(json.dumps(VERSION_1, sort_keys=True).encode()).hexdigest()[:8] == "de84fbeb"
 
 
@@ -63,9 +62,9 @@ def test_a_later_field_enters_only_where_it_is_not_the_default():
 
 
 def test_a_checkpoint_of_an_earlier_version_loads_and_is_resumed(tmp_path):
-    sae = TrainConfig.model_validate({"widths": [16], "sparsities": [4], "template": "topk-openai"}).saes()[0]
+    sae = TrainConfig.model_validate({"widths": [16], "sparsities": [4], "template": "topk-openai"} | LATER).saes()[0]
     earlier = identity(sae, {"bandwidth": 0.5})
-    assert sae_config(earlier) == sae
+    assert recorded_config(earlier) == sae
     bucket, layout, port = Bucket(str(tmp_path)), SaeLayout("saes/sae"), Port("hook", 12, 1.0)
     loop = Loop(initial_sae(sae, ONE, torch.zeros(12)), sae, History())
     loop.skip_to(500)

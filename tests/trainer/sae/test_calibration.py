@@ -19,7 +19,8 @@ WORLD = SparseWorld(d=16, directions=48, active=3.0)
 
 def config_of(word: str, activation: str, **changes):
     sparsity = 6 if activation in ("topk", "batchtopk") else 0.01
-    return quick(architecture=word, activation=activation, width=WIDTH, sparsity=sparsity, batch_size=256, **changes)
+    fields = {"width": WIDTH, "sparsity": sparsity, "batch_size": 256, "initial_scale": "least_squares"} | changes
+    return quick(architecture=word, activation=activation, **fields)
 
 
 def rows_of(word: str) -> tuple[torch.Tensor, torch.Tensor]:

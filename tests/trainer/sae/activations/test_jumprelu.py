@@ -10,6 +10,7 @@ from support.sae_reference import CASES, ONE, Reference, quick
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.calibration import calibrate
 from scopemill.trainer.sae.objective import Losses
 from scopemill.trainer.sae.registry import initial_sae, objective_for
 from scopemill.trainer.training.optimizer import Optimizer
@@ -163,7 +164,7 @@ def test_the_start_depends_on_the_seed_alone_and_the_bias_may_start_at_the_mean(
 def l0_after_begin(wanted: float, width: int, rows: int) -> float:
     config = quick(width=width, initial_l0=wanted, initial_decoder_bias="zero")
     sae, x = initial_sae(config, Shape.square(32), torch.zeros(32)), torch.randn(rows, 32, generator=torch.Generator().manual_seed(8))
-    objective_for(sae, config).calibrate(x)
+    calibrate(sae, config, x, x)
     assert (sae.activation.threshold >= 0).all()
     return losses_of(sae, x, config).codes.l0.item()
 
