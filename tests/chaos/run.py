@@ -169,8 +169,9 @@ def run_row(bench: Bench, number: int, row: Row) -> Outcome:
         wrong += journal_problems(planned(place), bench.journal(), bench.batches)
     from scopemill.deploy.catalog.clean import clean
 
-    orphans = clean(planned(place), dry_run=False)
-    wrong += [f"still an orphan: {path}" for path in clean(planned(place), dry_run=True)]
+    plan = planned(place)
+    orphans = clean(plan.bucket, plan.record, dry_run=False)
+    wrong += [f"still an orphan: {path}" for path in clean(plan.bucket, plan.record, dry_run=True)]
     wrong += differences(bench.reference / "bucket", place / "bucket", measured=row.phase == "evaluate")
     return Outcome(row.name, repeated, len(orphans), max(0.0, lost), wrong)
 

@@ -162,4 +162,4 @@ def test_the_commands_say_what_they_wrote_or_one_sentence(tree, tmp_path):
     assert (told.returncode, told.stdout) == (2, "") and "somewhere is not a Gemma Scope path" in told.stderr
     assert not (tmp_path / "somewhere").exists()
     told = run(tmp_path, "convert", root, "somewhere", "--to", "numpy")
-    assert told.returncode == 2 and "format 'numpy' is not written: there are saelens" in told.stderr
+    assert told.returncode == 2 and "format 'numpy' is not written; choose from saelens" in told.stderr

@@ -47,7 +47,7 @@ def test_no_secret_of_the_environment_reaches_bucket_or_logs(tmp_path, s3_url, r
 def test_a_refusal_by_the_store_does_not_tell_the_secret(tmp_path, s3_url):
     command = [sys.executable, "-m", "scopemill.deploy", "status", write_sweep(tmp_path, f"{s3_url}/secretive")]
     told = subprocess.run(command, env=os.environ | {"AWS_SECRET_ACCESS_KEY": SECRET}, capture_output=True, text=True, timeout=120)
-    assert told.returncode == 1 and "cannot be written" in told.stderr
+    assert told.returncode == 1 and "cannot read s3://" in told.stderr
     assert SECRET not in told.stdout + told.stderr
 
 
