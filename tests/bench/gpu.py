@@ -56,7 +56,7 @@ class Measured:
 def case(architecture: str, width: int, d: int, batch: int, precision: str, device: str, **fields) -> tuple[SaeConfig, Sae, torch.Tensor]:
     """An SAE of which about L0 latents fire on white noise, and a batch of that [batch, d]."""
     recipe = dict(architecture=architecture, widths=[width], sparsities=[1e-3 if architecture == "jumprelu" else L0])
-    recipe |= dict(batch_size=batch, tokens=batch * 1000, log_every=1000, precision=precision) | fields
+    recipe |= dict(batch_size=batch, tokens=batch * 1000, log_every=1000, precision=precision, initial_scale="as_published") | fields
     recipe |= {} if architecture == "jumprelu" else {"auxk_coefficient": 0}
     config = TrainConfig(template="gemma-scope", **recipe).saes()[0]
     sae = initial_sae(config, Shape.square(d), torch.zeros(d)).to(device)

@@ -50,7 +50,13 @@ def white_noise(size: Size) -> torch.Tensor:
 def loop_of(architecture: str, size: Size, l0: float, **fields) -> Loop:
     """A loop before its first step; on white noise ``l0`` latents of a row fire."""
     sparsity = 1e-3 if architecture == "jumprelu" else l0
-    recipe = {"architecture": architecture, "tokens": size.batch * 1000, "batch_size": size.batch, "log_every": 1000} | fields
+    recipe = {
+        "architecture": architecture,
+        "tokens": size.batch * 1000,
+        "batch_size": size.batch,
+        "log_every": 1000,
+        "initial_scale": "as_published",
+    } | fields
     config = TrainConfig(template="gemma-scope", widths=[size.width], sparsities=[sparsity], **recipe).saes()[0]
     sae = initial_sae(config, Shape.square(size.d), torch.zeros(size.d))
     if architecture == "jumprelu":
