@@ -20,8 +20,9 @@ CLOSE = 1e-3  # relative change of the scale at which the rounds end
 
 @torch.no_grad()
 def calibrate(sae: Sae, config: SaeConfig, x: torch.Tensor, y: torch.Tensor) -> None:
-    """Set what starts from data, from the first batch x [B, d_in] with targets y [B, d_out].
+    """Set what starts from data, from the first batch.
 
+    The batch is x [B, d_in] with targets y [B, d_out].
     With ``initial_scale: least_squares`` the first reconstruction is the best in scale: no other factor of the encoder has a smaller
     error. A finished SAE to start from keeps its scale.
     """

@@ -23,7 +23,10 @@ def unit_rows(rows: int, d: int, generator: torch.Generator, start: int = 0, sto
 
 
 def align_rows(weights: torch.Tensor, codes: DenseCodes, target: torch.Tensor) -> None:
-    """Set weight rows [F, d] to the unit-norm sums of targets [B, d] weighted by the latents; a latent without a sum keeps its row."""
+    """Set weight rows to the unit-norm sums of targets, weighted by the latents.
+
+    Rows are [F, d], targets [B, d]. A latent that never fires keeps its row.
+    """
     sums = codes.values.T @ target.to(codes.values.dtype)
     norms = sums.norm(dim=1, keepdim=True)
     weights.copy_(torch.where(norms > 0, sums / norms.clamp(min=torch.finfo(norms.dtype).tiny), weights))
