@@ -269,9 +269,9 @@ class Sae(nn.Module):
         self.W_enc.mul_(factor)
 
     def align_decoder(self, codes: DenseCodes, target: torch.Tensor) -> None:
-        """Point decoder rows, in place, where targets [B, d_out] lie when a latent fires: of unit norm, the sum weighted by latents.
+        """Point each decoder row, in place, where targets lie when its latent fires.
 
-        For SAEs whose decoder has no encoder to copy; a latent that never fires keeps its row.
+        For SAEs whose decoder has no encoder to copy: see `align_rows`. Targets are [B, d_out].
         """
         align_rows(self.W_dec, codes, target)
 

@@ -1,4 +1,6 @@
-"""Start an SAE from its first batch: thresholds, the scale of the encoder, and a transcoder's decoder.
+"""Start an SAE from its first batch.
+
+The batch gives thresholds, the scale of the encoder, and the directions of a transcoder's decoder.
 
 An encoder that is the transpose of a unit decoder overshoots: many latents fire, and together they reconstruct several times the row.
 Undoing that costs some hundred steps, and leaves second moments in Adam that keep the learning rate small for thousands more.
@@ -22,9 +24,8 @@ CLOSE = 1e-3  # relative change of the scale at which the rounds end
 def calibrate(sae: Sae, config: SaeConfig, x: torch.Tensor, y: torch.Tensor) -> None:
     """Set what starts from data, from the first batch.
 
-    The batch is x [B, d_in] with targets y [B, d_out].
-    With ``initial_scale: least_squares`` the first reconstruction is the best in scale: no other factor of the encoder has a smaller
-    error. A finished SAE to start from keeps its scale.
+    The batch is x [B, d_in] with targets y [B, d_out]. With ``initial_scale: least_squares`` the first reconstruction is the best in
+    scale, for the latents that fire at this scale. A finished SAE to start from keeps its scale.
     """
     if sae.layer_norm:
         x = y = sae.normalized(x)[0]
