@@ -265,7 +265,7 @@ class Sae(nn.Module):
         return lambda entries, values: EncodeAt.apply(values, self.b_enc, b_dec, self.W_enc, encoder_input, entries, gradients)
 
     def scale_encoder(self, factor: float) -> None:
-        """Multiply the encoder's weights by a factor, in place; at the start of training its biases are zero."""
+        """Multiply the encoder's weights by a factor, in place, before its biases have left zero."""
         self.W_enc.mul_(factor)
 
     def align_decoder(self, codes: DenseCodes, target: torch.Tensor) -> None:
