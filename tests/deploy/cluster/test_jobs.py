@@ -59,6 +59,16 @@ def steps(plan: SweepPlan) -> list[int]:
     return [sae.step for sae in read_status(plan.bucket, plan.record).saes]
 
 
+ON_EVERY_NODE = """
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as Affinity
+
+ray.init()
+nothing = ray.remote(lambda: None)
+ray.get([nothing.options(scheduling_strategy=Affinity(node["NodeID"], soft=False)).remote() for node in ray.nodes()])
+"""
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """Build a wheel through the link in `.import`, which setuptools follows, with another version to tell it from this checkout."""
@@ -121,7 +131,10 @@ def test_a_wheel_runs_where_its_labels_say_and_lists_its_processes_for_a_prometh
     file.write_text(yaml.safe_dump(data | {"name": "wheeled", "metrics_port": port, "file_sd": str(tmp_path / "targets.json")}))
     address, known = head
     environment = json.dumps({"py_modules": [str(wheel)], "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "90"}})
-    command = ["ray", "job", "submit", "--address", address, "--runtime-env-json", environment, "--", "python", "-m", "scopemill.deploy"]
+    submit = ["ray", "job", "submit", "--address", address, "--runtime-env-json", environment, "--", "python"]
+    # Both nodes are on this machine and install the wheel into one folder: an import meanwhile would find half of it.
+    subprocess.run([*submit, "-c", ON_EVERY_NODE], env=known, check=True, capture_output=True, timeout=120)
+    command = [*submit, "-m", "scopemill.deploy"]
     listed: dict[str, set[str]] = {}
     last = None
     with subprocess.Popen([*command, "sweep", str(file)], env=known, stdout=subprocess.PIPE, text=True) as job:
