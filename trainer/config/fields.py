@@ -59,7 +59,7 @@ class EverySae(Config):
         description="Finished SAE of the same kind and shape to start from: its folder, at any fsspec URL; absent: random weights.",
     )
     initial_scale: Literal["least_squares", "as_published"] = Field(
-        "least_squares",
+        "as_published",
         description="Scale of the encoder's initial weights. least_squares: the scale with which the first batch is reconstructed best; "
         "as_published: the unit-norm rows of Gemma Scope, which overshoot.",
     )
