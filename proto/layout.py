@@ -84,6 +84,7 @@ class SaeLayout:
         self.history = f"{root}/history.parquet"
         self.live = f"{root}/{LIVE}"  # the history's rows as they come, as JSON lines
         self.stopped = f"{root}/stopped.json"  # written by early stopping; delete the file to continue the training
+        self.finetuned = f"{root}/finetuned.json"  # of a fine-tuned SAE: its losses before and after
         self.checkpoints = f"{root}/checkpoints"
 
     @staticmethod

@@ -74,6 +74,10 @@ OF_TRAINER = (
     TRAINER_CHECKPOINT,
 )  # fmt: skip
 
+FINETUNE_STEP = Gauge("scopemill_finetune_step", "Fine-tuning steps done", ["sae"])
+FINETUNE_MSE = Gauge("scopemill_finetune_mse", "Squared error of the last step, where E||x||^2 is 1", ["sae"])
+FINETUNE_KL = Gauge("scopemill_finetune_kl", "KL from the clean model's predictions in the last step, in nats per token", ["sae"])
+
 EVALUATIONS = Counter("scopemill_evaluations", "Checkpoints evaluated")
 EVALUATED_FVU = Gauge("scopemill_evaluated_fvu", "FVU of the newest evaluated checkpoint", ["sae"])
 EVALUATED_DELTA_LOSS = Gauge("scopemill_evaluated_delta_loss", "Delta loss of the newest evaluated checkpoint", ["sae"])

@@ -4,8 +4,10 @@ from datetime import UTC, datetime
 
 import yaml
 
+from scopemill.deploy.catalog.finetuned import finetuned_rows
 from scopemill.deploy.catalog.status import SweepStatus, read_status
 from scopemill.deploy.cost.summary import facts
+from scopemill.deploy.plan.finetunings import finetune_jobs, read_finetuned
 from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.deploy.plan.state import SweepState
 from scopemill.deploy.plan.sweep_plan import SweepPlan
@@ -40,7 +42,9 @@ def publish(plan: SweepPlan, state: SweepState | None = None, status: SweepStatu
     for name, figure in plots.items():
         save(figure, bucket, f"{layout.plots}/{name}")
     summary = facts(plan, now) | {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
-    bucket.write(layout.report, render_report(f"Sweep {plan.config.name}", summary, evaluations, histories).encode())
+    finetuned = finetuned_rows(read_finetuned(bucket, finetune_jobs(plan, now)))
+    page = render_report(f"Sweep {plan.config.name}", summary, evaluations, histories, finetuned)
+    bucket.write(layout.report, page.encode())
     return {
         "results": bucket.place(layout.results),
         "csv": bucket.place(layout.results_csv),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from scopemill.deploy.plan.sweep_plan import SweepPlan
     from scopemill.deploy.progress import Reporter
 
+PHASES = ("harvest", "train", "finetune", "evaluate")
+
 
 def sweep(
     file: SweepFile,
@@ -31,7 +33,7 @@ def sweep(
 
         planned = plan_of(file, set)
         return print_facts(facts(planned, planned.read_state()))
-    _drive(file, set, ("harvest", "train", "evaluate"))
+    _drive(file, set, PHASES)
 
 
 def plan(
@@ -98,7 +100,7 @@ def demo(set: Overrides = []) -> None:  # noqa: A002, B006
     """
     from scopemill.deploy.demo.run import write_sweep
 
-    _drive(write_sweep(), set, ("harvest", "train", "evaluate"))
+    _drive(write_sweep(), set, PHASES)
 
 
 def heed_signals() -> None:
@@ -141,11 +143,15 @@ def _drive(file: str, overrides: list[str], phases: tuple[str, ...]) -> None:
 
 
 def _report(plan: "SweepPlan", state: "SweepState", reporter: "Reporter") -> None:
+    from scopemill.deploy.catalog.finetuned import finetuned_table
     from scopemill.deploy.catalog.publish import publish
     from scopemill.deploy.catalog.status import read_status, status_table
+    from scopemill.deploy.plan.finetunings import finetune_jobs, read_finetuned
 
     reporter.say("writing the table, plots and report")
     status = read_status(plan.bucket, plan.record, state)
     places = publish(plan, state, status)
     console.print(status_table(status))
+    if records := read_finetuned(plan.bucket, finetune_jobs(plan, state)):
+        console.print("", finetuned_table(records), sep="\n")
     print_facts(places)

@@ -11,9 +11,11 @@ from typing import Any
 from scopemill.deploy.cluster.ray_cluster import check_place, needs, room_for
 from scopemill.deploy.cluster.scrape_targets import Targets
 from scopemill.deploy.orchestrator.actor_group import ActorGroup, ask, get
+from scopemill.deploy.orchestrator.finetuning import finetune_sweep
 from scopemill.deploy.orchestrator.rolling import RollingHarvest, announce, check_all_fit, remove_shard
 from scopemill.deploy.orchestrator.training import Training, summary
 from scopemill.deploy.plan.evaluations import read_evaluations
+from scopemill.deploy.plan.finetunings import finetune_jobs, unfinished_jobs
 from scopemill.deploy.plan.state import PassState, SweepState
 from scopemill.deploy.plan.sweep_plan import Pass, SweepPlan
 from scopemill.deploy.progress import Reporter
@@ -27,7 +29,7 @@ from scopemill.proto.errors import InputError, ScopemillError
 
 
 class SweepDriver:
-    """Call ``harvest``, ``train`` and ``evaluate`` in this order, inside a `cluster` and inside ``targets``.
+    """Call ``harvest``, ``train``, ``finetune`` and ``evaluate`` in this order, inside a `cluster` and inside ``targets``.
 
     Every method reads the bucket unless it is given the state.
     """
@@ -47,6 +49,7 @@ class SweepDriver:
         left = {
             "harvest": lambda: not all(now.passes[number].harvested for number in self._to_harvest(now)),
             "train": lambda: bool(now.unfinished),
+            "finetune": lambda: bool(unfinished_jobs(self.plan.bucket, finetune_jobs(self.plan, now))),
             "evaluate": lambda: bool(self.unevaluated(now)),
         }
         return any(left[phase]() for phase in phases)
@@ -59,6 +62,8 @@ class SweepDriver:
             check_place("harvest", config.harvest)
         if trains:
             check_place("train", config.train)
+        if "finetune" in phases and config.train.finetune and (trains or self.has_work(["finetune"], now)):
+            check_place("train.finetune.kl", config.train.finetune.kl)
         if "evaluate" in phases and (trains or self.has_work(["evaluate"], now)):
             check_place("evaluation", config.evaluation)
 
@@ -177,6 +182,12 @@ class SweepDriver:
             remove_shard(part.bucket, part.harvest.dataset, shard)
         part.bucket.remove_tree(part.harvest.layout.shards)  # uncommitted ones too
         return True
+
+    def finetune(self, state: SweepState | None = None) -> SweepState:
+        """Fine-tune every finished SAE, if the sweep file has a ``finetune`` section."""
+        now = state or self.plan.read_state()
+        finetune_sweep(self.plan, now, self.targets, self._reporter)
+        return now
 
     def evaluate(self, state: SweepState | None = None) -> SweepState:
         """Measure every checkpoint that is not measured yet; a hook's checkpoints go to one evaluator."""

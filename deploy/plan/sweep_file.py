@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import yaml
@@ -20,6 +20,8 @@ from scopemill.proto.config import HOLDS_CREDENTIAL, Config, Place
 from scopemill.proto.errors import InputError, SweepFileError
 from scopemill.proto.layout import checked_name
 from scopemill.trainer.config.grid import TrainConfig
+
+C = TypeVar("C", bound=Config)
 
 
 class SweepConfig(Config):
@@ -41,6 +43,18 @@ class SweepConfig(Config):
         description="For a Prometheus elsewhere: metrics are exposed at the nodes' addresses, and listed at /targets at this port of the "
         "driver's node (http_sd); absent: all on loopback.",
     )
+
+    @model_validator(mode="after")
+    def _text_for_finetuning(self) -> "SweepConfig":
+        if self.train.finetune:
+            kl, length = self.train.finetune.kl, self.harvest.context_length
+            needed = kl.steps(length) * kl.sequences_per_step * length
+            if needed > self.harvest.tokens:
+                raise ValueError(
+                    f"train.finetune.kl.tokens: fine-tuning takes {needed:,} tokens of the harvest's text, which has "
+                    f"{self.harvest.tokens:,}: lower it, or raise harvest.tokens"
+                )
+        return self
 
     @model_validator(mode="after")
     def _usable_names(self) -> "SweepConfig":
@@ -93,9 +107,22 @@ def load_sweep(path: str, overrides: list[str] | None = None) -> SweepConfig:
 
 def parse_sweep(data: dict[str, Any], source: str) -> SweepConfig:
     """Check a sweep file's content; ``source`` names the file in errors."""
+    return parse_config(SweepConfig, data, source)
+
+
+def parse_overrides(kind: type[C], overrides: list[str], source: str) -> C:
+    """Return a configuration that has nothing but ``key=value`` overrides; ``source`` names them in errors."""
+    data: dict[str, Any] = {}
+    for override in overrides:
+        _apply(data, override)
+    return parse_config(kind, data, source)
+
+
+def parse_config(kind: type[C], data: dict[str, Any], source: str) -> C:
+    """Check fields against a configuration's model; SweepFileError has a sentence for each wrong one."""
     try:
         # Through JSON: there pydantic's strict mode takes a list for a tuple, and no other value of another type.
-        return SweepConfig.model_validate_json(json.dumps(data))
+        return kind.model_validate_json(json.dumps(data))
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise SweepFileError(f"{source} holds a value that no field accepts: {error}") from error

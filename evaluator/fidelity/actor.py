@@ -127,13 +127,13 @@ def _result(
         loss_zero_ablated=base.loss_zero_ablated,
         loss_mean_ablated=base.loss_mean_ablated,
         delta_loss=fidelity.loss_spliced - base.loss_clean,
-        recovered_zero=_recovered(base.loss_zero_ablated, fidelity.loss_spliced, base.loss_clean),
-        recovered_mean=_recovered(base.loss_mean_ablated, fidelity.loss_spliced, base.loss_clean),
+        recovered_zero=recovered(base.loss_zero_ablated, fidelity.loss_spliced, base.loss_clean),
+        recovered_mean=recovered(base.loss_mean_ablated, fidelity.loss_spliced, base.loss_clean),
         path=layout.checkpoint(record.step).root,
     )
 
 
-def _recovered(ablated: float, spliced: float, clean: float) -> float:
+def recovered(ablated: float, spliced: float, clean: float) -> float:
     """Return the share of the ablation's loss that the SAE recovers: 1 is perfect."""
     return (ablated - spliced) / (ablated - clean) if ablated != clean else float("nan")
 

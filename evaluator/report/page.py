@@ -6,7 +6,7 @@ The page loads nothing from elsewhere.
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +27,17 @@ HALF_PAGE_INCHES = 6.5
 QUALITY_NAMES: dict[Quality, str] = {"fvu": "FVU", "delta_loss": "\u0394 loss"}
 
 
-def render_report(title: str, facts: dict[str, str], evaluations: list[Evaluation], histories: dict[str, list[Row]]) -> str:
+def render_report(
+    title: str,
+    facts: dict[str, str],
+    evaluations: list[Evaluation],
+    histories: dict[str, list[Row]],
+    finetuned: Sequence[Sequence[str]] = (),
+) -> str:
     """Return the page as HTML.
 
-    ``facts`` are shown unchanged under their names; ``histories`` are by SAE name.
+    ``facts`` are shown unchanged under their names; ``histories`` are by SAE name. ``finetuned`` has a row for each fine-tuned SAE: name,
+    delta loss, FVU and L0, each before and after.
     """
     results = in_order(e.result for e in evaluations)
     final = in_order(last_steps(results))
@@ -39,6 +46,7 @@ def render_report(title: str, facts: dict[str, str], evaluations: list[Evaluatio
         facts=facts,
         tiles=_tiles(final),
         final=_final_rows(final),
+        finetuned=finetuned,
         every=results,
         figures=_figures(evaluations, histories),
         evaluated_tokens=span([e.evaluated_tokens for e in evaluations], lambda n: f"{n:,}"),

@@ -65,11 +65,14 @@ class LanguageModel:
         with torch.inference_mode(), contextlib.suppress(_AllHooksReached):
             self._bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=[(name, visit_at(name)) for name in left], return_type=None)
 
-    def token_losses(self, tokens: torch.Tensor, edits: Mapping[Hook, Edit] | None = None) -> torch.Tensor:
-        """Return the cross-entropy [B, T-1] of each next token, in nats and float32.
+    def logits(
+        self, tokens: torch.Tensor, edits: Mapping[Hook, Edit] | None = None, capture: Iterable[Hook] = ()
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the logits [B, T, V] of tokens [B, T], and the activations [B, T, d] of some hooks by name.
 
-        Each edit replaces the activations of its hook during the pass.
+        Each edit replaces the activations of its hook during the pass. Gradients flow through edits where autograd is on.
         """
+        captured: dict[str, torch.Tensor] = {}
 
         def apply(edit: Edit) -> Callable:
             def hook_fn(x: torch.Tensor, hook: Any) -> torch.Tensor:
@@ -77,9 +80,30 @@ class LanguageModel:
 
             return hook_fn
 
-        tokens = tokens.to(self.device).long()
-        fwd_hooks = [(hook.name, apply(edit)) for hook, edit in (edits or {}).items()]
+        def keep(name: str) -> Callable:
+            def hook_fn(x: torch.Tensor, hook: Any) -> None:
+                captured[name] = x.flatten(start_dim=2)
+
+            return hook_fn
+
+        fwd_hooks = [(hook.name, keep(hook.name)) for hook in capture]
+        fwd_hooks += [(hook.name, apply(edit)) for hook, edit in (edits or {}).items()]
+        logits = self._bridge.run_with_hooks(tokens.to(self.device).long(), fwd_hooks=fwd_hooks, return_type="logits")
+        return logits, captured
+
+    def token_losses(self, tokens: torch.Tensor, edits: Mapping[Hook, Edit] | None = None) -> torch.Tensor:
+        """Return the cross-entropy [B, T-1] of each next token, in nats and float32.
+
+        Each edit replaces the activations of its hook during the pass.
+        """
         with torch.inference_mode():
-            logits = self._bridge.run_with_hooks(tokens, fwd_hooks=fwd_hooks, return_type="logits")
-            predictions, targets = logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten()
+            logits, _ = self.logits(tokens, edits)
+            predictions, targets = logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].to(self.device).long().flatten()
             return torch.nn.functional.cross_entropy(predictions, targets, reduction="none").view(len(tokens), -1)
+
+
+def put_rows(where: torch.Tensor, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return activations [B, T, d] with rows [n, d] where the mask [B, T] is True."""
+    out = x.clone()
+    out[where] = rows.to(out.dtype)
+    return out

@@ -16,6 +16,7 @@ from pydantic import (
 
 from scopemill.proto.config import Config, NodeLabels
 from scopemill.proto.errors import TemplateError
+from scopemill.trainer.config.finetuning import FinetuneConfig
 from scopemill.trainer.config.recipe import UNDIVIDED, Recipe, SaeConfig, kind_of, only_read, readers, sae_config
 from scopemill.trainer.config.templates import load_template
 
@@ -161,6 +162,7 @@ class TrainConfig(Grid):
     halving: HalvingConfig | None = Field(
         None, description="Stop an SAE early if rivals are better in both L0 and FVU; absent: every SAE is trained to its last step."
     )
+    finetune: FinetuneConfig | None = Field(None, description="What happens to each finished SAE after its training; absent: nothing.")
     _given: frozenset[str] = PrivateAttr(frozenset())  # the recipe's fields that the section of variants gives
 
     @model_validator(mode="wrap")

@@ -3,8 +3,11 @@
 Every format is read into this, and written from it.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from scopemill.proto.errors import SaeFormatError
 from scopemill.trainer.formats.tensors import check_values
@@ -36,6 +39,15 @@ class FinishedSae:
         targets = () if self.sae.shape.autoencoder else self.outputs
         self.sae.with_cfg(self.sae.describe(self.inputs, targets, self.model, self.metadata))
         return self
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a digest of the weights: equal fingerprints mean the same function."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.sae.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def check(self, place: str) -> None:
         """Raise SaeFormatError, naming the place, for an SAE that could not be read back."""

@@ -1,0 +1,1 @@
+"""Fine-tune finished SAEs with the language model in the loop."""
