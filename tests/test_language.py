@@ -23,7 +23,7 @@ VERBS = set(
     Continue Convert Copy Correct Count Cover Create Cut Deal Decide Declare Decode Decompress Decorate Decrease Defer Define
     Delay Delete Deliver Demand Derive Describe Deserialize Detach Detect Determine Differentiate Discard Disconnect Display
     Distribute Divide Do Download Drain Draw Drive Drop Emit Enable Encode End Ensure Enter Enumerate Erase Escape Estimate
-    Evaluate Evict Exchange Execute Exit Expand Explain Export Expose Extend Extract Factor Fail Feed Fetch Fill Filter Find
+    Evaluate Evict Exchange Execute Exit Expand Explain Export Expose Extend Extract Factor Fail Feed Fetch Fill Fine-tune Filter Find
     Finish Fit Fix Flag Flatten Float Flush Fold Follow Forget Format Forward Free Freeze Fuse Gather Generate Get Give Go Grant Group
     Grow Guard Guess Halve Hand Handle Harvest Hash Have Hide Hold Honor Identify Ignore Implement Import Include Increase Index
     Infer Inherit Initialize Insert Inspect Install Interleave Interpolate Interpret Interrupt Intersect Invalidate Invert Invoke

@@ -104,6 +104,16 @@ _HARVEST = Row(
     ),
 )  # fmt: skip
 
+_FINETUNING = Row(
+    "Fine-tuning",
+    (
+        Panel("Steps", "Fine-tuning steps done, by SAE and arm.", (Query(of(m.FINETUNE_STEP), "{{sae}}"),), "none"),
+        Panel("KL", "KL from the clean model's predictions in the last step, in nats per token. The arm mse has none.",
+              (Query(of(m.FINETUNE_KL), "{{sae}}"),), "none"),
+        Panel("Squared error", "Squared error of the last step, where E||x||² is 1.", (Query(of(m.FINETUNE_MSE), "{{sae}}"),), "none"),
+    ),
+)  # fmt: skip
+
 _RAY = Row(
     "Ray cluster",
     (
@@ -211,7 +221,7 @@ _ONE_SPEED = Row(
 
 DASHBOARDS = (
     Dashboard("sweep", "Scopemill: sweep", "Progress of a sweep, quality of its SAEs, and load of the machines.",
-              (_SWEEP, Variable("sae", of(m.TRAINER_STEPS))), (_NOW, _QUALITY, _SPEED, _HARVEST, _RAY)),
+              (_SWEEP, Variable("sae", of(m.TRAINER_STEPS))), (_NOW, _QUALITY, _SPEED, _HARVEST, _FINETUNING, _RAY)),
     Dashboard("data-plane", "Scopemill: data plane", "The way of batches from the bucket to the trainers, and what holds trainers up.",
               (_SWEEP, Variable("stream", of(m.SERVER_WINDOW_CAPACITY))), (_READ_AND_SERVED, _WINDOW, _CONNECTIONS, _STORAGE)),
     Dashboard("sae", "Scopemill: one SAE", "One SAE's training, pace and fidelity.",

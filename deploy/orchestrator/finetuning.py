@@ -49,7 +49,7 @@ def finetune_all(
     targets: Targets,
     reporter: Reporter,
 ) -> list[Finetuned]:
-    """Give each actor one SAE after another, in every arm, and return the records in the order of their end."""
+    """Fine-tune SAEs on actors, and return the records as the jobs end."""
     by_source: dict[str, list[FinetuneJob]] = {}
     for job in jobs:
         by_source.setdefault(job.source, []).append(job)

@@ -11,7 +11,7 @@ from scopemill.proto.storage.bucket import Bucket
 
 
 def finetune_jobs(plan: SweepPlan, state: SweepState) -> list[FinetuneJob]:
-    """Return a job for each finished SAE of a sweep and each arm; none without a ``finetune`` section."""
+    """Return a job for each finished SAE of a sweep and each arm."""
     if not plan.config.train.finetune:
         return []
     kl, jobs = plan.config.train.finetune.kl, []

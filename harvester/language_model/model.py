@@ -68,8 +68,9 @@ class LanguageModel:
     def logits(
         self, tokens: torch.Tensor, edits: Mapping[Hook, Edit] | None = None, capture: Iterable[Hook] = ()
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the logits [B, T, V] of tokens [B, T], and the activations [B, T, d] of some hooks by name.
+        """Return the logits of tokens [B, T], and the activations of some hooks by name.
 
+        Logits are [B, T, V], activations [B, T, d].
         Each edit replaces the activations of its hook during the pass. Gradients flow through edits where autograd is on.
         """
         captured: dict[str, torch.Tensor] = {}
@@ -103,7 +104,10 @@ class LanguageModel:
 
 
 def put_rows(where: torch.Tensor, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Return activations [B, T, d] with rows [n, d] where the mask [B, T] is True."""
+    """Return activations [B, T, d] with some rows replaced.
+
+    The rows [n, d] go where the mask ``where`` [B, T] is True.
+    """
     out = x.clone()
     out[where] = rows.to(out.dtype)
     return out

@@ -68,7 +68,7 @@ class KlConfig(Config):
         return steps
 
     def id(self, arm: Arm, source: dict[str, Any]) -> str:
-        """Return the name that a fine-tuned SAE adds to its folder: the arm and a digest.
+        """Return the suffix of a fine-tuned SAE's folder: the arm and a digest.
 
         The digest is of every field that decides the weights, and of ``source``: the SAE, the model and the text.
         """

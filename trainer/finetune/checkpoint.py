@@ -23,7 +23,10 @@ def save(bucket: Bucket, layout: SaeLayout, loop: FinetuneLoop, history: list[St
 
 
 def resume(bucket: Bucket, layout: SaeLayout, loop: FinetuneLoop) -> list[StepReport]:
-    """Restore the loop from the newest whole checkpoint, and return its history; without one, return no rows."""
+    """Restore the loop from the newest whole checkpoint, and return its history.
+
+    Without a checkpoint the loop stays as it is and the history is empty.
+    """
     for step in sorted((int(name) for name in bucket.names(layout.checkpoints) if name.isdecimal()), reverse=True):
         place = layout.checkpoint(step)
         try:

@@ -12,7 +12,10 @@ SMALLEST_NORM = 1e-12
 
 
 class KeptNorms:
-    """Keep the norm of each decoder row: without this an SAE could shrink its penalty and thresholds by growing rows."""
+    """Keep the norm of each decoder row.
+
+    Without this an SAE could shrink its penalty, or pass its thresholds, by the scale of its rows.
+    """
 
     def __init__(self, sae: Sae):
         self._rows = [weights for name, weights in sae.named_parameters() if name.split(".")[0] == "W_dec"]
@@ -38,7 +41,7 @@ def _norms(weights: torch.Tensor) -> torch.Tensor:
 
 
 def freeze_thresholds(sae: Sae) -> None:
-    """Exclude JumpReLU's thresholds: their gradient is a step's, which a KL loss does not have."""
+    """Freeze the thresholds of a JumpReLU; inference gives them no gradient."""
     for name, parameter in sae.activation.named_parameters():
         if name == "threshold":
             parameter.requires_grad_(False)
@@ -50,7 +53,7 @@ def parameter_groups(sae: Sae, learning_rate: float) -> list[dict[str, Any]]:
     Latents may have any scale: an SAE whose decoder rows are n long is the same function as one with unit rows and latents n times as
     large. The learning rates are such that both make the same steps: n times for the decoder's rows, 1/n for all that makes latents.
     """
-    scale = float(sae.norms().mean())
+    scale = float(sae.norms().detach().mean())
     decoder: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
     encoder: list[nn.Parameter] = []

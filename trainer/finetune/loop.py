@@ -24,17 +24,17 @@ BETAS = (0.9, 0.999)
 
 @dataclass(frozen=True)
 class StepReport:
-    """Record one step: losses in training's units, KL in nats per token, and active latents per row."""
+    """Record one step: its losses and its active latents."""
 
     step: int
-    mse: float
-    kl: float  # nan in the arm that has none
-    l0: float
+    mse: float  # where E ||x||^2 is 1
+    kl: float  # nats per token; nan in the arm that has none
+    l0: float  # per row
 
 
 @dataclass(frozen=True)
 class Ports:
-    """Hold where an SAE reads and writes, and the unit of each hook: sqrt(E ||x||^2) of its rows."""
+    """Hold where an SAE reads and writes, and each hook's unit, sqrt(E ||x||^2)."""
 
     inputs: tuple[Hook, ...]
     outputs: tuple[Hook, ...]
@@ -158,7 +158,10 @@ def _side_by_side(clean: dict[str, torch.Tensor], hooks: Sequence[Hook], units: 
 
 @torch.no_grad()
 def measure_units(lm: LanguageModel, hooks: Sequence[Hook], tokens: torch.Tensor, is_row: torch.Tensor) -> dict[Hook, float]:
-    """Return sqrt(E ||x||^2) of each hook over the rows of sequences [S, T], summed in float64."""
+    """Return sqrt(E ||x||^2) of each hook, summed in float64 over rows.
+
+    The rows are those of sequences [S, T].
+    """
     clean = lm.capture(tokens, set(hooks))
     where = is_row.to(lm.device)
     return {hook: float(clean[hook.name][where].double().square().sum(-1).mean().sqrt()) for hook in dict.fromkeys(hooks)}

@@ -10,14 +10,14 @@ def divergence(clean: torch.Tensor, spliced: torch.Tensor) -> torch.Tensor:
 
 
 def balanced(kl: torch.Tensor, mse: torch.Tensor) -> torch.Tensor:
-    """Return (alpha KL + MSE) / 2, where alpha = MSE / KL has no gradient.
+    """Return (alpha KL + MSE) / 2.
 
-    Its value is the MSE, so a sparsity coefficient of training keeps its meaning.
+    Alpha = MSE / KL has no gradient. The value is the MSE, so a sparsity coefficient of training keeps its meaning.
     """
     alpha = (mse / kl.clamp(min=torch.finfo(kl.dtype).tiny)).detach()
     return (alpha * kl + mse) / 2
 
 
 def squared_error(reconstruction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the squared error of rows [n, d], a sum over d and a mean over rows."""
+    """Return the squared error of rows [n, d], the mean over rows."""
     return (reconstruction - target).square().sum(-1).mean()

@@ -1,4 +1,4 @@
-"""Read the sequences that an SAE is fine-tuned on: a dataset's packed text, or a corpus."""
+"""Read the text of a fine-tuning: a dataset's packed text, or a corpus."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,7 +72,10 @@ Text = DatasetText | CorpusText
 
 
 def batches(text: Text, size: int, start: int, steps: int) -> Iterator[np.ndarray]:
-    """Yield the tokens [size, T] of steps ``start`` to ``steps`` - 1; CorpusError if the text ends before."""
+    """Yield the tokens [size, T] of each step from ``start`` on.
+
+    CorpusError if the text ends before the last step.
+    """
     sequences = text.sequences(start * size)
     for step in range(start, steps):
         block = list(islice(sequences, size))

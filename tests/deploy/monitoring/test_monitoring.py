@@ -48,6 +48,7 @@ QUERIES = [
 ]
 OURS = [metric for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase)]
 SCRAPE_SECONDS, STEPS = 0.5, 500
+FINETUNING = {"tokens": 2048, "sequences_per_step": 4, "sequences_per_forward": 4, "arms": ["kl"]}
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")), reason="the programs prometheus and promtool are not installed"
 )
@@ -225,7 +226,7 @@ def watched(tmp_path_factory, ray_cluster) -> Iterator[tuple[Prometheus, SweepPl
     data = tiny_sweep.sweep(
         str(folder / "bucket"),
         tiny_sweep.write_text(folder),
-        train={"tokens": 256 * STEPS, "checkpoint_every": 250, "log_every": 20},
+        train={"tokens": 256 * STEPS, "checkpoint_every": 250, "log_every": 20, "finetune": {"kl": FINETUNING}},
         evaluation={"checkpoints": "last"},
     )
     plan = plan_sweep(parse_sweep(data | {"file_sd": str(folder / "targets.json")}, "sweep.yaml"))
@@ -239,6 +240,7 @@ def watched(tmp_path_factory, ray_cluster) -> Iterator[tuple[Prometheus, SweepPl
         with driver.targets:
             driver.harvest()
             driver.train()
+            driver.finetune()
             driver.evaluate()
         yield asked, plan
 
