@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from scopemill.deploy.cli import exchange, finetune, look, operate, run
+from scopemill.deploy.cli import exchange, finetune, look, operate, run, steer
 from scopemill.deploy.cli.templates import templates_app
 from scopemill.proto.errors import InputError, ScopemillError, Stopped
 
@@ -17,6 +17,7 @@ EXIT_ERROR, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 COMMANDS = {
     "Run": (run.sweep, run.plan, run.harvest, run.evaluate, run.submit, run.demo, finetune.finetune),
     "Look": (look.status, look.ls),
+    "Use": (steer.steer,),
     "Exchange": (exchange.pull, exchange.convert, exchange.import_),
     "Operate": (operate.logs, operate.stop, operate.clean, operate.keys, operate.monitor),
 }

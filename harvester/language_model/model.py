@@ -35,6 +35,7 @@ class LanguageModel:
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if model.device == "auto" else model.device)
         with quiet_libraries(), as_model_error(model):
             self._bridge = boot(model, dtype=TORCH_DTYPES[model.dtype], device=self.device)
+        self.dtype = TORCH_DTYPES[model.dtype]
         self._bridge.eval().requires_grad_(False)
         use_hugging_face_norms(self._bridge)
         use_hugging_face_attention(self._bridge)
@@ -75,12 +76,6 @@ class LanguageModel:
         """
         captured: dict[str, torch.Tensor] = {}
 
-        def apply(edit: Edit) -> Callable:
-            def hook_fn(x: torch.Tensor, hook: Any) -> torch.Tensor:
-                return edit(x.flatten(start_dim=2)).to(x.dtype).reshape(x.shape)
-
-            return hook_fn
-
         def keep(name: str) -> Callable:
             def hook_fn(x: torch.Tensor, hook: Any) -> None:
                 captured[name] = x.flatten(start_dim=2)
@@ -88,9 +83,56 @@ class LanguageModel:
             return hook_fn
 
         fwd_hooks = [(hook.name, keep(hook.name)) for hook in capture]
-        fwd_hooks += [(hook.name, apply(edit)) for hook, edit in (edits or {}).items()]
+        fwd_hooks += [(hook.name, self._replaced(edit)) for hook, edit in (edits or {}).items()]
         logits = self._bridge.run_with_hooks(tokens.to(self.device).long(), fwd_hooks=fwd_hooks, return_type="logits")
         return logits, captured
+
+    @staticmethod
+    def _replaced(edit: Edit) -> Callable:
+        """Return the bridge's hook that replaces activations by an edit's result."""
+
+        def hook_fn(x: torch.Tensor, hook: Any) -> torch.Tensor:
+            return edit(x.flatten(start_dim=2)).to(x.dtype).reshape(x.shape)
+
+        return hook_fn
+
+    def next_logits(self, tokens: torch.Tensor, cache: Any, edits: Mapping[Hook, Edit] | None = None) -> tuple[torch.Tensor, Any]:
+        """Return the logits [B, V] of the token after new tokens [B, T], and the cache for the next call.
+
+        ``cache`` is None for the first tokens of a text.
+        """
+        fwd_hooks = [(hook.name, self._replaced(edit)) for hook, edit in (edits or {}).items()]
+        options = {"past_key_values": cache} if cache is not None else {"use_cache": True}
+        new = tokens.to(self.device).long()
+        logits, cache = self._bridge.run_with_hooks(new, fwd_hooks=fwd_hooks, return_type="logits_and_cache", **options)
+        return logits[:, -1], cache
+
+    def direct_logits(self, hook: Hook, rows: torch.Tensor) -> torch.Tensor:
+        """Return the logits [n, V] that rows [n, d] at a hook write by the direct path, centred over the vocabulary.
+
+        The direct path is the residual stream alone: the final norm's gain and the unembedding. Rows at ``attn_z`` go through the output
+        projection first.
+        """
+        with torch.no_grad():
+            x = rows.to(self.device, self.dtype)
+            if hook.site == "attn_z":
+                project = self._bridge.blocks[hook.layer].attn.o
+                shape = (len(x), 1, -1)
+                x = (project(x.view(shape)) - project(torch.zeros_like(x).view(shape)))[:, 0]
+            logits = (x * self._final_gain(x.shape[-1])) @ self._unembedding.T
+            return (logits - logits.mean(-1, keepdim=True)).float()
+
+    @property
+    def _unembedding(self) -> torch.Tensor:
+        """Return the output embedding [V, d]."""
+        return self._bridge.original_model.get_output_embeddings().weight
+
+    def _final_gain(self, d: int) -> torch.Tensor:
+        """Return the factor [d] of the final norm on a row that has mean 0 and mean square 1, whatever kind of norm it is."""
+        signs = torch.ones(d, device=self.device, dtype=self.dtype)
+        signs[1::2] = -1
+        there, back = (self._bridge.ln_final(sign * signs[None, None]) for sign in (1, -1))
+        return ((there - back) / 2)[0, 0] * signs
 
     def token_losses(self, tokens: torch.Tensor, edits: Mapping[Hook, Edit] | None = None) -> torch.Tensor:
         """Return the cross-entropy [B, T-1] of each next token, in nats and float32.

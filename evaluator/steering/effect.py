@@ -1,0 +1,166 @@
+"""Measure what steering does, beside a random push of the same size.
+
+Legend of shapes: S sequences, T positions, n latents, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from scopemill.evaluator.fidelity.measure import EvaluationText
+from scopemill.evaluator.steering.edits import Edit
+from scopemill.evaluator.steering.generation import repeated
+from scopemill.evaluator.steering.steering import SteeredSae, Steering
+from scopemill.harvester.language_model.model import LanguageModel
+from scopemill.proto.hooks import Hook
+from scopemill.trainer.sae.base import Sae
+
+PROMOTED = 10  # output tokens that count as promoted by a latent
+DOSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+MOST_REPEATED = 0.5  # of a text's 3-grams; above this share it has collapsed
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Record what a configuration does to a text, next token by next token."""
+
+    kl: float  # of the clean predictions against the steered ones, nats per token
+    delta_loss: float  # nats per token
+    promoted: float  # probability of the tokens that the edited latents promote
+    promoted_before: float
+
+
+@dataclass(frozen=True)
+class Dose:
+    """Record one point of a dose curve: the steering and the random push."""
+
+    dose: float
+    steered: Effect
+    control: Effect
+    repeated: float  # share of repeated 3-grams of a generated text
+
+    def collapsed(self, clean_loss: float) -> bool:
+        """Return whether text has collapsed: the loss has doubled, or most of a text repeats itself."""
+        return self.steered.delta_loss > clean_loss or self.repeated > MOST_REPEATED
+
+
+@torch.inference_mode()
+def measure_effect(lm: LanguageModel, steering: Steering, text: EvaluationText, promoted: Sequence[int]) -> Effect:
+    """Measure a configuration on held-out text. Sums are float64."""
+    sums, count = torch.zeros(4, dtype=torch.float64), 0
+    chosen = torch.as_tensor(promoted, dtype=torch.long, device=lm.device)
+    for tokens, is_row in text.batches():
+        clean, steered = (lm.logits(tokens, edits)[0].float().log_softmax(-1) for edits in ({}, steering.edits(is_row)))
+        counted = is_row.to(lm.device)[:, 1:]
+        targets = tokens[:, 1:].to(lm.device).long()[..., None]
+        p, q = clean[:, :-1][counted], steered[:, :-1][counted]
+        losses = [-x[:, :-1].gather(-1, targets)[..., 0][counted].double().sum() for x in (clean, steered)]
+        kl = (p.exp() * (p - q)).sum(-1).double().sum()
+        masses = [x[:, chosen].exp().sum(-1).double().sum() for x in (p, q)]
+        sums += torch.stack([kl, losses[1] - losses[0], masses[1], masses[0]]).cpu()
+        count += len(p)
+    return Effect(*(sums / count).tolist())
+
+
+@torch.inference_mode()
+def clean_loss(lm: LanguageModel, text: EvaluationText) -> float:
+    """Return the clean model's mean loss in nats per token."""
+    losses = [lm.token_losses(tokens)[is_row.to(lm.device)[:, 1:]].double() for tokens, is_row in text.batches()]
+    return float(torch.cat(losses).mean())
+
+
+@torch.inference_mode()
+def promoted_tokens(lm: LanguageModel, saes: Sequence[SteeredSae]) -> list[int]:
+    """Return the output tokens that the edited latents promote together, by their direct path to the logits."""
+    logits = []
+    for steered in saes:
+        for edit in steered.edits:
+            less = edit.op == "ablate" or (edit.amount or 0) < (1 if edit.op == "scale" else 0)
+            logits.append(direct_logits(lm, steered, [edit.latent])[0] * (-1 if less else 1))
+    return torch.stack(logits).sum(0).topk(PROMOTED).indices.tolist()
+
+
+def direct_logits(lm: LanguageModel, steered: SteeredSae, latents: Sequence[int]) -> torch.Tensor:
+    """Return the logits [n, V] that latents write by the direct path, summed over the SAE's outputs."""
+    change = steered.sae.b_dec.new_zeros(len(latents), steered.sae.width)
+    change[torch.arange(len(latents)), torch.as_tensor(latents)] = 1
+    rows = steered.sae.decode(change) - steered.sae.b_dec
+    parts = rows.split(steered.sae.shape.outputs, dim=1)
+    return torch.stack([lm.direct_logits(hook, part) for hook, part in zip(steered.outputs, parts, strict=True)]).sum(0)
+
+
+def dose_curve(
+    lm: LanguageModel,
+    saes: Sequence[SteeredSae],
+    text: EvaluationText,
+    written: Callable[[Steering], list[int]],
+    doses: Sequence[float] = DOSES,
+    seed: int = 0,
+) -> list[Dose]:
+    """Measure steering at several doses, each a multiple of the edits' amounts. ``written`` generates a text under a steering."""
+    promoted, curve = promoted_tokens(lm, saes), []
+    for dose in doses:
+        dosed = tuple(SteeredSae(s.sae, s.inputs, s.outputs, tuple(edit.times(dose) for edit in s.edits)) for s in saes)
+        steering = Steering(dosed)
+        steered, control = (measure_effect(lm, one, text, promoted) for one in (steering, Steering(dosed, control=seed)))
+        curve.append(Dose(dose, steered, control, repeated(written(steering))))
+    return curve
+
+
+@torch.inference_mode()
+def output_scores(
+    lm: LanguageModel,
+    steered: SteeredSae,
+    latents: Sequence[int],
+    amounts: Sequence[float],
+    prompt: torch.Tensor,
+    is_row: torch.Tensor,
+    latents_per_forward: int = 64,
+) -> torch.Tensor:
+    """Return the output score [n] of latents: whether pushing a latent makes the model say what the latent promotes.
+
+    Each latent is added by its amount at a neutral prompt [T]. The score is p (1 - rank / V) of the likeliest of the latent's ten promoted
+    tokens, as arXiv 2505.20063 has it. Every latent is a sequence of a batch, so a score costs one row of a forward pass.
+    """
+    scores = []
+    for start in range(0, len(latents), latents_per_forward):
+        some = list(latents[start : start + latents_per_forward])
+        change = steered.sae.b_dec.new_zeros(len(some), steered.sae.width)
+        change[torch.arange(len(some)), torch.as_tensor(some)] = torch.as_tensor(amounts[start : start + len(some)]).to(change)
+        rows = steered.sae.decode(change) - steered.sae.b_dec
+        parts = rows.split(steered.sae.shape.outputs, dim=1)
+        edits = {hook: _add_at(is_row, part) for hook, part in zip(steered.outputs, parts, strict=True)}
+        logits = lm.logits(prompt.expand(len(some), -1), edits)[0][:, -1].float()
+        promoted = direct_logits(lm, steered, some).topk(PROMOTED, dim=1).indices
+        probability = logits.softmax(-1).gather(1, promoted)
+        best, which = probability.max(1)
+        token = promoted.gather(1, which[:, None])
+        rank = (logits > logits.gather(1, token)).sum(1)
+        scores.append(best * (1 - rank / logits.shape[1]))
+    return torch.cat(scores).cpu()
+
+
+def _add_at(is_row: torch.Tensor, rows: torch.Tensor):
+    """Return an edit that adds row b [d] to every row of sequence b."""
+
+    def edit(x: torch.Tensor) -> torch.Tensor:
+        return x + is_row.to(x.device)[..., None] * rows[:, None].to(x.dtype)
+
+    return edit
+
+
+@torch.inference_mode()
+def largest_activations(lm: LanguageModel, sae: Sae, inputs: tuple[Hook, ...], latents: Sequence[int], text: EvaluationText) -> list[float]:
+    """Return the largest activation of latents on a text."""
+    most = torch.zeros(len(latents))
+    for tokens, is_row in text.batches():
+        clean = lm.capture(tokens, set(inputs))
+        x = torch.cat([clean[hook.name][is_row.to(lm.device)].float() for hook in inputs], dim=1)
+        most = torch.maximum(most, sae.encode(x)[:, list(latents)].max(0).values.cpu())
+    return most.tolist()
+
+
+def raw_edits(edits: Sequence[Edit], maxima: dict[int, float]) -> list[Edit]:
+    """Return edits with their amounts in raw activations, from the largest activation of each latent."""
+    return [edit.scaled(maxima.get(edit.latent, 0.0)) for edit in edits]
