@@ -6,6 +6,7 @@
     │   ├── ModelError        a language model that does not load, or has no such layer or site
     │   ├── CorpusError       text that is absent, empty or too short, or lacks the named column
     │   ├── SaeFormatError    a folder that is not an SAE in a known format
+    │   ├── NotFinite         a NaN or an infinity in activations, losses or weights
     │   └── TemplateError     a template that is absent or not valid
     ├── StorageError          a request to the bucket failed
     │   ├── MissingObject     an object that a commit record names is absent
@@ -42,6 +43,10 @@ class CorpusError(InputError):
 
 class SaeFormatError(InputError):
     """Report a folder that is not an SAE in a known format."""
+
+
+class NotFinite(InputError):
+    """Report a NaN or an infinity in activations, losses or weights; a retry would meet it again."""
 
 
 class TemplateError(InputError):
