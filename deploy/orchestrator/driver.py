@@ -137,6 +137,8 @@ class SweepDriver:
         with ActorGroup("harvester", actors, self.targets) as group:
             self._reporter.say("preparing: packing the corpus, measuring the scale of each hook")
             manifest: DatasetManifest = get(actors[0].prepare.remote())
+            for note in get(actors[0].notes.remote()):
+                self._reporter.say(f"warning: {note}")
             if manifest.shards < wanted:
                 self._reporter.say(f"the corpus fills only {manifest.shards} of the {wanted} shards asked for")
             if config.rolling:
