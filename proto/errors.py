@@ -12,6 +12,7 @@
     │   ├── MissingObject     an object that a commit record names is absent
     │   ├── CorruptObject     an object's checksum or size differs from the committed one
     │   └── Conflict          another object already lies where this one would be written
+    ├── PartlyFailed          some of a phase's work failed, and the rest of it is done
     ├── WireError             a message that breaks the protocol
     ├── ServerGone            the activation server cannot be reached any more
     ├── RankLost              the process of another rank of a sharded SAE is gone
@@ -67,6 +68,10 @@ class CorruptObject(StorageError):
 
 class Conflict(StorageError):
     """Report another object where this one would be written."""
+
+
+class PartlyFailed(ScopemillError):
+    """Report that some of a phase's work failed; the rest of it is done and committed."""
 
 
 class WireError(ScopemillError):
