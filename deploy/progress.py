@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from scopemill.deploy.console import plain_console
 
 LOG_SECONDS = 15.0  # between the lines of a log
 MOST_BARS = 24  # more SAEs than this share one bar
@@ -19,7 +22,7 @@ class Reporter:
     """
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console()
+        self.console = console or plain_console()
         self._started = time.monotonic()
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -30,7 +33,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print a line after the seconds since the start."""
-        self.console.print(f"[dim]{time.monotonic() - self._started:6.0f}s[/dim] {text}", highlight=False)
+        self.console.print(Text.assemble((f"{time.monotonic() - self._started:6.0f}s", "dim"), " ", text))
 
     def show(self, table: Table) -> None:
         """Print a table."""
@@ -45,7 +48,8 @@ class Reporter:
         if not self.console.is_terminal:
             yield
             return
-        columns = (TextColumn("        {task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+        name, note = (TextColumn(what, markup=False) for what in ("        {task.description}", "{task.fields[note]}"))
+        columns = (name, BarColumn(24), MofNCompleteColumn(), note)
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as self._bars:
             names = {"all": sum(totals.values())} if len(totals) > MOST_BARS else totals
             self._tasks = {name: self._bars.add_task(name, total=total, note="") for name, total in names.items()}

@@ -34,6 +34,7 @@ class Harvester:
         self._lm: LanguageModel | None = None
         self._filler: ShardFiller | None = None
         self._free: SimpleQueue[ShardBuffers] = SimpleQueue()
+        self._notes: list[str] = []
         self._computing = threading.Lock()
         self._writer = ThreadPoolExecutor(1, initializer=_lower_priority)
         self._stop = threading.Event()
@@ -43,7 +44,12 @@ class Harvester:
         if self._task.bucket.exists(self._task.layout.manifest):
             return read_manifest(self._task.bucket, self._task.dataset)
         shards = pack_corpus(self._task)
-        return calibrate(self._task, self._language_model(), shards)
+        manifest, self._notes = calibrate(self._task, self._language_model(), shards)
+        return manifest
+
+    def notes(self) -> list[str]:
+        """Return what this process's calibration found that users should know."""
+        return self._notes
 
     def harvest(self, shard: int) -> int:
         """Make and commit one shard, unless it is committed, and return its number."""

@@ -8,29 +8,35 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from scopemill.harvester.finite import check_norms
 from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.harvester.task import HarvestTask
 from scopemill.harvester.text.packed_text import load_sequences
 from scopemill.harvester.text.packing import Sequences, row_mask
 from scopemill.proto.dataset import DatasetManifest, HookStats, pack_vector, read_manifest
+from scopemill.proto.errors import CorpusError, ModelError
 from scopemill.proto.storage.checksums import checksummed_record
 
+SINK_NORM = 10  # times the median norm: activation sinks have hundreds of times, other tokens hardly ever thrice
+SINK_SHARE = 0.05  # of the squared norm of all rows, from which sinks are worth a sentence
 CALIBRATION_SHARDS = 64  # at most: reading every packed bucket of a large corpus would take longer than the model
 
 Norms = dict[str, np.ndarray]  # by hook: (n,), float32
 Rows = dict[str, torch.Tensor]  # by hook: (n, d), float32
 
 
-def calibrate(task: HarvestTask, lm: LanguageModel, shards: int) -> DatasetManifest:
+def calibrate(task: HarvestTask, lm: LanguageModel, shards: int) -> tuple[DatasetManifest, list[str]]:
     """Fix C = sqrt(E||x||^2) of each hook and commit the manifest.
 
     The rows come from the whole corpus. With the outlier filter, a first pass finds each hook's median norm, and C
-    counts only the rows that the filter keeps.
+    counts only the rows that the filter keeps. Also returns sentences on rows that users should know of: those that the
+    filter drops, and activation sinks without a filter. Raises NotFinite, naming hook and token, for rows that are not finite;
+    ModelError for a hook whose rows are all zero.
     """
     harvest = task.config
     sample = _calibration_sample(task, shards)
     limits = _norm_limits(task, lm, sample) if harvest.outlier_norm else {}
-    hooks, count = _hook_stats(task, lm, sample, limits)
+    hooks, count, norms = _hook_stats(task, lm, sample, limits)
     manifest = DatasetManifest(
         dataset=task.dataset,
         identity=task.identity,
@@ -44,7 +50,8 @@ def calibrate(task: HarvestTask, lm: LanguageModel, shards: int) -> DatasetManif
         calibration_rows=count,
     )
     task.bucket.create(task.layout.manifest, checksummed_record(manifest.model_dump(mode="json")))
-    return read_manifest(task.bucket, task.dataset)  # of harvesters that calibrate at once, the first to commit decides
+    # Of harvesters that calibrate at once, the first to commit decides.
+    return read_manifest(task.bucket, task.dataset), outlier_notes(norms, harvest.outlier_norm, count)
 
 
 def _norm_limits(task: HarvestTask, lm: LanguageModel, sample: Sequences) -> dict[str, float]:
@@ -55,17 +62,44 @@ def _norm_limits(task: HarvestTask, lm: LanguageModel, sample: Sequences) -> dic
     return {name: median * task.config.outlier_norm for name, median in medians.items()}
 
 
-def _hook_stats(task: HarvestTask, lm: LanguageModel, sample: Sequences, limits: dict[str, float]) -> tuple[tuple[HookStats, ...], int]:
-    """Return the scale and mean of every hook, and the number of rows behind them."""
+def outlier_notes(norms: Norms, outlier_norm: float | None, kept: int) -> list[str]:
+    """Write a sentence on the rows that the filter drops, or on activation sinks that no filter drops.
+
+    ``norms`` are those of all calibration rows, ``kept`` is the number of rows within the filter.
+    """
+    rows = len(next(iter(norms.values())))
+    if outlier_norm:
+        dropped = f"harvest.outlier_norm ({outlier_norm:g}) drops {rows - kept} of {rows} calibration rows"
+        return [f"{dropped}: scales and training stand on the others, and evaluation gives figures with and without them"] * (kept < rows)
+    sinks = []
+    for name, of_hook in norms.items():
+        squares, far = of_hook.astype(np.float64) ** 2, of_hook > SINK_NORM * np.median(of_hook)
+        if squares[far].sum() > SINK_SHARE * squares.sum():
+            sinks.append(f"{name} ({far.sum()} rows, {squares[far].sum() / squares.sum():.0%})")
+    about = f"activation sinks: of {rows} calibration rows, norms above {SINK_NORM} times the median hold much of the squared norm"
+    remedy = f"harvest.outlier_norm: {SINK_NORM} would leave such tokens out"
+    return [f"{about} that fixes a hook's scale: {', '.join(sinks)}. {remedy}"] if sinks else []
+
+
+def _hook_stats(
+    task: HarvestTask, lm: LanguageModel, sample: Sequences, limits: dict[str, float]
+) -> tuple[tuple[HookStats, ...], int, Norms]:
+    """Return the scale and mean of every hook, the number of rows behind them, and the norms of all rows."""
+    seen: list[Norms] = []
     count = 0
     squares = dict.fromkeys((h.name for h in task.hooks), 0.0)
     sums: dict[str, np.ndarray] = {h.name: np.zeros(task.card.widths[h.site]) for h in task.hooks}
     for norms, rows in _calibration_rows(task, lm, sample):
+        seen.append(norms)
         keep = np.logical_and.reduce([norms[name] <= limits.get(name, np.inf) for name in norms])
         count += int(keep.sum())
         for name, x in rows.items():
             squares[name] += float((norms[name][keep].astype(np.float64) ** 2).sum())
             sums[name] += x[torch.from_numpy(keep)].double().sum(0).numpy()
+    if not count:
+        raise CorpusError(f"harvest.outlier_norm ({task.config.outlier_norm}) drops every calibration row: raise it, or leave it out")
+    if silent := [name for name, square in squares.items() if not square]:
+        raise ModelError(f"{silent[0]}: every activation of the {count} calibration rows is zero: there is nothing to learn, leave it out")
     stats = (
         HookStats(
             name=h.name,
@@ -76,7 +110,7 @@ def _hook_stats(task: HarvestTask, lm: LanguageModel, sample: Sequences, limits:
         )
         for h in task.hooks
     )
-    return tuple(stats), count
+    return tuple(stats), count, {h.name: np.concatenate([norms[h.name] for norms in seen]) for h in task.hooks}
 
 
 def _calibration_sample(task: HarvestTask, shards: int) -> Sequences:
@@ -95,8 +129,11 @@ def _calibration_sample(task: HarvestTask, shards: int) -> Sequences:
 def _calibration_rows(task: HarvestTask, lm: LanguageModel, sample: Sequences) -> Iterator[tuple[Norms, Rows]]:
     """Yield the rows of each forward pass and their norms."""
     for start in range(0, len(sample), task.config.sequences_per_forward):
-        tokens = sample.tokens[start : start + task.config.sequences_per_forward]
-        is_row = torch.from_numpy(row_mask(tokens, task.card.special).ravel())
-        captured = lm.capture(torch.from_numpy(tokens), task.hooks)
-        rows = {name: x.flatten(0, 1).cpu()[is_row].float() for name, x in captured.items()}
-        yield {name: x.norm(dim=1).numpy() for name, x in rows.items()}, rows
+        part = sample[start : start + task.config.sequences_per_forward]
+        is_row = row_mask(part.tokens, task.card.special).ravel()
+        captured = lm.capture(torch.from_numpy(part.tokens), task.hooks)
+        rows = {name: x.flatten(0, 1).cpu()[torch.from_numpy(is_row)].float() for name, x in captured.items()}
+        norms = {name: x.norm(dim=1).numpy() for name, x in rows.items()}
+        for name, of_hook in norms.items():
+            check_norms("calibration", name, of_hook, part, np.flatnonzero(is_row))
+        yield norms, rows

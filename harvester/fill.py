@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
+from scopemill.harvester.finite import check_norms
 from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.harvester.shard import ShardBuffers
 from scopemill.harvester.task import HarvestTask
@@ -27,7 +28,8 @@ class ShardFiller:
     def fill(self, buffers: ShardBuffers, shard: int) -> int:
         """Compute a bucket's rows straight into their places, and return the number of dropped outliers.
 
-        Raises Stopped once ``stop`` is set, and CorpusError if the outlier filter leaves too few rows.
+        Raises Stopped once ``stop`` is set, and CorpusError if the outlier filter leaves too few rows; with that
+        filter also NotFinite, which `write_shard` raises without it.
         """
         rows = self._manifest.rows_per_shard
         block = load_sequences(self._task.bucket, self._task.text_layout.packed(shard))
@@ -40,7 +42,7 @@ class ShardFiller:
                 if self._stop.is_set():
                     raise Stopped("the harvester was asked to stop; committed shards are kept")
                 part = block[start : start + self._task.config.sequences_per_forward]
-                kept, outliers, captured = self._select_rows(part)
+                kept, outliers, captured = self._select_rows(shard, part)
                 kept = kept[: rows - done]
                 destination = np.full(part.tokens.size, rows)  # tokens that are not kept go to the extra row
                 destination[kept] = places[done : done + len(kept)]
@@ -80,7 +82,7 @@ class ShardFiller:
             self._lm.visit(torch.from_numpy(part.tokens), self._task.hooks, scatter)
         return started
 
-    def _select_rows(self, part: Sequences) -> tuple[np.ndarray, int, dict[str, torch.Tensor]]:
+    def _select_rows(self, shard: int, part: Sequences) -> tuple[np.ndarray, int, dict[str, torch.Tensor]]:
         """Return the tokens to keep, the number of dropped outliers, and captured activations.
 
         Only the outlier filter captures activations.
@@ -91,7 +93,9 @@ class ShardFiller:
         captured = self._lm.capture(torch.from_numpy(part.tokens), self._task.hooks)
         within = np.ones(len(kept), dtype=bool)
         for name, limit in self._norm_limits.items():
-            within &= captured[name].flatten(0, 1).float().norm(dim=1).cpu().numpy()[kept] <= limit
+            norms = captured[name].flatten(0, 1).float().norm(dim=1).cpu().numpy()[kept]
+            check_norms(f"shard {shard}", name, norms, part, kept)  # a NaN would pass for an outlier
+            within &= norms <= limit
         return kept[within], int((~within).sum()), captured
 
     def _count(self, rows: int) -> None:

@@ -1,6 +1,7 @@
 """Fill one shard in memory and write it as a committed Zarr group."""
 
 import base64
+import math
 
 import numpy as np
 import torch
@@ -9,8 +10,9 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from scopemill.harvester.dtypes import TORCH_DTYPES
+from scopemill.harvester.finite import not_finite
 from scopemill.proto.chunks import ArraySpec, block_checksums, chunk_parts
-from scopemill.proto.dataset import LOGICAL_DTYPE, DatasetManifest, HookSums, ShardCommit, pack_vector
+from scopemill.proto.dataset import LOGICAL_DTYPE, ROW_LABELS, DatasetManifest, HookSums, ShardCommit, pack_vector
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record
@@ -67,6 +69,20 @@ class ShardBuffers:
             largest = max(largest, float(squared_norms.max()))
         return HookSums(count=len(rows), sum_x=pack_vector(total.numpy()), sum_squared_norm=squares, max_norm=largest**0.5)
 
+    def checked_sums(self, shard: int) -> dict[str, HookSums]:
+        """Return the sums of every hook.
+
+        Raises NotFinite, naming hook, shard and token, if a row holds a NaN or an infinity.
+        """
+        sums = {hook.name: self.sums(hook.name) for hook in self.manifest.hooks}
+        for hook, of_hook in sums.items():
+            if not math.isfinite(of_hook.sum_squared_norm):  # float64, which no finite float32 overflows
+                rows = torch.from_numpy(self._arrays[hook][: self._rows]).view(self._dtype)
+                wrong = np.flatnonzero(~torch.cat([block.isfinite().all(1) for block in rows.split(2**14)]).numpy())
+                token, document, position = (int(self._arrays[label][wrong[0]]) for label in ROW_LABELS)
+                raise not_finite(f"shard {shard}", hook, len(wrong), token, document, position)
+        return sums
+
     def stored(self, spec: ArraySpec) -> np.ndarray:
         """Return an array's rows as they go to disk: bfloat16 as its bits in uint16."""
         return self._arrays[spec.name][: self._rows]
@@ -81,8 +97,9 @@ def write_shard(bucket: Bucket, shard: int, buffers: ShardBuffers, dropped_outli
     """Write every object of a shard, its commit record last, and return the record.
 
     Paths and bytes are a pure function of the plan. So a second writer replaces the objects of a dead one, and of two
-    writers at once either may commit.
+    writers at once either may commit. Raises NotFinite, and writes nothing, if a row is not finite.
     """
+    sums = buffers.checked_sums(shard)
     manifest = buffers.manifest
     layout = DatasetLayout(manifest.dataset)
     for path, metadata in zarr_metadata(manifest, buffers.specs).items():
@@ -98,7 +115,7 @@ def write_shard(bucket: Bucket, shard: int, buffers: ShardBuffers, dropped_outli
         shard=shard,
         rows=manifest.rows_per_shard,
         dropped_outliers=dropped_outliers,
-        sums={h.name: buffers.sums(h.name) for h in manifest.hooks},
+        sums=sums,
         checksums=checksums,
         blocks=blocks,
     )

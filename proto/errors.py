@@ -6,11 +6,13 @@
     │   ├── ModelError        a language model that does not load, or has no such layer or site
     │   ├── CorpusError       text that is absent, empty or too short, or lacks the named column
     │   ├── SaeFormatError    a folder that is not an SAE in a known format
+    │   ├── NotFinite         a NaN or an infinity in activations, losses or weights
     │   └── TemplateError     a template that is absent or not valid
     ├── StorageError          a request to the bucket failed
     │   ├── MissingObject     an object that a commit record names is absent
     │   ├── CorruptObject     an object's checksum or size differs from the committed one
     │   └── Conflict          another object already lies where this one would be written
+    ├── PartlyFailed          some of a phase's work failed, and the rest of it is done
     ├── WireError             a message that breaks the protocol
     ├── ServerGone            the activation server cannot be reached any more
     ├── RankLost              the process of another rank of a sharded SAE is gone
@@ -44,6 +46,10 @@ class SaeFormatError(InputError):
     """Report a folder that is not an SAE in a known format."""
 
 
+class NotFinite(InputError):
+    """Report a NaN or an infinity in activations, losses or weights; a retry would meet it again."""
+
+
 class TemplateError(InputError):
     """Report a template that is absent or not valid."""
 
@@ -62,6 +68,10 @@ class CorruptObject(StorageError):
 
 class Conflict(StorageError):
     """Report another object where this one would be written."""
+
+
+class PartlyFailed(ScopemillError):
+    """Report that some of a phase's work failed; the rest of it is done and committed."""
 
 
 class WireError(ScopemillError):

@@ -57,7 +57,7 @@ def train_sae(
     ``tokens`` or ``epochs`` says how long to train; absent: the template's number of tokens. ``overrides`` are fields of
     a sweep's ``train`` section, see docs/sweep-file.md. ``monitors`` receive each row of the history: "tensorboard",
     "wandb", or objects such as ``Jsonl(place)``. ``model``, ``hook`` and ``hook_out`` describe the SAE and change nothing
-    else. InputError if the rows or a field are wrong.
+    else. InputError if the rows or a field are wrong; NotFinite if training diverges.
     """
     watching = Monitors(named_monitor(one) if isinstance(one, str) else one for one in monitors)
     source = row_source(x, y, Layout(architecture, architecture in PAIRED, architecture in LAYERED))
@@ -153,6 +153,7 @@ def _train(loop: Loop, source: RowSource, wiring: Wiring, device: torch.device) 
     try:
         for batch in source.batches(loop.config.batch_size, loop.config.steps, loop.config.seed):
             loop.step(*(side.to(device).float() / column for side, column in zip(batch, columns, strict=True)))
+        loop.check_finite()
     finally:
         loop.monitors.on_end()
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.deploy.plan.stopped import read_stopped
 from scopemill.evaluator.fidelity.results import Evaluation, Result
-from scopemill.proto.errors import InputError
+from scopemill.proto.errors import CorruptObject, InputError
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 
@@ -40,7 +40,7 @@ def finished_entries(source: str, pattern: str = "*") -> list[FinishedEntry]:
 
     def entry(folder: str) -> FinishedEntry:
         path = SaeLayout(folder).metrics
-        return FinishedEntry(folder.removeprefix("saes/"), Evaluation.read(bucket, path).result if path in there else None)
+        return FinishedEntry(folder.removeprefix("saes/"), _quality(bucket, path) if path in there else None)
 
     return side_by_side(entry, _finished(bucket, objects, pattern))
 
@@ -68,6 +68,14 @@ def finished_table(entries: list[FinishedEntry]) -> Table:
         numbers = (f"{q.l0:.1f}", f"{q.fvu:.3f}", f"{q.delta_loss:.3f}", f"{q.recovered_zero:.3f}", f"{q.dead_fraction:.1%}") if q else ()
         table.add_row(entry.folder, *numbers)
     return table
+
+
+def _quality(bucket: Bucket, path: str) -> Result | None:
+    """Return the figures of an evaluation; None for a damaged one, which the next evaluation replaces."""
+    try:
+        return Evaluation.read(bucket, path).result
+    except CorruptObject:
+        return None
 
 
 def _finished(bucket: Bucket, objects: list[str], pattern: str) -> list[str]:

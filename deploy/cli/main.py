@@ -6,11 +6,11 @@ An error of ours ends a command with its sentence and an exit code.
 import sys
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from scopemill.deploy.cli import exchange, finetune, look, operate, run, steer
 from scopemill.deploy.cli.templates import templates_app
+from scopemill.deploy.console import plain_console
 from scopemill.proto.errors import InputError, ScopemillError, Stopped
 
 EXIT_ERROR, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -39,5 +39,5 @@ def main() -> None:
     try:
         app()
     except ScopemillError as error:
-        Console(stderr=True).print(Text.assemble(("error ", "bold red"), str(error)), soft_wrap=True)
+        plain_console(stderr=True).print(Text.assemble(("error ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_INTERRUPTED if isinstance(error, Stopped) else EXIT_ERROR)

@@ -3,19 +3,20 @@
 Heavy imports wait until a command needs them.
 """
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from scopemill.deploy.console import plain_console
 
 if TYPE_CHECKING:
     from scopemill.deploy.plan.record import PlanRecord
     from scopemill.deploy.plan.sweep_plan import SweepPlan
     from scopemill.proto.storage.bucket import Bucket
 
-console = Console(width=None if sys.stdout.isatty() else 140)  # a log is not a narrow terminal
+console = plain_console()
 SweepFile = Annotated[str, typer.Argument(metavar="SWEEP.yaml", help="The sweep file: a path or any fsspec URL.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a field, such as train.tokens=1000000.")]
 BucketUrl = Annotated[str, typer.Argument(help="The bucket: a folder or any fsspec URL.")]
@@ -51,13 +52,13 @@ def record_of(file: str, overrides: list[str]) -> "tuple[Bucket, PlanRecord]":
 
 
 def print_line(text: str) -> None:
-    """Print one line as it is, without wrapping or colours."""
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    """Print one line as it is, without wrapping."""
+    console.print(text, soft_wrap=True)
 
 
 def print_facts(facts: dict[str, str]) -> None:
     """Print named facts as two columns."""
     table = Table.grid(padding=(0, 2))
     for name, fact in facts.items():
-        table.add_row(f"[bold]{name}[/bold]", fact)
-    console.print(table, highlight=False, soft_wrap=True)
+        table.add_row(Text(name, "bold"), fact)
+    console.print(table, soft_wrap=True)

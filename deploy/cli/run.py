@@ -12,7 +12,7 @@ import typer
 
 from scopemill.deploy.cli.operate import follow_log
 from scopemill.deploy.cli.options import Address, Overrides, SweepFile, console, plan_of, print_facts, print_line
-from scopemill.proto.errors import Stopped
+from scopemill.proto.errors import PartlyFailed, Stopped
 
 if TYPE_CHECKING:
     from scopemill.deploy.plan.state import SweepState
@@ -125,6 +125,7 @@ def _drive(file: str, overrides: list[str], phases: tuple[str, ...]) -> None:
     reporter.say(f"sweep {plan.config.name}: {len(plan.saes)} SAEs at {len(plan.hooks)} hooks")
     write_plan(plan.bucket, plan.record)
     state = plan.read_state()
+    failures: list[str] = []
     try:
         with ExitStack() as stack:
             if driver.has_work(phases, state):
@@ -134,12 +135,18 @@ def _drive(file: str, overrides: list[str], phases: tuple[str, ...]) -> None:
                 driver.check_room(phases, state)
                 reporter.say(f"metrics are listed in {stack.enter_context(driver.targets).places}")
             for phase in phases:
-                state = getattr(driver, phase)(state)
+                try:
+                    state = getattr(driver, phase)(state)
+                except PartlyFailed as error:  # what is whole is evaluated and reported all the same
+                    failures.append(str(error))
+                    state = plan.read_state()
     except KeyboardInterrupt as interrupt:
         command = "scopemill " + " ".join(sys.argv[1:])
         raise Stopped(f"stopped; everything committed is kept. To continue: {command}") from interrupt
     if "evaluate" in phases:
         _report(plan, state, reporter)
+    if failures:
+        raise PartlyFailed("\n".join(failures))
 
 
 def _report(plan: "SweepPlan", state: "SweepState", reporter: "Reporter") -> None:

@@ -1,22 +1,20 @@
 """Show, keep and share named training settings: the command ``scopemill templates``."""
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import fsspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from scopemill.deploy.cli.options import console, print_line
 from scopemill.proto.errors import InputError, TemplateError
 
 if TYPE_CHECKING:  # --help must not wait for it
     from scopemill.trainer.config.templates import Template
 
 templates_app = typer.Typer(help="Show, keep and share named training settings: the package's and your own.", no_args_is_help=True)
-console = Console(width=None if sys.stdout.isatty() else 140)
 Name = Annotated[str, typer.Argument(help="A template's name.")]
 Replace = Annotated[bool, typer.Option(help="Replace your own template of that name.")]
 # Fields of a sweep's train section about the machine, not the SAEs: a template does not keep them.
@@ -33,7 +31,7 @@ def list_() -> None:
         table.add_column(column, no_wrap=column != "source")
     for template in templates():
         table.add_row(template.name, "yours" if template.own else "package", str(template.fields.get("architecture", "")), template.source)
-    console.print(table, highlight=False)
+    console.print(table)
 
 
 @templates_app.command()
@@ -100,14 +98,14 @@ def export(name: Name, file: Annotated[str, typer.Argument(metavar="TEMPLATE.yam
             opened.write(text)
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror}") from error
-    console.print(file, highlight=False, soft_wrap=True)
+    print_line(file)
 
 
 def _keep(template: "Template", replace: bool) -> None:
     from scopemill.trainer.config.templates import save_template
 
     check_template(template)
-    console.print(str(save_template(template, replace)), highlight=False, soft_wrap=True)
+    print_line(str(save_template(template, replace)))
 
 
 def check_template(template: "Template") -> None:

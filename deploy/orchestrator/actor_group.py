@@ -73,16 +73,19 @@ class ActorGroup:
         calls: Sequence[Callable[[Any], Any]],
         done: Callable[[Any], None],
         look: Callable[[], None] = lambda: None,
+        failed: Callable[[Any, ScopemillError], None] | None = None,
     ) -> None:
         """Give each free call the next item of its queue, until all queues are empty.
 
-        Several calls may share one queue. ``done`` gets each result; ``look`` is called after every wait. The first error ends the work.
+        Several calls may share one queue. ``done`` gets each result; ``look`` is called after every wait. ``failed`` gets each item whose
+        call raised an error, and the work goes on; without it, and where an actor is dead, the first error ends the work.
         """
-        running: dict[Any, tuple[list[Any], Callable[[Any], Any]]] = {}
+        running: dict[Any, tuple[Any, list[Any], Callable[[Any], Any]]] = {}
 
         def start(queue: list[Any], call: Callable[[Any], Any]) -> None:
             if queue:
-                running[call(queue.pop(0))] = (queue, call)
+                item = queue.pop(0)
+                running[call(item)] = (item, queue, call)
 
         for queue, call in zip(queues, calls, strict=True):
             start(queue, call)
@@ -90,8 +93,13 @@ class ActorGroup:
             self.pending = list(running)
             ready, _ = ray.wait(self.pending, timeout=POLL_SECONDS)
             for ref in ready:
-                queue, call = running.pop(ref)
-                done(get(ref))
+                item, queue, call = running.pop(ref)
+                try:
+                    done(ray.get(ref))
+                except RayError as error:
+                    if failed is None or not isinstance(error, RayTaskError):
+                        raise as_scopemill_error(error) from error
+                    failed(item, as_scopemill_error(error))
                 start(queue, call)
             look()
 

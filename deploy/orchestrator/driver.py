@@ -11,6 +11,7 @@ from typing import Any
 from scopemill.deploy.cluster.ray_cluster import check_place, needs, room_for
 from scopemill.deploy.cluster.scrape_targets import Targets
 from scopemill.deploy.orchestrator.actor_group import ActorGroup, ask, get
+from scopemill.deploy.orchestrator.failures import failed_checkpoints, not_evaluated
 from scopemill.deploy.orchestrator.finetuning import finetune_sweep
 from scopemill.deploy.orchestrator.rolling import RollingHarvest, announce, check_all_fit, remove_shard
 from scopemill.deploy.orchestrator.training import Training, summary
@@ -25,7 +26,7 @@ from scopemill.harvester.actor import HarvesterActor
 from scopemill.harvester.task import IN_FLIGHT
 from scopemill.proto import metrics
 from scopemill.proto.dataset import DatasetManifest
-from scopemill.proto.errors import InputError, ScopemillError
+from scopemill.proto.errors import InputError, PartlyFailed, ScopemillError
 
 
 class SweepDriver:
@@ -98,8 +99,10 @@ class SweepDriver:
     def train(self, state: SweepState | None = None) -> SweepState:
         """Train every SAE that is not finished, pass by pass.
 
-        As many SAEs train at once as there is room for.
+        As many SAEs train at once as there is room for. Raises PartlyFailed, after all others are trained, if some failed; where the disk
+        has room for one pass, no pass follows one with a failed SAE, which keeps its shards.
         """
+        failures: list[str] = []
         now = state or self.plan.read_state()
         self.check_room(["train"], now)
         if not now.unfinished:
@@ -112,10 +115,17 @@ class SweepDriver:
                 if not now.passes[number].harvested:
                     self._harvest(part, now.passes[number])
                     now = self.plan.read_state()
-                self._train(part, now.passes[number])
+                try:
+                    self._train(part, now.passes[number])
+                except PartlyFailed as error:
+                    failures.append(str(error))
                 now = self.plan.read_state()
+            if failures and self.plan.sheds:
+                break
             if self.plan.sheds and self._shed(part, now.passes[number]):
                 now = self.plan.read_state()
+        if failures:
+            raise PartlyFailed("\n".join(failures))
         return now
 
     def _to_harvest(self, state: SweepState) -> list[int]:
@@ -142,6 +152,8 @@ class SweepDriver:
         with ActorGroup("harvester", actors, self.targets) as group:
             self._reporter.say("preparing: packing the corpus, measuring the scale of each hook")
             manifest: DatasetManifest = get(actors[0].prepare.remote())
+            for note in get(actors[0].notes.remote()):
+                self._reporter.say(f"warning: {note}")
             if manifest.shards < wanted:
                 self._reporter.say(f"the corpus fills only {manifest.shards} of the {wanted} shards asked for")
             if config.rolling:
@@ -171,7 +183,7 @@ class SweepDriver:
         self._reporter.show(summary(endings))
         if failed := [f"  {name}: {ending.reason}" for name, ending in endings.items() if ending.state == "failed"]:
             listed = "\n".join(failed)
-            raise ScopemillError(f"{len(failed)} of {len(todo)} SAEs failed; the others are finished:\n{listed}")
+            raise PartlyFailed(f"{len(failed)} of {len(todo)} SAEs failed; the others are finished:\n{listed}")
 
     def _shed(self, part: Pass, state: PassState) -> bool:
         """Delete the shards of a pass whose SAEs are finished; True if there were any. The text stays, to make them again."""
@@ -190,7 +202,10 @@ class SweepDriver:
         return now
 
     def evaluate(self, state: SweepState | None = None) -> SweepState:
-        """Measure every checkpoint that is not measured yet; a hook's checkpoints go to one evaluator."""
+        """Measure every checkpoint that is not measured yet; a hook's checkpoints go to one evaluator.
+
+        Raises PartlyFailed, after all others are measured, if some cannot be.
+        """
         plan, config, now = self.plan, self.plan.config.evaluation, state or self.plan.read_state()
         jobs = self.unevaluated(now)
         if not jobs:
@@ -198,21 +213,31 @@ class SweepDriver:
             self._reporter.say("evaluation: every checkpoint is evaluated" if started else "evaluation: there is no checkpoint yet")
             return now
         total = sum(map(len, jobs))
-        arguments = (plan.config.bucket, plan.config.dataset, plan.config.model, plan.card, config, plan.config.harvest.context_length)
+        harvest = plan.config.harvest
+        text = (harvest.context_length, harvest.outlier_norm)
+        arguments = (plan.config.bucket, plan.config.dataset, plan.config.model, plan.card, config, *text)
         options = EvaluatorActor.options(**needs(config))
         actors: list[Any] = [options.remote(*arguments) for _ in range(min(config.actors, room_for(config), len(jobs)))]
         queues: list[list[Job]] = [[] for _ in actors]
         for of_hook in sorted(jobs, key=len, reverse=True):
             min(queues, key=len).extend(of_hook)
         done: list[str] = []
+        failures: dict[Job, ScopemillError] = {}
 
         def advance(sae: str) -> None:
             done.append(sae)
             self._reporter.update("checkpoints", len(done), sae)
 
+        def fail(job: Job, error: ScopemillError) -> None:
+            failures[job] = error
+            advance(job.sae)
+
         with ActorGroup("evaluator", actors, self.targets) as group:
             with self._reporter.phase(f"evaluating {total} checkpoints", {"checkpoints": total}):
-                group.work_off(queues, [actor.evaluate.remote for actor in actors], advance)
+                group.work_off(queues, [actor.evaluate.remote for actor in actors], advance, failed=fail)
+        if failures:
+            self._reporter.show(failed_checkpoints(failures))
+            raise not_evaluated(failures, total)
         return self.plan.read_state()
 
     def unevaluated(self, state: SweepState) -> list[list[Job]]:

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from scopemill.deploy.plan.record import SaeRecord
 from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.deploy.plan.state import SaeState
-from scopemill.evaluator.fidelity.jobs import Job
+from scopemill.evaluator.fidelity.jobs import Job, committed
 from scopemill.evaluator.fidelity.results import Evaluation
-from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 
 
@@ -17,6 +16,6 @@ def measured_jobs(sae: SaeRecord, state: SaeState) -> list[Job]:
 
 
 def read_evaluations(bucket: Bucket, jobs: Sequence[Job], settings: dict[str, object]) -> dict[Job, Evaluation]:
-    """Read the evaluations that these jobs have; those made with other settings are left out."""
-    read = side_by_side(lambda job: Evaluation.read(bucket, SaeLayout(job.root).checkpoint(job.step).metrics), jobs)
-    return {job: evaluation for job, evaluation in zip(jobs, read, strict=True) if evaluation.settings == settings}
+    """Read the evaluations that these jobs have; damaged ones and those made with other settings are left out."""
+    read = side_by_side(lambda job: committed(bucket, job, settings), jobs)
+    return {job: evaluation for job, evaluation in zip(jobs, read, strict=True) if evaluation}

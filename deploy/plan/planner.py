@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import posixpath
 from collections import Counter
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -9,8 +10,10 @@ from typing import Any
 
 from scopemill.activation_server.order import group_sizes
 from scopemill.deploy.plan.checks import check_context, check_inputs, check_rolling, check_shards, hooks_of
+from scopemill.deploy.plan.held_out import reserved_sequences
 from scopemill.deploy.plan.passes import Budget, Connection, pass_of, plan_passes
 from scopemill.deploy.plan.record import digest_of
+from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.deploy.plan.sweep_file import SweepConfig
 from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae, SweepPlan, row_bytes, stream_of
 from scopemill.harvester.language_model.card import ModelCard
@@ -23,7 +26,7 @@ from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer.config.grid import Grid, Variant
-from scopemill.trainer.config.identity import identity as sae_identity
+from scopemill.trainer.config.identity import identities
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import connections, label
 
@@ -50,8 +53,8 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
 
 def _passes_of(config: SweepConfig, located: SweepConfig, bucket: Bucket, card: ModelCard, hooks: Connection) -> list[Pass]:
     """Plan the passes with their SAEs. Conflict if a dataset of another identity lies at the place of one."""
-    reserved = 0 if config.evaluation.corpus else config.evaluation.sequences
-    saes = _planned(config, card, hooks, reserved)
+    reserved = reserved_sequences(bucket, config)
+    saes = _planned(config, bucket, card, hooks, reserved)
     groups = _passes(config, card, hooks, [sae.hooks for sae in saes])
     passes = []
     for number, group in enumerate(groups):
@@ -85,16 +88,17 @@ def _passes(config: SweepConfig, card: ModelCard, hooks: Connection, wanted: lis
     return passes
 
 
-def _planned(config: SweepConfig, card: ModelCard, hooks: Connection, reserved: int) -> list[PlannedSae]:
+def _planned(config: SweepConfig, bucket: Bucket, card: ModelCard, hooks: Connection, reserved: int) -> list[PlannedSae]:
     """Plan every SAE of every recipe, grouped by stream. InputError if two are equal, or a hook is not harvested."""
     same = identity(config.model, card, config.corpus, config.harvest, hooks, reserved)
     data = same if config.harvest.outlier_norm else without_hooks(same)
-    saes = [
+    candidates = [
         _sae(config, card, data, inputs, targets, sae, place)
         for place, grid in config.train.grids.items()
         for inputs, targets in connections(grid, _hooks_of(grid, place, hooks), place)
         for sae in grid.saes()
     ]
+    saes = _at_home(bucket, candidates)
     _check_differing(saes)
     ranked = _ranked(_uniquely_named(saes), config.train.priority)
     streams = {hooks: place for place, hooks in enumerate(dict.fromkeys(sae.hooks for sae in ranked))}
@@ -123,15 +127,28 @@ def _sae(
     targets: tuple[Hook, ...],
     sae: SaeConfig,
     place: str,
-) -> PlannedSae:
-    """Plan one SAE. All that decides its weights names its folder, so an SAE of two sweeps, or of another pass, is trained once."""
+) -> list[PlannedSae]:
+    """Plan one SAE. All that decides its weights names its folder, so an SAE of two sweeps, or of another pass, is trained once.
+
+    The first is the SAE in its own folder; the others lie where an earlier version, which named it by more, may have left it.
+    """
     stream = stream_of(config, config.dataset, inputs + targets)
-    decisive = {"sae": sae_identity(sae, config.train.grids[place].filled), "dataset": data, "stream": _order_of(config, stream)}
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
-    layout = SaeLayout.of(card.name, label(inputs, targets), sae.width, sae.architecture, f"{sae.sparsity:g}-{digest}")
+    grid, others = config.train.grids[place], {"dataset": data, "stream": _order_of(config, stream)}
+    decisive = [{"sae": one, **others} for one in identities(sae, grid.filled, grid.template)]
+    digests = [hashlib.sha256(json.dumps(one, sort_keys=True).encode()).hexdigest()[:8] for one in decisive]
+    path = card.name, label(inputs, targets), sae.width, sae.architecture
+    layouts = [SaeLayout.of(*path, f"{sae.sparsity:g}-{digest}") for digest in digests]
     layers = "-".join(str(hook.layer) for hook in inputs)
     site = "-".join(dict.fromkeys(hook.site for hook in inputs + targets))
-    return PlannedSae(f"{layers}.{site}/{sae.width}/{sae.architecture}/{sae.sparsity:g}", layout, inputs, targets, sae, place)
+    name = f"{layers}.{site}/{sae.width}/{sae.architecture}/{sae.sparsity:g}"
+    return [PlannedSae(name, layout, inputs, targets, sae, place) for layout in layouts]
+
+
+def _at_home(bucket: Bucket, candidates: list[list[PlannedSae]]) -> list[PlannedSae]:
+    """Choose each SAE's folder: the first of its candidates that is there, or else its own."""
+    parents = list(dict.fromkeys(posixpath.dirname(first.layout.root) for first, *_ in candidates))
+    there = {f"{parent}/{name}" for parent, names in zip(parents, side_by_side(bucket.names, parents), strict=True) for name in names}
+    return [next((one for one in places if one.layout.root in there), places[0]) for places in candidates]
 
 
 def _order_of(config: SweepConfig, stream: StreamSpec) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from scopemill.proto.layout import DatasetLayout, SaeLayout, SweepLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record, read_record
 
-FORMAT = 1  # raise it with every change of the record, and of what an SAE's folder is named by
+FORMAT = 2  # raise it with every change of the record, and of what an SAE's folder is named by
 
 
 class _Record(BaseModel):

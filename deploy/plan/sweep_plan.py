@@ -120,7 +120,8 @@ class SweepPlan:
     @property
     def evaluation_settings(self) -> dict[str, Any]:
         """Return what decides the numbers of the sweep's evaluations."""
-        return settings_of(self.config.evaluation, self.config.dataset, self.config.harvest.context_length)
+        harvest = self.config.harvest
+        return settings_of(self.config.evaluation, self.config.dataset, harvest.context_length, harvest.outlier_norm)
 
     @property
     def record(self) -> PlanRecord:

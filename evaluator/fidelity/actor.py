@@ -1,6 +1,8 @@
 """Measure checkpoints and commit each result, in a Ray actor."""
 
+import math
 import threading
+from dataclasses import replace
 
 import ray
 import torch
@@ -8,6 +10,7 @@ from ray.actor import ActorClass
 
 from scopemill.evaluator.config import EvaluationConfig
 from scopemill.evaluator.fidelity.jobs import Job, committed, settings_of
+from scopemill.evaluator.fidelity.kept_rows import kept_text
 from scopemill.evaluator.fidelity.measure import Baseline, EvaluationText, Fidelity, measure, measure_baseline
 from scopemill.evaluator.fidelity.results import Evaluation, Result
 from scopemill.harvester.config import CorpusConfig, ModelConfig
@@ -16,7 +19,8 @@ from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.harvester.text.packed_text import load_sequences, tokenized_documents
 from scopemill.harvester.text.packing import Sequences, pack_sequences, row_mask
 from scopemill.proto import metrics
-from scopemill.proto.errors import CorpusError, Stopped
+from scopemill.proto.dataset import read_manifest
+from scopemill.proto.errors import CorpusError, NotFinite, ScopemillError, Stopped
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout, SaeLayout
 from scopemill.proto.memory import keep_freed_memory
@@ -32,7 +36,9 @@ def load_text(
 ) -> EvaluationText:
     """Load the text to evaluate on: the evaluation's own corpus, or the harvest's reserved sequences."""
     if config.corpus is None:
-        block = load_sequences(bucket, DatasetLayout(dataset).reserved)
+        block = load_sequences(bucket, DatasetLayout(dataset).reserved)[: config.sequences]
+        if len(block) < config.sequences:
+            raise CorpusError(f"evaluation.sequences: {dataset} reserved {len(block)} sequences for evaluation, not {config.sequences}")
     else:
         block = _pack(model, card, config.corpus, config.sequences, context_length)
     is_row = torch.from_numpy(row_mask(block.tokens, card.special))
@@ -57,14 +63,25 @@ class Evaluator:
     The baseline of each hook is measured once and kept.
     """
 
-    def __init__(self, bucket_url: str, dataset: str, model: ModelConfig, card: ModelCard, config: EvaluationConfig, context_length: int):
+    def __init__(
+        self,
+        bucket_url: str,
+        dataset: str,
+        model: ModelConfig,
+        card: ModelCard,
+        config: EvaluationConfig,
+        context_length: int,
+        outlier_norm: float | None = None,
+    ):
         keep_freed_memory()
         torch.set_num_threads(max(1, int(config.cpus)))
         self._bucket, self._config = Bucket(bucket_url), config
-        self._settings = settings_of(config, dataset, context_length)
+        self._settings = settings_of(config, dataset, context_length, outlier_norm)
         self._lm = LanguageModel(model)
-        self._text = load_text(self._bucket, dataset, model, card, config, context_length)
-        self._baselines: dict[tuple[Hook, ...], Baseline] = {}
+        self._texts = [load_text(self._bucket, dataset, model, card, config, context_length)]
+        if outlier_norm:
+            self._texts.append(kept_text(self._lm, self._texts[0], read_manifest(self._bucket, dataset)))
+        self._baselines: dict[tuple[Hook, ...], list[Baseline] | ScopemillError] = {}
         self._stop = threading.Event()
 
     def evaluate(self, job: Job) -> str:
@@ -80,13 +97,17 @@ class Evaluator:
         trained, record = checkpoint.load_sae(self._bucket, layout, job.step)
         config, wiring = record.sae_config, Wiring.from_json(record.wiring)
         inputs, outputs = (tuple(Hook.parse(port.hook) for port in ports) for ports in (wiring.inputs, wiring.outputs))
-        if outputs not in self._baselines:
-            self._baselines[outputs] = measure_baseline(self._lm, outputs, self._text, self._config.splice_special)
-        baseline = self._baselines[outputs]
+        baselines = self._baselines_of(outputs)
         sae = fold(trained, wiring.input_units(config), wiring.output_units(config)).to(self._lm.device).requires_grad_(False)
-        fidelity = measure(self._lm, sae, inputs, outputs, self._text, baseline, self._config.splice_special)
+        measured = [
+            _checked(layout, job.step, measure(self._lm, sae, inputs, outputs, text, baseline, self._config.splice_special))
+            for text, baseline in zip(self._texts, baselines, strict=True)
+        ]
+        (baseline, *kept_baseline), (fidelity, *kept) = baselines, measured
         result = _result(record, config, inputs, outputs if wiring.targets else (), layout, baseline, fidelity)
         evaluation = Evaluation(result, fidelity.histogram, baseline.rows, self._settings)
+        if kept:
+            evaluation = _with_kept(evaluation, kept_baseline[0], kept[0])
         data = evaluation.to_record()
         if self._bucket.exists(layout.config) and job.step == checkpoint.newest(self._bucket, layout):
             self._bucket.write(layout.metrics, data)
@@ -96,9 +117,36 @@ class Evaluator:
         metrics.EVALUATED_DELTA_LOSS.labels(job.sae).set(evaluation.result.delta_loss)
         return job.sae
 
+    def _baselines_of(self, outputs: tuple[Hook, ...]) -> list[Baseline]:
+        """Return the baseline of each text. What makes a hook's baseline impossible is found once, and told of each of its SAEs."""
+        if outputs not in self._baselines:
+            try:
+                splice_special = self._config.splice_special
+                self._baselines[outputs] = [measure_baseline(self._lm, outputs, text, splice_special) for text in self._texts]
+            except ScopemillError as error:
+                self._baselines[outputs] = error
+        found = self._baselines[outputs]
+        if isinstance(found, ScopemillError):
+            raise found
+        return found
+
     def stop(self) -> None:
         """Start no further checkpoint. The current one is finished."""
         self._stop.set()
+
+
+def _checked(layout: SaeLayout, step: int, fidelity: Fidelity) -> Fidelity:
+    for name in ("fvu", "l0", "loss_spliced"):
+        if not math.isfinite(value := getattr(fidelity, name)):
+            raise NotFinite(f"{layout.checkpoint(step).root}: {name} is {value}: the SAE's reconstruction is not finite on this text")
+    return fidelity
+
+
+def _with_kept(evaluation: Evaluation, base: Baseline, fidelity: Fidelity) -> Evaluation:
+    """Add the figures of the rows that the harvest's outlier filter keeps."""
+    delta = fidelity.loss_spliced - base.loss_clean
+    result = replace(evaluation.result, l0_kept=fidelity.l0, fvu_kept=fidelity.fvu, delta_loss_kept=delta)
+    return replace(evaluation, result=result, kept_tokens=base.rows)
 
 
 def _result(

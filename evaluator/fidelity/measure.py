@@ -4,6 +4,7 @@ Every sum is float64 over the whole evaluation. Legend: S sequences in all, B in
 Rows are the positions whose token is not special. A loss counts if its predicted token is not special.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 
 from scopemill.evaluator.fidelity.results import Histogram
 from scopemill.harvester.language_model.model import Edit, LanguageModel
+from scopemill.proto.errors import InputError, NotFinite
 from scopemill.proto.hooks import Hook
 from scopemill.trainer.sae.base import Sae
 
+ROUNDING = 1e-20  # of the squared mean: float64 sums leave less variance than this of equal rows, float32 rows that differ have more
 LOG_FREQUENCY_EDGES = [x / 4 for x in range(-28, 1)]  # log10 from 1e-7 to 1, four bins a decade
 
 
@@ -66,7 +69,7 @@ class _LossMean:
 
     @property
     def value(self) -> float:
-        return self._sum / self._count
+        return self._sum / self._count if self._count else float("nan")
 
 
 class Moments:
@@ -94,7 +97,7 @@ class Moments:
 def measure_baseline(lm: LanguageModel, hooks: tuple[Hook, ...], text: EvaluationText, splice_special: bool) -> Baseline:
     """Measure the variance and the clean, zero-ablated and mean-ablated losses of a tuple of hooks.
 
-    Ablation replaces the rows of all hooks together.
+    Ablation replaces the rows of all hooks together. Raises NotFinite or InputError, naming the hooks, where no SAE can be measured.
     """
     clean, zero, mean_ablated = _LossMean(), _LossMean(), _LossMean()
     moments: dict[Hook, Moments] = {}
@@ -115,7 +118,22 @@ def measure_baseline(lm: LanguageModel, hooks: tuple[Hook, ...], text: Evaluatio
         averaged = {hook: _replace(is_row, splice_special, _constant(means[hook])) for hook in hooks}
         mean_ablated.add(lm.token_losses(tokens, averaged), is_row)
     variance = sum(moments[hook].squares for hook in hooks)
-    return Baseline(clean.value, zero.value, mean_ablated.value, variance, moments[hooks[0]].count)
+    baseline = Baseline(clean.value, zero.value, mean_ablated.value, variance, moments[hooks[0]].count)
+    _check(baseline, hooks, sum(m.count * float(m.mean @ m.mean) for m in moments.values()))
+    return baseline
+
+
+def _check(baseline: Baseline, hooks: tuple[Hook, ...], squared_mean: float) -> None:
+    names = ", ".join(hook.name for hook in hooks)
+    if not baseline.rows:
+        raise InputError(f"{names}: the evaluation's text has no row: all its tokens are special or dropped")
+    if not math.isfinite(baseline.variance):
+        raise NotFinite(f"{names}: the activations of the evaluation's text hold a NaN or an infinity, so no SAE can be measured there")
+    for name in ("loss_clean", "loss_zero_ablated", "loss_mean_ablated"):
+        if not math.isfinite(loss := getattr(baseline, name)):
+            raise NotFinite(f"{names}: {name} of the language model on the evaluation's text is {loss}, so no SAE can be measured there")
+    if baseline.variance <= ROUNDING * squared_mean:
+        raise InputError(f"{names}: all {baseline.rows} rows of the evaluation's text are the same: FVU is not defined, leave the hook out")
 
 
 def measure(

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as parquet
 
+from scopemill.proto.errors import CorruptObject
 from scopemill.proto.layout import SweepLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record, read_record
@@ -43,6 +44,10 @@ class Result:
     recovered_zero: float  # (zero-ablated - spliced) / (zero-ablated - clean)
     recovered_mean: float
     path: str  # of the checkpoint in the bucket
+    # The same on the rows alone that harvest.outlier_norm keeps, as in training; outliers keep their activations. None without that filter.
+    l0_kept: float | None = None
+    fvu_kept: float | None = None
+    delta_loss_kept: float | None = None
 
     @property
     def place(self) -> str:
@@ -68,6 +73,7 @@ class Evaluation:
     histogram: Histogram
     evaluated_tokens: int
     settings: dict[str, Any]  # the settings that decide the numbers, see `jobs.settings_of`
+    kept_tokens: int | None = None  # those of the evaluated tokens that harvest.outlier_norm keeps
 
     def to_record(self) -> bytes:
         """Return the evaluation as checksummed JSON."""
@@ -75,12 +81,15 @@ class Evaluation:
 
     @staticmethod
     def read(bucket: Bucket, path: str) -> "Evaluation":
-        """Read an evaluation. Raises CorruptObject if its checksum does not match."""
+        """Read an evaluation. Raises CorruptObject if its checksum does not match, or if it is none."""
         data = read_record(bucket, path)
-        return Evaluation(Result(**data["result"]), Histogram(**data["histogram"]), data["evaluated_tokens"], data["settings"])
+        try:
+            return Evaluation(**data | {"result": Result(**data["result"]), "histogram": Histogram(**data["histogram"])})
+        except (LookupError, TypeError) as error:
+            raise CorruptObject(f"{bucket.place(path)} is not an evaluation: {type(error).__name__} {error}") from error
 
 
-_ARROW_TYPES: dict[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+_ARROW_TYPES: dict[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), float | None: pa.float64(), str: pa.string()}
 SCHEMA = pa.schema([(f.name, _ARROW_TYPES[f.type]) for f in fields(Result)])
 
 

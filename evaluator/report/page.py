@@ -41,6 +41,7 @@ def render_report(
     """
     results = in_order(e.result for e in evaluations)
     final = in_order(last_steps(results))
+    kept = [e.kept_tokens for e in evaluations if e.kept_tokens is not None]
     return _ENVIRONMENT.get_template("report.html.j2").render(
         title=title,
         facts=facts,
@@ -49,6 +50,8 @@ def render_report(
         finetuned=finetuned,
         every=results,
         figures=_figures(evaluations, histories),
+        filtered=bool(kept),
+        kept_tokens=span(kept, lambda n: f"{n:,}"),
         evaluated_tokens=span([e.evaluated_tokens for e in evaluations], lambda n: f"{n:,}"),
         splices_special=sorted({bool(e.settings.get("splice_special", False)) for e in evaluations}),
         settings=sorted({json.dumps(e.settings, indent=2, sort_keys=True, default=str) for e in evaluations}),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scopemill.trainer.config.recipe import SaeConfig, sae_config
+from scopemill.trainer.config.templates import load_template, templates
 
 # Version 1, frozen: ids hash all of these fields, whether the SAE reads them or not. A field that an SAE does not read has the value
 # that the template or the section of variants gives, or else this default; None in place of a default that was never used.
@@ -55,7 +56,7 @@ LATER: dict[str, Any] = {"initial_scale": "as_published"}
 
 
 def identity(sae: SaeConfig, filled: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON mapping whose digest is the SAE's id.
+    """Return the JSON mapping of all that version 1 named an SAE by, and of what came later.
 
     ``filled``: the recipe as the template and the sweep file fill it, with the fields that the SAE does not read. A field added after
     version 1 enters only where its value is not its default, so that a new option renames no SAE.
@@ -65,6 +66,21 @@ def identity(sae: SaeConfig, filled: Mapping[str, Any]) -> dict[str, Any]:
     unread = {name: list(value) if isinstance(value, tuple) else value for name, value in filled.items() if name in VERSION_1}
     later = {name: value for name, value in read.items() if name not in VERSION_1 and getattr(sae, name) != defaults[name]}
     return VERSION_1 | unread | {name: value for name, value in read.items() if name in VERSION_1} | later
+
+
+# Fields of version 1 that decide no weights: how often training saves and logs. Ids hold the template's values in their place.
+PACE = ("checkpoint_every", "log_every")
+
+
+def identities(sae: SaeConfig, filled: Mapping[str, Any], template: str) -> list[dict[str, Any]]:
+    """Return the mapping whose digest is the SAE's id, then those by which earlier versions may have named the same SAE.
+
+    It has the values of ``template`` for `PACE`, whatever the SAE's own are. Earlier versions entered the SAE's own values.
+    """
+    same, own = identity(sae, filled), {name: getattr(sae, name) for name in PACE}
+    known = [load_template(template).fields, own, *(one.fields for one in templates() if not one.own)]
+    found = [same | {name: fields.get(name, own[name]) for name in PACE} for fields in known]
+    return [one for number, one in enumerate(found) if one not in found[:number]]
 
 
 def recorded_config(fields: Mapping[str, Any]) -> SaeConfig:

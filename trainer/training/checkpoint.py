@@ -18,7 +18,7 @@ from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage import checksums as seal
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record, checksummed_tensors
-from scopemill.trainer.config.identity import LATER, recorded_config
+from scopemill.trainer.config.identity import LATER, PACE, recorded_config
 from scopemill.trainer.config.recipe import SaeConfig, only_read
 from scopemill.trainer.config.wiring import Shape, Wiring
 from scopemill.trainer.parallel.shards import LatentShard
@@ -112,12 +112,12 @@ def load_loop(
 ) -> Loop:
     """Return a loop that resumes after a checkpoint.
 
-    Raises Conflict if its configuration differs. Other ranks call `receive_loop`.
+    Raises Conflict if its configuration differs in more than how often it saves and logs. Other ranks call `receive_loop`.
     """
     record, wanted = read_record(bucket, layout, step), config.model_dump(mode="json")
     defaults = {name: field.default for name, field in type(config).model_fields.items() if not field.is_required()}
     # Records of earlier versions hold fields that no SAE of this kind reads, and lack fields that came later.
-    trained = defaults | only_read(LATER | record.config)
+    trained = defaults | only_read(LATER | record.config) | {name: wanted[name] for name in PACE}
     if trained != wanted:
         key = next(k for k in wanted | trained if trained.get(k) != wanted.get(k))
         raise Conflict(

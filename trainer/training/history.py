@@ -4,9 +4,12 @@ The rows are kept as Parquet beside the SAE.
 """
 
 import io
+import logging
 from dataclasses import asdict, dataclass, fields
 
 from scopemill.proto.storage.bucket import Bucket
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,19 @@ class History:
     def load(bucket: Bucket, path: str, up_to_step: int) -> "History":
         """Return the history up to a step.
 
-        Later rows belong to work that a restart repeats.
+        Later rows belong to work that a restart repeats. A damaged history counts as none: it decides nothing of the training.
         """
         if not bucket.exists(path):
             return History()
         import pyarrow.parquet as parquet  # here, since training in memory does without pyarrow
 
-        table = parquet.read_table(io.BytesIO(bucket.read(path)))
-        return History([Row(**row) for row in table.to_pylist() if row["step"] <= up_to_step])
+        data = bucket.read(path)
+        try:
+            rows = [Row(**row) for row in parquet.read_table(io.BytesIO(data)).to_pylist()]
+        except (ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:  # pyarrow's are of these kinds
+            log.warning("%s is damaged and left out: %s", bucket.place(path), " ".join(str(error).split()))
+            return History()
+        return History([row for row in rows if row.step <= up_to_step])
 
     def save(self, bucket: Bucket, path: str) -> None:
         """Write all rows."""

@@ -17,6 +17,7 @@ from scopemill.trainer.sae.registry import objective_for
 from scopemill.trainer.sparse.gradients import SparseGradients
 from scopemill.trainer.sparse.kernels.base import moments
 from scopemill.trainer.sparse.kernels.select import backend_for
+from scopemill.trainer.training.finite import check_state, check_step
 from scopemill.trainer.training.history import History, Row
 from scopemill.trainer.training.monitors import Monitors
 from scopemill.trainer.training.optimizer import Optimizer
@@ -93,9 +94,9 @@ class Loop:
     def step(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """Train on one batch x [B, d_in] with targets y [B, d_out].
 
-        Without targets (None), the targets are x.
+        Without targets (None), the targets are x. Raises NotFinite, with the weights of the step before, if the loss is not finite.
         """
-        config, y = self.config, x if y is None else y
+        config, alone, y = self.config, y is None, x if y is None else y
         if self._backend:
             self._backend.begin_step()
         if self.optimizer.updates == 0:
@@ -111,9 +112,11 @@ class Loop:
             density = losses.l0.item() / self.sae.shard.width
             self.sparse = self._backend is not None and density < (DENSE_ABOVE if max_entries else SPARSE_BELOW)
             total = losses.total(coefficient)
+            loss = total.item()
+            check_step(config, self.step_number + 1, loss, x_part, None if alone else y_part)
             (total / len(parts)).backward()
             fired |= losses.codes.frequency.detach() > 0
-            self._interval.add(losses, total)
+            self._interval.add(losses, loss)
         self.optimizer.update(learning_rate(config, self.step_number), gradients)
         self.tokens_since_fired += len(x)
         self.tokens_since_fired[fired] = 0
@@ -125,6 +128,10 @@ class Loop:
         self._interval.steps += 1
         if self.step_number % config.log_every == 0 or self.done:
             self.flush()
+
+    def check_finite(self) -> None:
+        """Raise NotFinite if the weights or the optimizer's state must not be kept."""
+        check_state(self.config, self.step_number, self.sae.state_dict() | self.state())
 
     def flush(self) -> None:
         """Add the row of the steps since the last row to the history."""
@@ -155,11 +162,11 @@ class _Interval:
         self.total = np.zeros(d)
         self._start, self._waited = time.monotonic(), waited
 
-    def add(self, losses: Losses, loss: torch.Tensor) -> None:
+    def add(self, losses: Losses, loss: float) -> None:
         y, n = losses.target, len(losses.target)
         self.rows += n
         self.fired += losses.l0.item() * n
-        self.loss += loss.item() * n
+        self.loss += loss * n
         self.sparsity += losses.sparsity.item() * n
         self.error += losses.reconstruction.item() * n
         backend = backend_for(y)

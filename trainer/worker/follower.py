@@ -28,6 +28,7 @@ def follow(assignment: Assignment, shard: DistributedShard, device: torch.device
             loop.skip_to(index)
             loop.step(*_batch(assignment, shard, device))
         elif command is Command.SAVE:
+            loop.check_finite()
             loop.flush()
             checkpoint.send_state(loop)
         else:

@@ -162,6 +162,7 @@ class SaeTrainer:
 
     def _checkpoint(self, loop: Loop) -> None:
         with self._timed("checkpoint"):
+            loop.check_finite()
             self._shard.send_command(Command.SAVE)
             loop.flush()
             loop.history.save(self._bucket, self._layout.history)

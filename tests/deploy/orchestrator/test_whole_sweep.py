@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +20,8 @@ from scopemill.deploy.catalog.listing import finished_entries
 from scopemill.deploy.catalog.publish import publish
 from scopemill.deploy.catalog.pull import pull
 from scopemill.deploy.catalog.status import read_status, watch
+from scopemill.deploy.cli import run
+from scopemill.deploy.cli.main import main
 from scopemill.deploy.orchestrator.driver import SweepDriver
 from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.deploy.progress import Reporter
@@ -186,6 +190,33 @@ def test_a_corrupt_shard_stops_its_trainers_with_the_name_of_the_object(finished
     with pytest.raises(ScopemillError, match=f"2 of 4 SAEs failed(.|\n)*{chunk}"):
         SweepDriver(plan, quiet()).train()
     assert [s.finished for s in read_status(plan.bucket, plan.record).saes] == [False, False, True, True]
+
+
+def test_one_checkpoint_that_is_broken_ends_nothing_but_itself(finished, tmp_path, monkeypatch, capsys):
+    """Evaluation and report go on, and the command ends with a table and exit code 1; what was damaged beside it is made again."""
+    local, _ = finished
+    shutil.copytree(local.config.bucket, tmp_path / "bucket")
+    text = local.passes[0].harvest.corpus.source
+    data = tiny_sweep.sweep(str(tmp_path / "bucket"), Path(text)) | {"file_sd": str(tmp_path / "targets.json")}
+    plan = planned(tmp_path, data)
+    bad, other = plan.saes[0].layout, plan.saes[-1].layout
+    weights = bad.checkpoint(16).weights
+    plan.bucket.write(weights, plan.bucket.read(weights)[:-40])
+    before = plan.bucket.read(other.checkpoint(24).metrics)
+    for path in (bad.checkpoint(16).metrics, other.checkpoint(24).metrics):
+        plan.bucket.write(path, b"damaged")
+    plan.bucket.write(other.history, b"damaged")
+    monkeypatch.setattr(run, "heed_signals", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["scopemill", "evaluate", str(tmp_path / "sweep.yaml")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 1 and "1 checkpoints not evaluated" in said.out and plan.saes[0].name in said.out
+    assert f"1 of 2 checkpoints could not be evaluated; the others are evaluated:\n  {plan.saes[0].name}: " in said.err
+    assert weights in said.err
+    assert plan.bucket.read(other.checkpoint(24).metrics) == before
+    assert sum(len(sae.evaluations) for sae in read_status(plan.bucket, plan.record).saes) == 7
+    assert other.checkpoint(24).root in plan.bucket.read(SweepLayout("tiny").report).decode()
 
 
 def test_another_seed_at_the_same_place_is_refused(finished, text, tmp_path):

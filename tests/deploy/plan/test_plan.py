@@ -6,10 +6,13 @@ import pytest
 from support import tiny_sweep
 
 from scopemill.deploy.cost.summary import facts
+from scopemill.deploy.plan import planner
 from scopemill.deploy.plan.planner import plan_sweep
 from scopemill.deploy.plan.sweep_file import parse_sweep
 from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.proto.errors import CorpusError, InputError, ModelError, StorageError
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.proto.storage.checksums import checksummed_record
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +101,47 @@ def test_an_sae_keeps_its_folder_unless_something_that_decides_its_weights_chang
     assert not folders(server={"seed": 1}) & same
     assert not folders(harvest={"seed": 1}) & same
     assert same < folders(train={"sparsities": [1e-3, 1e-2, 1e-1]})
+
+
+def test_an_sae_of_an_earlier_version_is_found_and_the_pace_of_saving_changes_no_folder(tmp_path, text, monkeypatch):
+    candidates: list[list[str]] = []
+
+    def roots(**train) -> list[str]:
+        return [sae.layout.root for sae in planned(tmp_path, text, train=train).saes]
+
+    def noted(bucket: Bucket, all_of):
+        candidates.append([one.layout.root for one in all_of[0]])
+        return at_home(bucket, all_of)
+
+    at_home = planner._at_home
+    monkeypatch.setattr(planner, "_at_home", noted)
+    new = roots()  # saves every 16 steps and logs every 8, which is not the template's
+    assert roots(checkpoint_every=5, log_every=3) == new == roots(checkpoint_every=500, log_every=20) and len(set(new)) == 4
+    own, by_own_values, _ = candidates[0]
+    assert own in new
+    bucket = Bucket(str(tmp_path / "bucket"))
+    bucket.write(f"{by_own_values}/cfg.json", b"{}")
+    assert roots() == [by_own_values if root == own else root for root in new], "where the version that named it by more has left it"
+    assert roots(checkpoint_every=5) == new, "by other values it was another SAE"
+    bucket.write(f"{own}/cfg.json", b"{}")
+    assert roots() == new, "its own folder comes first"
+
+
+def test_evaluation_can_change_without_touching_harvest_and_training(tmp_path, text):
+    def plan(**evaluation) -> SweepPlan:
+        return planned(tmp_path, text, evaluation=evaluation)
+
+    first = plan()
+    task = first.passes[0].harvest
+    first.bucket.create(task.text_layout.packing, checksummed_record({"shards": 3, "identity": task.text_identity}))
+    corpus = {"source": str(text), "format": "jsonl"}
+    for changed in (plan(sequences=3), plan(corpus=corpus), plan(corpus=corpus, sequences=100), plan(splice_special=True)):
+        assert [sae.layout.root for sae in changed.saes] == [sae.layout.root for sae in first.saes]
+        assert changed.passes[0].harvest.identity == task.identity
+        assert changed.evaluation_settings != first.evaluation_settings, "so every checkpoint is measured anew"
+    with pytest.raises(InputError, match="packed with 8 sequences reserved for evaluation, and 9 are asked for"):
+        plan(sequences=9)
+    without = checksummed_record({"shards": 3, "identity": task.text_identity | {"reserved_sequences": 0}})
+    first.bucket.write(task.text_layout.packing, without)
+    with pytest.raises(InputError, match="packed with 0 sequences reserved"):
+        plan()

@@ -1,7 +1,8 @@
 """Fidelity against an independent computation: transformers' own forward hooks, then numpy in float64, in two passes."""
 
+import math
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,17 @@ from scopemill.evaluator.fidelity.actor import Evaluator
 from scopemill.evaluator.fidelity.jobs import Job, committed, settings_of
 from scopemill.evaluator.fidelity.measure import LOG_FREQUENCY_EDGES, EvaluationText, Moments, _histogram, measure, measure_baseline
 from scopemill.evaluator.fidelity.results import Evaluation
+from scopemill.evaluator.report.page import render_report
 from scopemill.harvester.config import ModelConfig
 from scopemill.harvester.language_model.describe import load_tokenizer
 from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.harvester.text.packed_text import save_sequences
 from scopemill.harvester.text.packing import Sequences
-from scopemill.proto.errors import Stopped
+from scopemill.proto.dataset import DatasetManifest, HookStats, pack_vector
+from scopemill.proto.errors import CorpusError, InputError, NotFinite, Stopped
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout, SaeLayout
+from scopemill.proto.storage.checksums import checksummed_record
 from scopemill.trainer.config.wiring import Port, Shape, Wiring
 from scopemill.trainer.formats import FinishedSae, write_saelens
 from scopemill.trainer.sae.activations.jumprelu import JumpReLU
@@ -508,3 +512,111 @@ def test_an_evaluator_that_was_asked_to_stop_begins_nothing(bucket, evaluator):
     with pytest.raises(Stopped):
         evaluator.evaluate(Job("a", LAYOUT.root, 20))
     assert not bucket.exists(LAYOUT.checkpoint(20).metrics)
+
+
+class Changed:
+    """A language model whose activations at a hook are changed on the way."""
+
+    def __init__(self, lm: LanguageModel, change, hook: Hook = HOOKS[0]):
+        self._lm, self._change, self._hook = lm, change, hook
+        self.device = lm.device
+
+    def visit(self, tokens, hooks, visitor) -> None:
+        changed = {self._hook.name: self._change}
+        self._lm.visit(tokens, hooks, lambda name, x: visitor(name, changed.get(name, lambda x, tokens: x)(x.clone(), tokens)))
+
+    def capture(self, tokens, hooks):
+        captured: dict[str, torch.Tensor] = {}
+        self.visit(tokens, hooks, captured.__setitem__)
+        return captured
+
+    def token_losses(self, tokens, edits):
+        return self._lm.token_losses(
+            tokens, {hook: (lambda x, edit=edit: edit(self._change(x.clone(), tokens))) for hook, edit in edits.items()}
+        )
+
+
+def broken(how: str):
+    def change(x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        if how == "nan":
+            x[0, 3, 5] = math.nan
+        return torch.full_like(x, 0.1) if how == "constant" else x
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "named"),
+    [
+        ("nan", NotFinite, "the activations of the evaluation's text hold a NaN"),
+        ("constant", InputError, "rows of the evaluation's text are"),
+    ],
+)
+def test_a_hook_at_which_nothing_can_be_measured_is_named_once_and_for_all(bucket, evaluator, lm, monkeypatch, how, kind, named):
+    evaluator._lm = Changed(lm, broken(how))
+    for step in (10, 20):
+        with pytest.raises(kind, match=f"^{HOOKS[0].name}: .*{named}"):
+            evaluator.evaluate(Job("a", LAYOUT.root, step))
+        monkeypatch.setattr(actor, "measure_baseline", lambda *arguments: pytest.fail("tried again for each checkpoint"))
+    assert committed(bucket, Job("a", LAYOUT.root, 20), settings_of(EVALUATION, "d", CONTEXT)) is None
+
+
+def test_an_sae_that_gives_no_finite_number_is_named_and_nothing_is_committed(bucket, evaluator, monkeypatch):
+    monkeypatch.setattr(Sae, "reconstruct", lambda self, x: (torch.zeros(len(x), F), torch.full_like(x, math.nan)))
+    with pytest.raises(NotFinite, match=f"^{LAYOUT.checkpoint(20).root}: fvu is nan"):
+        evaluator.evaluate(Job("a", LAYOUT.root, 20))
+    assert not bucket.exists(LAYOUT.checkpoint(20).metrics)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"not json", b"\x00" * 40])
+def test_a_damaged_evaluation_is_none_and_is_made_again(bucket, evaluator, damage):
+    job, path = Job("a", LAYOUT.root, 20), LAYOUT.checkpoint(20).metrics
+    evaluator.evaluate(job)
+    whole = bucket.read(path)
+    for damaged in (damage, checksummed_record({"result": {}, "histogram": {}}), checksummed_record({"another": "record"})):
+        bucket.write(path, damaged)
+        assert committed(bucket, job, settings_of(EVALUATION, "d", CONTEXT)) is None
+    assert evaluator.evaluate(job) == "a" and bucket.read(path) == whole
+
+
+def test_with_an_outlier_filter_figures_stand_on_the_rows_of_training_too(bucket, evaluator, model, card, lm, text, monkeypatch):
+    """A sink that training never saw decides the figures of all rows: here the first token after each BOS."""
+
+    def sinks(x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        x[:, 1] *= 1000
+        return x
+
+    changed, hook = Changed(lm, sinks), HOOKS[0]
+    limit = 50 * float(lm.capture(text.tokens, [hook])[hook.name].norm(dim=-1).median())
+    stats = (HookStats(name=hook.name, d=D, scale=20.0, mean=pack_vector(np.zeros(D)), norm_limit=limit),
+             HookStats(name="blocks.3.hook_mlp_out", d=D, scale=1.0, mean=pack_vector(np.zeros(D)), norm_limit=1e9))  # fmt: skip
+    manifest = DatasetManifest(
+        dataset="d", identity={}, model="m", context_length=CONTEXT, dtype="float32", hooks=stats, rows_per_shard=64, shards=1, seed=0,
+        calibration_rows=9,
+    )  # fmt: skip
+    bucket.create(DatasetLayout("d").manifest, checksummed_record(manifest.model_dump(mode="json")))
+    monkeypatch.setattr(actor, "LanguageModel", lambda model: changed)
+    filtered = Evaluator(bucket.url, "d", model, card, EVALUATION, CONTEXT, 50.0)
+    job = Job("a", LAYOUT.root, 20)
+    filtered.evaluate(job)
+    assert committed(bucket, job, settings_of(EVALUATION, "d", CONTEXT)) is None, "figures without the filter would be done anew"
+    evaluation = committed(bucket, job, settings_of(EVALUATION, "d", CONTEXT, 50.0))
+    rows = text.is_row.clone()
+    rows[:, 1] = False
+    kept = replace(text, is_row=rows)
+    finished = fold(checkpoint.load_sae(bucket, LAYOUT, 20)[0], [20.0], [20.0]).requires_grad_(False)
+    baseline = baseline_of(changed, hook, kept, False)
+    fidelity = measured(changed, finished, hook, kept, baseline, False)
+    r = evaluation.result
+    assert (r.l0_kept, r.fvu_kept, evaluation.kept_tokens) == (fidelity.l0, fidelity.fvu, int(rows.sum()))
+    assert r.delta_loss_kept == fidelity.loss_spliced - baseline.loss_clean
+    assert evaluation.evaluated_tokens == int(text.is_row.sum()) > evaluation.kept_tokens and r.fvu != r.fvu_kept
+    page = render_report("t", {}, [evaluation], {})
+    assert "FVU (kept rows)" in page and f"The {evaluation.kept_tokens:,} evaluated tokens whose" in page
+
+
+def test_fewer_sequences_than_were_reserved_can_be_evaluated_and_more_are_refused(bucket, evaluator, model, card):
+    smaller = Evaluator(bucket.url, "d", model, card, EVALUATION.model_copy(update={"sequences": 2}), CONTEXT)
+    assert len(smaller._texts[0].tokens) == 2
+    with pytest.raises(CorpusError, match=f"d reserved {S} sequences for evaluation, not {S + 1}"):
+        Evaluator(bucket.url, "d", model, card, EVALUATION.model_copy(update={"sequences": S + 1}), CONTEXT)

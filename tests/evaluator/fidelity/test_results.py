@@ -33,6 +33,9 @@ COLUMNS = {
     "recovered_zero": pa.float64(),
     "recovered_mean": pa.float64(),
     "path": pa.string(),
+    "l0_kept": pa.float64(),
+    "fvu_kept": pa.float64(),
+    "delta_loss_kept": pa.float64(),
 }
 LAYOUT = SweepLayout("s")
 
@@ -73,12 +76,14 @@ def test_parquet_and_csv_say_the_same_to_the_last_bit(bucket):
         make(),
         make(l0=0.0, fvu=5e-324, sparsity=6e-4, delta_loss=-0.0),
         make(l0=math.pi * 1e7, fvu=1e300, width=2**20, tokens=16 * 10**9),
-        make(hook='one, with "quotes"', path="a,b"),
+        make(hook='one, with "quotes"', path="a,b", l0_kept=0.1, fvu_kept=0.311, delta_loss_kept=-1e-9),
     ]
     write_table(bucket, LAYOUT, results)
     rows = read_parquet(bucket).to_pylist()
     assert rows == [vars(r) for r in results]
-    assert [{k: type(vars(r)[k])(v) for k, v in row.items()} for row, r in zip(read_csv(bucket), results, strict=True)] == rows
+    assert all(row[name] == "" for row in read_csv(bucket)[:-1] for name in ("l0_kept", "fvu_kept", "delta_loss_kept")), "not zero"
+    read = [{k: type(vars(r)[k])(v) if v else None for k, v in row.items()} for row, r in zip(read_csv(bucket), results, strict=True)]
+    assert read == rows
 
 
 def test_a_number_that_is_none_survives_in_both(bucket):

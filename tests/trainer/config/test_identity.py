@@ -14,7 +14,7 @@ from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record
 from scopemill.trainer.config.grid import Grid, TrainConfig
-from scopemill.trainer.config.identity import LATER, VERSION_1, identity, recorded_config
+from scopemill.trainer.config.identity import LATER, VERSION_1, identities, identity, recorded_config
 from scopemill.trainer.config.recipe import Recipe, SaeConfig
 from scopemill.trainer.config.templates import load_template
 from scopemill.trainer.config.wiring import Port, Wiring
@@ -91,3 +91,37 @@ def test_a_checkpoint_of_an_earlier_version_loads_and_is_resumed(tmp_path):
     assert checkpoint.load_loop(bucket, layout, 500, sae).step_number == 500
     with pytest.raises(Conflict, match="trained with sparsity = 4.0, and this run asks for 5.0"):
         checkpoint.load_loop(bucket, layout, 500, sae.model_copy(update={"sparsity": 5.0}))
+
+
+def test_how_often_training_saves_and_logs_is_in_no_id_and_earlier_ids_are_known(monkeypatch, tmp_path):
+    """An SAE that an earlier version named by its own values is among the candidates, whatever they were."""
+    monkeypatch.setenv("SCOPEMILL_TEMPLATES", str(tmp_path))
+    for section, ids in TABLE[::7]:
+        config = TrainConfig.model_validate_json(json.dumps(as_written(section)))
+        candidates = [identities(sae, grid.filled, grid.template) for grid in config.grids.values() for sae in grid.saes()]
+        for places, earlier in zip(candidates, ids, strict=True):
+            hashed = [hashlib.sha256(json.dumps(one, sort_keys=True).encode()).hexdigest()[:8] for one in places]
+            assert earlier in hashed[:2] and len(set(hashed)) == len(hashed)
+            if not {"checkpoint_every", "log_every"} & section.keys() and not section.get("variants"):
+                assert earlier == hashed[0], "its own values are the template's"
+
+
+def test_another_pace_is_the_same_sae():
+    given = {"widths": [16], "sparsities": [0.1], "template": "quick"}
+    one, other = (TrainConfig.model_validate(given | pace) for pace in ({}, {"checkpoint_every": 7, "log_every": 3}))
+    first, second = (identities(config.saes()[0], config.filled, "quick") for config in (one, other))
+    assert first[0] == second[0] and first[0]["checkpoint_every"] == 500
+    assert second[1]["checkpoint_every"] == 7, "as an earlier version would have named it"
+    saved = identities(other.saes()[0], other.filled, "gemma-scope")
+    assert first[0] in saved, "under another template it is found where it lies"
+
+
+def test_a_checkpoint_is_resumed_at_another_pace(tmp_path):
+    given = {"widths": [16], "sparsities": [4], "template": "topk-openai"}
+    sae = TrainConfig.model_validate(given).saes()[0]
+    bucket, layout, port = Bucket(str(tmp_path)), SaeLayout("saes/sae"), Port("hook", 12, 1.0)
+    loop = Loop(initial_sae(sae, ONE, torch.zeros(12)), sae, History())
+    loop.skip_to(500)
+    checkpoint.save(bucket, layout, Wiring((port,)), loop)
+    other = TrainConfig.model_validate(given | {"checkpoint_every": 7, "log_every": 3}).saes()[0]
+    assert checkpoint.load_loop(bucket, layout, 500, other).config.checkpoint_every == 7
