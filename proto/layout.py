@@ -119,3 +119,17 @@ class SweepLayout:
         self.results_csv = f"{self.root}/results.csv"
         self.report = f"{self.root}/report.html"
         self.plots = f"{self.root}/plots"
+
+
+class LeaseLayout:
+    """Hold the folders of leases, below ``leases/``: one for each sweep and one for each dataset."""
+
+    @staticmethod
+    def sweep(name: str) -> str:
+        """Return the folder of a sweep's lease."""
+        return f"leases/sweeps/{checked_name('sweep', name)}"
+
+    @staticmethod
+    def dataset(name: str) -> str:
+        """Return the folder of a dataset's lease."""
+        return f"leases/activations/{checked_name('dataset', name)}"
