@@ -124,10 +124,12 @@ class SweepLayout:
 class LeaseLayout:
     """Hold the folders of leases, below ``leases/``: one for each sweep and one for each dataset."""
 
+    sweeps = "leases/sweeps"
+
     @staticmethod
     def sweep(name: str) -> str:
         """Return the folder of a sweep's lease."""
-        return f"leases/sweeps/{checked_name('sweep', name)}"
+        return f"{LeaseLayout.sweeps}/{checked_name('sweep', name)}"
 
     @staticmethod
     def dataset(name: str) -> str:

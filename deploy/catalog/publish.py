@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import yaml
 
+from scopemill.deploy.catalog.published import places_of
 from scopemill.deploy.catalog.status import SweepStatus, read_status
 from scopemill.deploy.cost.summary import facts
 from scopemill.deploy.plan.side_by_side import side_by_side
@@ -29,6 +30,7 @@ def publish(plan: SweepPlan, state: SweepState | None = None, status: SweepStatu
     evaluations = [e for sae in (status or read_status(bucket, plan.record, now)).saes for e in sae.evaluations]
     results = [e.result for e in evaluations]
     histories = _histories(plan, now)
+    bucket.remove(layout.report)  # it is written last: where it is, all of these fit together
     bucket.write(layout.config, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False).encode())
     write_table(bucket, layout, results)
     plots = {
@@ -41,12 +43,7 @@ def publish(plan: SweepPlan, state: SweepState | None = None, status: SweepStatu
         save(figure, bucket, f"{layout.plots}/{name}")
     summary = facts(plan, now) | {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     bucket.write(layout.report, render_report(f"Sweep {plan.config.name}", summary, evaluations, histories).encode())
-    return {
-        "results": bucket.place(layout.results),
-        "csv": bucket.place(layout.results_csv),
-        "plots": bucket.place(f"{layout.plots}/{{{','.join(plots)}}}.{{png,svg}}"),
-        "report": bucket.place(layout.report),
-    }
+    return places_of(bucket, plan.config.name)
 
 
 def _histories(plan: SweepPlan, state: SweepState) -> dict[str, list[Row]]:

@@ -13,7 +13,6 @@ from scopemill.deploy.cluster.scrape_targets import Targets
 from scopemill.deploy.orchestrator.actor_group import ActorGroup, ask, get
 from scopemill.deploy.orchestrator.rolling import RollingHarvest, announce, check_all_fit, remove_shard
 from scopemill.deploy.orchestrator.training import Training, summary
-from scopemill.deploy.plan.evaluations import read_evaluations
 from scopemill.deploy.plan.state import PassState, SweepState
 from scopemill.deploy.plan.sweep_plan import Pass, SweepPlan
 from scopemill.deploy.progress import Reporter
@@ -21,7 +20,6 @@ from scopemill.evaluator.fidelity.actor import EvaluatorActor
 from scopemill.evaluator.fidelity.jobs import Job
 from scopemill.harvester.actor import HarvesterActor
 from scopemill.harvester.task import IN_FLIGHT
-from scopemill.proto import metrics
 from scopemill.proto.dataset import DatasetManifest
 from scopemill.proto.errors import InputError, ScopemillError
 
@@ -34,8 +32,7 @@ class SweepDriver:
 
     def __init__(self, plan: SweepPlan, reporter: Reporter):
         self.plan, self._reporter = plan, reporter
-        default = metrics.TARGETS / f"{plan.config.name}.json"
-        file = Path(plan.config.file_sd) if plan.config.file_sd else default
+        file = Path(plan.config.file_sd) if plan.config.file_sd else None
         self.targets = Targets(file, plan.config.name, plan.config.metrics_port)
 
     def has_work(self, phases: Iterable[str], state: SweepState | None = None) -> bool:
@@ -43,13 +40,7 @@ class SweepDriver:
 
         Only then is a cluster needed.
         """
-        now = state or self.plan.read_state()
-        left = {
-            "harvest": lambda: not all(now.passes[number].harvested for number in self._to_harvest(now)),
-            "train": lambda: bool(now.unfinished),
-            "evaluate": lambda: bool(self.unevaluated(now)),
-        }
-        return any(left[phase]() for phase in phases)
+        return bool(self.plan.work(state).left(phases))
 
     def check_nodes(self, phases: Collection[str], state: SweepState | None = None) -> None:
         """Raise InputError if the cluster lacks a node that these phases' remaining work needs."""
@@ -85,7 +76,7 @@ class SweepDriver:
         harvested; ``train`` harvests the others.
         """
         now = state or self.plan.read_state()
-        todo = self._to_harvest(now)
+        todo = self.plan.work(now).to_harvest()
         for number in todo:
             self._harvest(self.plan.passes[number], now.passes[number])
         return now if all(now.passes[number].harvested for number in todo) else self.plan.read_state()
@@ -99,7 +90,7 @@ class SweepDriver:
         self.check_room(["train"], now)
         if not now.unfinished:
             self._reporter.say(f"training: none of the {len(self.plan.saes)} SAEs is left to train")
-        for number in self._in_turn(now):
+        for number in self.plan.work(now).in_turn():
             part = self.plan.passes[number]
             if names := now.passes[number].unfinished:
                 if len(self.plan.passes) > 1:
@@ -112,16 +103,6 @@ class SweepDriver:
             if self.plan.sheds and self._shed(part, now.passes[number]):
                 now = self.plan.read_state()
         return now
-
-    def _to_harvest(self, state: SweepState) -> list[int]:
-        """Return the numbers of the passes that are harvested before training."""
-        if not self.plan.sheds:
-            return list(range(len(self.plan.passes)))
-        return [number for number in self._in_turn(state) if state.passes[number].unfinished][:1]
-
-    def _in_turn(self, state: SweepState) -> list[int]:
-        """Return the passes' numbers as planned; where the disk has room for one pass, the one with shards comes first."""
-        return sorted(range(len(self.plan.passes)), key=lambda number: self.plan.sheds and not state.passes[number].committed)
 
     def _harvest(self, part: Pass, state: PassState) -> None:
         bucket, config = part.bucket, part.config.harvest
@@ -181,7 +162,7 @@ class SweepDriver:
     def evaluate(self, state: SweepState | None = None) -> SweepState:
         """Measure every checkpoint that is not measured yet; a hook's checkpoints go to one evaluator."""
         plan, config, now = self.plan, self.plan.config.evaluation, state or self.plan.read_state()
-        jobs = self.unevaluated(now)
+        jobs = self.plan.work(now).unevaluated()
         if not jobs:
             started = any(sae.checkpoints for sae in now.saes.values())
             self._reporter.say("evaluation: every checkpoint is evaluated" if started else "evaluation: there is no checkpoint yet")
@@ -203,19 +184,3 @@ class SweepDriver:
             with self._reporter.phase(f"evaluating {total} checkpoints", {"checkpoints": total}):
                 group.work_off(queues, [actor.evaluate.remote for actor in actors], advance)
         return self.plan.read_state()
-
-    def unevaluated(self, state: SweepState) -> list[list[Job]]:
-        """List the checkpoints that the sweep still has to evaluate.
-
-        They are grouped by the hooks that their SAEs reconstruct.
-        """
-        plan = self.plan
-        by_hook: dict[object, list[Job]] = {}
-        for sae in plan.saes:
-            steps = state.saes[sae.name].checkpoints
-            steps = steps[-1:] if plan.config.evaluation.checkpoints == "last" else steps
-            by_hook.setdefault(sae.targets or sae.inputs, []).extend(Job(sae.name, sae.layout.root, step) for step in steps)
-        measured = [job for jobs in by_hook.values() for job in jobs if job.step in state.saes[job.sae].measured]
-        done = read_evaluations(plan.bucket, measured, plan.evaluation_settings)
-        left = [[job for job in jobs if job not in done] for jobs in by_hook.values()]
-        return [jobs for jobs in left if jobs]

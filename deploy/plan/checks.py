@@ -8,11 +8,13 @@ from scopemill.activation_server.order import Order, group_sizes
 from scopemill.deploy.plan.passes import Connection
 from scopemill.deploy.plan.sweep_file import SweepConfig
 from scopemill.deploy.plan.sweep_plan import Pass
+from scopemill.deploy.plan.work import Work
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.text.corpus import check_corpus
 from scopemill.proto.chunks import CHUNK_BYTES, ArraySpec
 from scopemill.proto.dataset import STORED_DTYPES, committed_shards
 from scopemill.proto.errors import Conflict, InputError, ModelError
+from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import StreamSpec
 
 
@@ -24,15 +26,19 @@ def check_context(config: SweepConfig, card: ModelCard) -> None:
         )
 
 
-def check_inputs(located: SweepConfig) -> None:
-    """Read the start of each corpus and the server's keys.
+def check_work(bucket: Bucket, located: SweepConfig, work: Work, packed: bool) -> None:
+    """Check the bucket, the corpora and the server's keys, each if the work that is left needs it.
 
-    Raises CorpusError or InputError if one cannot be used.
+    Once the text is ``packed``, the corpus is not read again. Raises StorageError, CorpusError or InputError.
     """
-    check_corpus(located.corpus)
-    if located.evaluation.corpus:
+    left = work.left()
+    if left:
+        bucket.check_writable()
+    if "harvest" in left and not packed:
+        check_corpus(located.corpus)
+    if located.evaluation.corpus and {"train", "evaluate"}.intersection(left):
         check_corpus(located.evaluation.corpus)
-    if located.server.keys:
+    if located.server.keys and "train" in left:
         ServerKeys.load(located.server.keys)
         TrainerKeys.load(located.server.keys)
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from scopemill.activation_server.order import group_sizes
-from scopemill.deploy.plan.checks import check_context, check_inputs, check_rolling, check_shards, hooks_of
+from scopemill.deploy.plan.checks import check_context, check_rolling, check_shards, check_work, hooks_of
 from scopemill.deploy.plan.passes import Budget, Connection, pass_of, plan_passes
 from scopemill.deploy.plan.record import digest_of
 from scopemill.deploy.plan.sweep_file import SweepConfig
@@ -31,21 +31,29 @@ from scopemill.trainer.config.wiring import connections, label
 def plan_sweep(config: SweepConfig) -> SweepPlan:
     """Make every check that is cheap, and plan the passes and SAEs.
 
-    Raises InputError, Conflict or StorageError.
+    What only finished phases needed is not checked. Raises InputError, Conflict or StorageError.
     """
-    located = config.located()
-    bucket = Bucket(located.bucket)
-    bucket.check_writable()
-    card = describe(located.model)
-    hooks = hooks_of(config, card)
-    check_context(config, card)
-    plan = SweepPlan(located, bucket, card, _passes_of(config, located, bucket, card, hooks), digest_of(config))
-    check_inputs(located)
-    check_shards(config, card, stream_of(config, config.dataset, hooks))
+    plan = lay_out(config)
+    packed = plan.bucket.exists(plan.passes[0].harvest.text_layout.packing)
+    check_work(plan.bucket, plan.config, plan.work(), packed)
     if config.harvest.rolling:
         for part in plan.passes:
             check_rolling(part)
     return plan
+
+
+def lay_out(config: SweepConfig) -> SweepPlan:
+    """Plan the passes and SAEs, to look at them: the bucket need not be writable.
+
+    Raises InputError, Conflict or StorageError.
+    """
+    located = config.located()
+    bucket = Bucket(located.bucket)
+    card = describe(located.model)
+    hooks = hooks_of(config, card)
+    check_context(config, card)
+    check_shards(config, card, stream_of(config, config.dataset, hooks))
+    return SweepPlan(located, bucket, card, _passes_of(config, located, bucket, card, hooks), digest_of(config))
 
 
 def _passes_of(config: SweepConfig, located: SweepConfig, bucket: Bucket, card: ModelCard, hooks: Connection) -> list[Pass]:

@@ -89,8 +89,13 @@ def read_plan(bucket: Bucket, config: SweepConfig) -> PlanRecord | None:
 
     Returns None if the bucket has none, or one of another content.
     """
+    record = read_plan_of(bucket, config.name)
+    return record if record and record.digest == digest_of(config) else None
+
+
+def read_plan_of(bucket: Bucket, sweep: str) -> PlanRecord | None:
+    """Read the record of a sweep's newest run. Returns None if the bucket has none that this version can read."""
     try:
-        record = PlanRecord.model_validate(read_record(bucket, SweepLayout(config.name).plan))
+        return PlanRecord.model_validate(read_record(bucket, SweepLayout(sweep).plan))
     except (MissingObject, CorruptObject, ValidationError):  # the caller plans anew, which gives the same
         return None
-    return record if record.digest == digest_of(config) else None

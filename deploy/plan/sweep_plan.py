@@ -9,6 +9,7 @@ from scopemill.deploy.plan.passes import Connection
 from scopemill.deploy.plan.record import PassRecord, PlanRecord, SaeRecord
 from scopemill.deploy.plan.state import SweepState
 from scopemill.deploy.plan.sweep_file import SweepConfig
+from scopemill.deploy.plan.work import Work
 from scopemill.evaluator.fidelity.jobs import settings_of
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.task import HarvestTask
@@ -139,6 +140,10 @@ class SweepPlan:
     def read_state(self) -> SweepState:
         """Read what the bucket holds of the sweep at this moment."""
         return SweepState.read(self.bucket, self.record)
+
+    def work(self, state: SweepState | None = None) -> Work:
+        """Return what is left to do at this moment, or in the given state."""
+        return Work(self.bucket, self.record, state or self.read_state(), self.config.evaluation.checkpoints == "all")
 
 
 def entries(train: TrainConfig, saes: list[PlannedSae]) -> list[Entry]:

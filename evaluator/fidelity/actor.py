@@ -84,6 +84,7 @@ class Evaluator:
             self._baselines[outputs] = measure_baseline(self._lm, outputs, self._text, self._config.splice_special)
         baseline = self._baselines[outputs]
         sae = fold(trained, wiring.input_units(config), wiring.output_units(config)).to(self._lm.device).requires_grad_(False)
+        del trained  # its weights are as large as the SAE's own
         fidelity = measure(self._lm, sae, inputs, outputs, self._text, baseline, self._config.splice_special)
         result = _result(record, config, inputs, outputs if wiring.targets else (), layout, baseline, fidelity)
         evaluation = Evaluation(result, fidelity.histogram, baseline.rows, self._settings)

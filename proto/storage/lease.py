@@ -62,7 +62,7 @@ class Lease:
         A rival of unknown life is to be looked at again: its heartbeat will go on, or be stale.
         """
         names = self._bucket.names(self._root)
-        if rival := self._rival(names):
+        if rival := self._rival_among(names):
             return rival
         started = self._clock()
         if self._shared:
@@ -72,7 +72,7 @@ class Lease:
             if not self._bucket.create(f"{self._root}/{number:05d}.json", self._heartbeat()):
                 return Rival(None, "unknown")
             self._number = number
-        rival = self._rival(self._bucket.names(self._root))  # one that came at the same moment: who sees the other gives way
+        rival = self.rival()  # one that came at the same moment: who sees the other gives way
         tenure = Tenure(started, self._clock())
         if rival or not tenure.holds(self._clock()):
             self._give_up()
@@ -80,6 +80,10 @@ class Lease:
         self._tenure = tenure
         self._forget_older()
         return None
+
+    def rival(self) -> Rival | None:
+        """Return a holder that this lease excludes, unless it is dead; take nothing."""
+        return self._rival_among(self._bucket.names(self._root))
 
     def beat(self) -> bool:
         """Write the heartbeat; return False if the lease is lost."""
@@ -148,8 +152,7 @@ class Lease:
         self._count += 1
         return Heartbeat(self._holder, self._count, released).to_bytes()
 
-    def _rival(self, names: list[str]) -> Rival | None:
-        """Return a holder that this lease excludes, unless it is dead."""
+    def _rival_among(self, names: list[str]) -> Rival | None:
         beats = [] if self._shared else [f"{self._root}/{name}" for name in names if _SHARED.fullmatch(name)]
         newest = _newest(names)
         if newest and newest != self._number:
