@@ -30,7 +30,9 @@ class Mailbox:
         self._keys, self._authenticator = keys, keys.guard(self._socket, self._context) if keys else None
         self._key_of: dict[bytes, str] = {}  # the public key by which each connection was let in
         self._allowed = keys.allowed_now() if keys else frozenset[str]()
-        self.address = f"tcp://{host}:{self._socket.bind_to_random_port(f'tcp://{host}')}"
+        place = f"tcp://[{host}]" if ":" in host else f"tcp://{host}"
+        self._socket.setsockopt(zmq.IPV6, ":" in host)
+        self.address = f"{place}:{self._socket.bind_to_random_port(place)}"
         self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._wake_in, self._wake_out = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
         self._wake_in.bind("inproc://wake")

@@ -54,11 +54,13 @@ def plan(
     given = {"price": price, "utilisation": utilisation, "bandwidth": bandwidth}
     accelerator = named_hardware(hardware, given | {"bfloat16_tflops": bfloat16_tflops, "float32_tflops": float32_tflops})
     planned = plan_of(file, set)
+    from scopemill.deploy.cost.memory import memory_table, peaks
     from scopemill.deploy.cost.sizes import model_size
     from scopemill.deploy.cost.summary import facts
 
     print_facts(facts(planned, planned.read_state()) | {"hardware": f"{hardware}: {accelerator}"})
-    console.print("", cost_tables(cost_of(planned, model_size(planned.config.model), accelerator), accelerator), sep="\n")
+    size = model_size(planned.config.model)
+    console.print("", cost_tables(cost_of(planned, size, accelerator), accelerator), "", memory_table(peaks(planned, size)), sep="\n")
 
 
 def harvest(file: SweepFile, set: Overrides = [], wait: Wait = False) -> None:  # noqa: A002, B006

@@ -17,7 +17,7 @@ from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.language_model.describe import describe
 from scopemill.harvester.task import IN_FLIGHT, HarvestTask, identity, without_hooks
 from scopemill.proto.dataset import STORED_DTYPES
-from scopemill.proto.errors import InputError
+from scopemill.proto.errors import InputError, StorageError
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
@@ -34,8 +34,13 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     What only finished phases needed is not checked. Raises InputError, Conflict or StorageError.
     """
     plan = lay_out(config)
-    packed = plan.bucket.exists(plan.passes[0].harvest.text_layout.packing)
-    check_work(plan.bucket, plan.config, plan.work(), packed)
+    try:
+        work = plan.work()
+        packed = plan.bucket.exists(plan.passes[0].harvest.text_layout.packing)
+    except StorageError:
+        plan.bucket.check_writable()  # tells what is wrong with the bucket, where it can
+        raise
+    check_work(plan, work, packed)
     if config.harvest.rolling:
         for part in plan.passes:
             check_rolling(part)

@@ -82,6 +82,8 @@ def load_sweep(path: str, overrides: list[str] | None = None) -> SweepConfig:
             data = yaml.load(file.read(), _Loader)
     except yaml.YAMLError as error:
         raise SweepFileError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise SweepFileError(f"{path} nests its values too deeply: no field has more than a few levels") from error
     except FileNotFoundError as error:
         raise SweepFileError(f"sweep file {path} does not exist") from error
     except Exception as error:  # stores raise errors of many kinds
@@ -148,6 +150,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
         data[last] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise SweepFileError(f"--set {key}: the value is not YAML") from error
+    except RecursionError as error:
+        raise SweepFileError(f"--set {key}: the value is nested too deeply") from error
 
 
 def _located_corpus(corpus: CorpusConfig) -> CorpusConfig:

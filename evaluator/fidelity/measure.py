@@ -14,7 +14,7 @@ from scopemill.harvester.language_model.model import Edit, LanguageModel
 from scopemill.proto.hooks import Hook
 from scopemill.trainer.sae.base import Sae
 
-PIECE_BYTES = 2**30  # of latents, and of what an activation makes on the way to them, at a time
+PIECE_BYTES = 768 * 2**20  # of latents, and of what an activation makes on the way to them, at a time
 LATENT_BYTES = 16  # of these for each row and latent, at most
 LOG_FREQUENCY_EDGES = [x / 4 for x in range(-28, 1)]  # log10 from 1e-7 to 1, four bins a decade
 

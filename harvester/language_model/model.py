@@ -18,6 +18,7 @@ from scopemill.harvester.language_model.bridge import (
     use_hugging_face_attention,
     use_hugging_face_norms,
 )
+from scopemill.harvester.language_model.residual import check_middle
 from scopemill.proto.hooks import Hook
 
 Edit = Callable[[torch.Tensor], torch.Tensor]  # [B, T, d] -> [B, T, d]
@@ -38,6 +39,7 @@ class LanguageModel:
         self._bridge.eval().requires_grad_(False)
         use_hugging_face_norms(self._bridge)
         use_hugging_face_attention(self._bridge)
+        self._checked: set[Hook] = set()
 
     def capture(self, tokens: torch.Tensor, hooks: Iterable[Hook]) -> dict[str, torch.Tensor]:
         """Return the activations [B, T, d] of every hook for tokens [B, T]."""
@@ -45,13 +47,26 @@ class LanguageModel:
         self.visit(tokens, hooks, captured.__setitem__)
         return captured
 
+    def _check(self, hooks: Iterable[Hook]) -> None:
+        """Raise ModelError if a hook at resid_mid is not what it is called; each is looked at once."""
+        for hook in [hook for hook in hooks if hook.site == "resid_mid" and hook not in self._checked]:
+            self._checked.add(hook)
+            check_middle(self._sample, hook.layer, lambda one: one.name in self._bridge.hook_dict)
+
+    def _sample(self, hooks: list[Hook]) -> dict[str, torch.Tensor]:
+        """Return the activations of some random tokens."""
+        tokens = torch.randint(self._bridge.cfg.d_vocab, (2, 16), generator=torch.Generator().manual_seed(0))
+        return self.capture(tokens, hooks)
+
     def visit(self, tokens: torch.Tensor, hooks: Iterable[Hook], visitor: Visitor) -> None:
         """Run tokens [B, T] and call ``visitor`` when the pass reaches each hook.
 
         The pass ends at the last hook. The heads of ``attn_z`` are concatenated. Tensors are on the model's device, in the
         model's precision; a visitor that does not keep them saves their memory.
         """
-        left = {hook.name for hook in hooks}
+        wanted = list(hooks)
+        self._check(wanted)
+        left = {hook.name for hook in wanted}
 
         def visit_at(name: str) -> Callable:
             def hook_fn(x: torch.Tensor, hook: Any) -> None:
@@ -77,6 +92,7 @@ class LanguageModel:
 
             return hook_fn
 
+        self._check(edits or {})
         tokens = tokens.to(self.device).long()
         fwd_hooks = [(hook.name, apply(edit)) for hook, edit in (edits or {}).items()]
         with torch.inference_mode():
