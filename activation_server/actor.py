@@ -26,7 +26,7 @@ class ServerActor:
     def address(self) -> str:
         """Return the address for trainers; for a server on all interfaces, its node's address."""
         node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        return self._server.address.replace("//0.0.0.0:", f"//{node}:")
+        return self._server.address.replace("//0.0.0.0:", f"//{node}:").replace("//[::]:", f"//{node}:")
 
     def expect(self, spec: StreamSpec, cursors: dict[str, int], stop: int) -> None:
         """Keep the window for trainers that will connect together; ``cursors`` holds each trainer's first batch."""

@@ -141,6 +141,7 @@ class StreamClient:
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         for option, value in {zmq.LINGER: 500, zmq.RCVHWM: RECEIVE_QUEUE, zmq.SNDHWM: 64}.items():
             socket.setsockopt(option, value)
+        socket.setsockopt(zmq.IPV6, "[" in self._address)
         if self._keys:
             self._keys.apply(socket)
         socket.connect(self._address)

@@ -7,7 +7,10 @@ trainer.key trainer.key_secret     the pair that all trainers of a sweep share
 allowed/*.key                      the allow-list: public keys of the trainers that the server answers
 """
 
+import os
 import shutil
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -56,8 +59,9 @@ class ServerKeys:
 
     @staticmethod
     def load(folder: str) -> "ServerKeys":
-        """Load the server's keys; raise InputError, naming the file, for a missing one."""
+        """Load the server's keys; raise InputError, naming the file, for a missing one or a folder that all can write."""
         allowed = Path(folder) / "allowed"
+        _check_guarded(Path(folder), allowed)
         if not any(allowed.glob("*.key")):
             raise InputError(
                 f"server.keys: {allowed} holds no public key, so no trainer could connect: make keys with `scopemill keys DIR`"
@@ -67,14 +71,26 @@ class ServerKeys:
     def guard(self, socket: zmq.Socket[bytes], context: zmq.Context[zmq.Socket[bytes]]) -> ThreadAuthenticator:
         """Require a key of the allow-list from every peer; call before the socket is bound.
 
-        Return the authenticator, which must run as long as the socket is open.
+        The list is read at every handshake. Return the authenticator, which must run as long as the socket is open.
         """
         authenticator = ThreadAuthenticator(context)
         authenticator.start()
-        authenticator.configure_curve(domain=DOMAIN, location=str(self.allowed))
+        authenticator.configure_curve_callback(DOMAIN, self)
         socket.curve_server, socket.zap_domain = True, DOMAIN.encode()
         socket.curve_publickey, socket.curve_secretkey = self.public, self.secret
         return authenticator
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Return True if a public key is allowed at this moment: ZeroMQ's authenticator asks."""
+        return key.decode() in self.allowed_now()
+
+    def allowed_now(self) -> frozenset[str]:
+        """Return the public keys of the allow-list at this moment; a file that is no key allows nobody."""
+        found = set()
+        for path in self.allowed.glob("*.key"):
+            with suppress(OSError, ValueError):
+                found.add(zmq.auth.load_certificate(path)[0].decode())
+        return frozenset(found)
 
 
 @dataclass(frozen=True)
@@ -87,12 +103,22 @@ class TrainerKeys:
 
     @staticmethod
     def load(folder: str) -> "TrainerKeys":
-        """Load a trainer's keys; raise InputError, naming the file, for a missing one."""
+        """Load a trainer's keys; raise InputError, naming the file, for a missing one or a folder that all can write."""
+        _check_guarded(Path(folder))
         return TrainerKeys(*_load_pair(folder, "trainer.key_secret"), _load(folder, "server.key")[0])
 
     def apply(self, socket: zmq.Socket[bytes]) -> None:
         """Set the keys on a socket; call before the socket is connected."""
         socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = self.server, self.public, self.secret
+
+
+def _check_guarded(*folders: Path) -> None:
+    """Raise InputError for a folder in which every user of the machine could put a key."""
+    for folder in folders:
+        if folder.is_dir() and folder.stat().st_mode & stat.S_IWOTH and not os.statvfs(folder).f_flag & os.ST_RDONLY:
+            raise InputError(
+                f"server.keys: every user of this machine can write in {folder}, and so let anybody in: run chmod o-w {folder}"
+            )
 
 
 def _load_pair(folder: str, name: str) -> tuple[bytes, bytes]:

@@ -27,8 +27,12 @@ class Mailbox:
         self._socket = self._context.socket(zmq.ROUTER)
         for option, value in (SOCKET_OPTIONS | LIVENESS).items():
             self._socket.setsockopt(option, value)
-        self._authenticator = keys.guard(self._socket, self._context) if keys else None
-        self.address = f"tcp://{host}:{self._socket.bind_to_random_port(f'tcp://{host}')}"
+        self._keys, self._authenticator = keys, keys.guard(self._socket, self._context) if keys else None
+        self._key_of: dict[bytes, str] = {}  # the public key by which each connection was let in
+        self._allowed = keys.allowed_now() if keys else frozenset[str]()
+        place = f"tcp://[{host}]" if ":" in host else f"tcp://{host}"
+        self._socket.setsockopt(zmq.IPV6, ":" in host)
+        self.address = f"{place}:{self._socket.bind_to_random_port(place)}"
         self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._wake_in, self._wake_out = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
         self._wake_in.bind("inproc://wake")
@@ -54,11 +58,30 @@ class Mailbox:
         for socket, _ in self._poller.poll(timeout=int(seconds * 1000)):
             for _ in range(MESSAGES_AT_ONCE):
                 try:
-                    frames = socket.recv_multipart(zmq.NOBLOCK)
+                    frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
                 except zmq.Again:
                     break
                 if socket is self._socket:
-                    yield frames
+                    if self._keys:
+                        self._key_of[frames[0].bytes] = str(frames[0].get("User-Id"))
+                    yield [frame.bytes for frame in frames]
+
+    def read_allowed(self) -> None:
+        """Read the allow-list again."""
+        if self._keys:
+            self._allowed = self._keys.allowed_now()
+
+    def admits(self, identity: bytes) -> bool:
+        """Return True unless the key of a connection has been taken out of the allow-list."""
+        if self._keys is None:
+            return True
+        if self._key_of.get(identity) not in self._allowed:  # perhaps it was added since the list was read
+            self.read_allowed()
+        return self._key_of.get(identity) in self._allowed
+
+    def forget(self, identity: bytes) -> None:
+        """Forget the key of a connection that is gone."""
+        self._key_of.pop(identity, None)
 
     def run_tasks(self) -> None:
         """Run the tasks posted so far."""

@@ -30,6 +30,7 @@ HEARTBEAT_SECONDS = 2.0
 TICK_SECONDS = 0.5
 LEAVING_SECONDS = 5.0  # how long a new stream waits for the BYE of an old stream's last trainer
 MAX_CONSUMERS = 1024  # per stream: each costs memory, and time at every event
+REVOKED = "the server does not allow this trainer's key any more: its file is not in the folder `allowed` of server.keys"
 MAX_CREDIT_BATCHES = 16  # limit per trainer, below the socket's high-water mark
 
 
@@ -118,6 +119,8 @@ class ActivationServer:
         try:
             if len(frames) != 2:
                 raise WireError(f"a message has {len(frames) - 1} frames, but must have exactly one: the header")
+            if not self._mailbox.admits(identity):
+                raise InputError(REVOKED)
             self._handle(identity, wire.decode(frames[1]))
         except ScopemillError as error:
             self._send(identity, wire.Error.of(error))
@@ -291,12 +294,17 @@ class ActivationServer:
         if not self._peers.remove(peer):
             return False
         peer.stream.memory.end_all_loans(peer.consumer)
+        self._mailbox.forget(peer.identity)
         return True
 
     def _tick(self) -> None:
         now = time.monotonic()
+        self._mailbox.read_allowed()
         for peer in self._peers.all():
-            if now - peer.last_sent > HEARTBEAT_SECONDS:
+            if not self._mailbox.admits(peer.identity):
+                self._send(peer.identity, wire.Error.of(InputError(REVOKED)))
+                self._lose(peer)
+            elif now - peer.last_sent > HEARTBEAT_SECONDS:
                 self._send(peer.identity, wire.Wait("the next batch is not in the window yet"))
         for stream in list(self._streams.values()):
             self._carry_out(stream, stream.window.tick(now))

@@ -19,7 +19,7 @@ class ModelConfig(Config):
     In a sweep file `model: google/gemma-2-2b` is short for `model: {name: google/gemma-2-2b}`.
     """
 
-    name: str = Field(min_length=1, description="A Hugging Face id, or a local folder with config.json, weights and tokenizer.")
+    name: Place = Field(min_length=1, description="A Hugging Face id, or a local folder with config.json, weights and tokenizer.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub. Default: the default branch.")
     dtype: Dtype = Field("float32", description="Precision of the forward pass.")
     device: str = Field("auto", description="A torch device. 'auto': the GPU that Ray gave the actor, or else the CPU.")

@@ -6,10 +6,10 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
+from scopemill.proto.credentials import in_url
+
 LOOPBACK = "127.0.0.1"  # default listening address of every process
 HOLDS_CREDENTIAL = "credential"  # type of the error for a URL with credentials: its input must not be shown
-# A password before the host's name, or a query field that signs or names a key.
-_CREDENTIAL = re.compile(r"://[^/@]*:[^/]*@|[?&][^=&]*(key|secret|token|passw|credential|sig)[^=&]*=", re.IGNORECASE)
 _LABEL = re.compile(r"([\w.-]+/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?")
 
 
@@ -20,7 +20,7 @@ class Config(BaseModel):
 
 
 def _without_credentials(url: str) -> str:
-    if _CREDENTIAL.search(url):
+    if in_url(url):
         raise PydanticCustomError(
             HOLDS_CREDENTIAL,
             "the URL holds a password or key, which would be copied into the bucket: set credentials in environment variables",

@@ -120,3 +120,19 @@ class SweepLayout:
         self.results_csv = f"{self.root}/results.csv"
         self.report = f"{self.root}/report.html"
         self.plots = f"{self.root}/plots"
+
+
+class LeaseLayout:
+    """Hold the folders of leases, below ``leases/``: one for each sweep and one for each dataset."""
+
+    sweeps = "leases/sweeps"
+
+    @staticmethod
+    def sweep(name: str) -> str:
+        """Return the folder of a sweep's lease."""
+        return f"{LeaseLayout.sweeps}/{checked_name('sweep', name)}"
+
+    @staticmethod
+    def dataset(name: str) -> str:
+        """Return the folder of a dataset's lease."""
+        return f"leases/activations/{checked_name('dataset', name)}"

@@ -5,19 +5,17 @@ lists the addresses for Prometheus in a `file_sd` file and, if configured, over 
 """
 
 import json
-import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prometheus_client import Counter, Gauge, disable_created_metrics, start_http_server
+from prometheus_client import REGISTRY, Counter, Gauge, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
 
 from scopemill.proto.config import LOOPBACK
-
-# Default folder of the `file_sd` files, one per driver; the sweep file can name another folder.
-TARGETS = Path(tempfile.gettempdir()) / "scopemill" / "targets"
+from scopemill.proto.http_service import Request, Service
+from scopemill.proto.runtime import runtime_folder
 
 HARVEST_ROWS = Counter("scopemill_harvest_rows", "Rows harvested; every hook has the same rows", ["dataset"])
 HARVEST_SHARDS = Counter("scopemill_harvest_shards", "Shards committed by this harvester", ["dataset"])
@@ -88,8 +86,17 @@ SWEEP_SAES = Gauge("scopemill_sweep_saes", "SAEs of the pass in training, by sta
 def expose(host: str = LOOPBACK) -> str:
     """Expose this process' metrics on a free port; return ``host:port``."""
     disable_created_metrics()  # type: ignore[no-untyped-call]  # would add a second, unused series to each counter
-    server, _ = start_http_server(0, addr=host)
-    return f"{host}:{server.server_port}"
+    service = Service((host, 0), _Metrics)
+    service.serve()
+    return f"{host}:{service.server_port}"
+
+
+class _Metrics(Request):
+    """Answer every path with all metrics, in the form that the client asks for."""
+
+    def do_GET(self) -> None:
+        encode, kind = choose_encoder(self.headers.get("Accept", ""))
+        self.answer(encode(REGISTRY), kind)
 
 
 @contextmanager
@@ -108,9 +115,6 @@ def listed(sweep: str, targets: dict[str, list[str]]) -> str:
     return json.dumps([{"targets": sorted(addresses), "labels": {"role": role, "sweep": sweep}} for role, addresses in roles], indent=1)
 
 
-def write_targets(path: Path, text: str) -> None:
-    """Write Prometheus' `file_sd` file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+def targets_folder() -> Path:
+    """Return the default folder of the `file_sd` files, one per driver; the sweep file can name another place."""
+    return runtime_folder() / "targets"

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import yaml
 
 from scopemill.deploy.catalog.finetuned import finetuned_rows
+from scopemill.deploy.catalog.published import places_of
 from scopemill.deploy.catalog.status import SweepStatus, read_status
 from scopemill.deploy.cost.summary import facts
 from scopemill.deploy.plan.finetunings import finetune_jobs, read_finetuned
@@ -31,6 +32,7 @@ def publish(plan: SweepPlan, state: SweepState | None = None, status: SweepStatu
     evaluations = [e for sae in (status or read_status(bucket, plan.record, now)).saes for e in sae.evaluations]
     results = [e.result for e in evaluations]
     histories = _histories(plan, now)
+    bucket.remove(layout.report)  # it is written last: where it is, all of these fit together
     bucket.write(layout.config, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False).encode())
     write_table(bucket, layout, results)
     plots = {
@@ -42,15 +44,10 @@ def publish(plan: SweepPlan, state: SweepState | None = None, status: SweepStatu
     for name, figure in plots.items():
         save(figure, bucket, f"{layout.plots}/{name}")
     summary = facts(plan, now) | {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
-    finetuned = finetuned_rows(read_finetuned(bucket, finetune_jobs(plan, now)))
+    finetuned = finetuned_rows(read_finetuned(bucket, finetune_jobs(bucket, plan.record, now)))
     page = render_report(f"Sweep {plan.config.name}", summary, evaluations, histories, finetuned)
     bucket.write(layout.report, page.encode())
-    return {
-        "results": bucket.place(layout.results),
-        "csv": bucket.place(layout.results_csv),
-        "plots": bucket.place(f"{layout.plots}/{{{','.join(plots)}}}.{{png,svg}}"),
-        "report": bucket.place(layout.report),
-    }
+    return places_of(bucket, plan.config.name)
 
 
 def _histories(plan: SweepPlan, state: SweepState) -> dict[str, list[Row]]:

@@ -58,7 +58,7 @@ def finetune(
     target = out or parent or "."
     jobs = [FinetuneJob(f"{name}-{arm}", sae, target, f"{name}-{config.id(arm, source)}", arm) for arm in config.arms]
     reporter = Reporter(console)
-    targets = Targets(metrics.TARGETS / f"finetune-{name}.json", f"finetune-{name}", None)
+    targets = Targets(metrics.targets_folder() / f"finetune-{name}.json", f"finetune-{name}", None)
     with cluster(), targets:
         check_place("finetune", config)
         evaluation = partial(held_out_text, text.held_out, card, config.sequences_per_forward)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scopemill.deploy.cli.options import Address, Overrides, SweepFile, plan_of, print_facts, print_line, record_of
+from scopemill.deploy.cli.options import Address, Overrides, SweepFile, print_facts, print_line, record_of
 from scopemill.proto.errors import ScopemillError, Stopped
 
 if TYPE_CHECKING:
@@ -48,15 +48,19 @@ def clean(
 ) -> None:
     """Remove what broken runs of a sweep left behind.
 
-    Never while the sweep runs: uncommitted work would be removed too.
+    Refused while a run of the sweep or of its dataset is at work: its uncommitted work would be removed too.
     """
     from scopemill.deploy.catalog.clean import clean as remove
 
+    bucket, record = record_of(file, set)
     if dry_run:
-        found = remove(*record_of(file, set), dry_run=True)
+        found = remove(bucket, record, dry_run=True)
     else:
-        plan = plan_of(file, set)
-        found = remove(plan.bucket, plan.record, dry_run=False)
+        from scopemill.deploy.cluster.leases import held, leases_of
+        from scopemill.deploy.plan.state import SweepState
+
+        with held(bucket, leases_of(record, SweepState.read(bucket, record), alone=True), False, print_line):
+            found = remove(bucket, record, dry_run=False)
     for path in found:
         print_line(path)
     print_line(f"{len(found)} objects {'would be' if dry_run else 'were'} removed")
@@ -88,10 +92,11 @@ def monitor(
     These are all sweeps of this machine, or one sweep of a cluster.
     """
     from scopemill.deploy.monitoring.prometheus import config, prometheus
-    from scopemill.proto.metrics import TARGETS
+    from scopemill.proto.metrics import targets_folder
+    from scopemill.proto.runtime import runtime_folder
 
-    folder = TARGETS.parent / "prometheus"
-    watched = targets or f"{TARGETS}/*.json"
+    folder = runtime_folder() / "prometheus"
+    watched = targets or f"{targets_folder()}/*.json"
     if "://" not in watched:
         watched = str(Path(watched).absolute())
     with suppress(KeyboardInterrupt), prometheus(folder, config(watched), port) as (url, process):

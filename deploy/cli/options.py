@@ -21,6 +21,7 @@ SweepFile = Annotated[str, typer.Argument(metavar="SWEEP.yaml", help="The sweep 
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a field, such as train.tokens=1000000.")]
 BucketUrl = Annotated[str, typer.Argument(help="The bucket: a folder or any fsspec URL.")]
 Match = Annotated[str, typer.Option(help="Only SAEs whose <model>/<hook>/width_<w>/<architecture>/<id> matches; * and ? are wildcards.")]
+Wait = Annotated[bool, typer.Option(help="If another run of the sweep, or of its dataset, is at work, begin when that one has ended.")]
 Address = Annotated[str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, such as http://head:8265.")]
 
 
@@ -47,7 +48,9 @@ def record_of(file: str, overrides: list[str]) -> "tuple[Bucket, PlanRecord]":
     bucket = Bucket(config.located().bucket)
     if record := read_plan(bucket, config):
         return bucket, record
-    plan = plan_of(file, overrides)
+    from scopemill.deploy.plan.planner import lay_out
+
+    plan = lay_out(config)
     return plan.bucket, plan.record
 
 

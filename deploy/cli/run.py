@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scopemill.deploy.cli.operate import follow_log
-from scopemill.deploy.cli.options import Address, Overrides, SweepFile, console, plan_of, print_facts, print_line
+from scopemill.deploy.cli.options import Address, Overrides, SweepFile, Wait, console, plan_of, print_facts, print_line
 from scopemill.proto.errors import PartlyFailed, Stopped
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def sweep(
     file: SweepFile,
     set: Overrides = [],  # noqa: A002, B006
     dry_run: Annotated[bool, typer.Option(help="Describe the sweep, and start nothing.")] = False,
+    wait: Wait = False,
 ) -> None:
     """Harvest, train, evaluate and report; committed work is not done again."""
     if dry_run:
@@ -33,7 +34,7 @@ def sweep(
 
         planned = plan_of(file, set)
         return print_facts(facts(planned, planned.read_state()))
-    _drive(file, set, PHASES)
+    _drive(file, set, PHASES, wait)
 
 
 def plan(
@@ -55,21 +56,23 @@ def plan(
     given = {"price": price, "utilisation": utilisation, "bandwidth": bandwidth}
     accelerator = named_hardware(hardware, given | {"bfloat16_tflops": bfloat16_tflops, "float32_tflops": float32_tflops})
     planned = plan_of(file, set)
+    from scopemill.deploy.cost.memory import memory_table, peaks
     from scopemill.deploy.cost.sizes import model_size
     from scopemill.deploy.cost.summary import facts
 
     print_facts(facts(planned, planned.read_state()) | {"hardware": f"{hardware}: {accelerator}"})
-    console.print("", cost_tables(cost_of(planned, model_size(planned.config.model), accelerator), accelerator), sep="\n")
+    size = model_size(planned.config.model)
+    console.print("", cost_tables(cost_of(planned, size, accelerator), accelerator), "", memory_table(peaks(planned, size)), sep="\n")
 
 
-def harvest(file: SweepFile, set: Overrides = []) -> None:  # noqa: A002, B006
+def harvest(file: SweepFile, set: Overrides = [], wait: Wait = False) -> None:  # noqa: A002, B006
     """Harvest the activation dataset of a sweep, and stop there."""
-    _drive(file, set, ("harvest",))
+    _drive(file, set, ("harvest",), wait)
 
 
-def evaluate(file: SweepFile, set: Overrides = []) -> None:  # noqa: A002, B006
+def evaluate(file: SweepFile, set: Overrides = [], wait: Wait = False) -> None:  # noqa: A002, B006
     """Evaluate a sweep's committed checkpoints, and report."""
-    _drive(file, set, ("evaluate",))
+    _drive(file, set, ("evaluate",), wait)
 
 
 def submit(
@@ -112,22 +115,28 @@ def heed_signals() -> None:
         signal.signal(ending, signal.default_int_handler)
 
 
-def _drive(file: str, overrides: list[str], phases: tuple[str, ...]) -> None:
-    """Record the plan, then carry out phases: on a cluster if anything is left to do."""
-    plan = plan_of(file, overrides)
-    from scopemill.deploy.cluster.ray_cluster import cluster
-    from scopemill.deploy.orchestrator.driver import SweepDriver
-    from scopemill.deploy.plan.record import write_plan
+def _drive(file: str, overrides: list[str], phases: tuple[str, ...], wait: bool = False) -> None:
+    """Record the plan, then carry out phases, on a cluster. If nothing is left to do, only look: nothing is written."""
     from scopemill.deploy.progress import Reporter
 
     reporter = Reporter(console)
+    if _is_done(file, overrides, phases, reporter):
+        return
+    plan = plan_of(file, overrides)
+    from scopemill.deploy.cluster.leases import check_no_overlap, held, leases_of
+    from scopemill.deploy.cluster.ray_cluster import cluster
+    from scopemill.deploy.orchestrator.driver import SweepDriver
+    from scopemill.deploy.plan.record import write_plan
+
     driver = SweepDriver(plan, reporter)
     reporter.say(f"sweep {plan.config.name}: {len(plan.saes)} SAEs at {len(plan.hooks)} hooks")
-    write_plan(plan.bucket, plan.record)
-    state = plan.read_state()
     failures: list[str] = []
     try:
         with ExitStack() as stack:
+            stack.enter_context(held(plan.bucket, leases_of(plan.record, plan.read_state()), wait, reporter.say))
+            write_plan(plan.bucket, plan.record)
+            state = plan.read_state()
+            check_no_overlap(plan.bucket, plan.record, state.unfinished if "train" in phases else ())
             if driver.has_work(phases, state):
                 stack.enter_context(cluster())
                 heed_signals()  # Ray has just replaced these handlers by its own
@@ -140,13 +149,44 @@ def _drive(file: str, overrides: list[str], phases: tuple[str, ...]) -> None:
                 except PartlyFailed as error:  # what is whole is evaluated and reported all the same
                     failures.append(str(error))
                     state = plan.read_state()
+            if "evaluate" in phases:
+                _report(plan, state, reporter)
     except KeyboardInterrupt as interrupt:
         command = "scopemill " + " ".join(sys.argv[1:])
         raise Stopped(f"stopped; everything committed is kept. To continue: {command}") from interrupt
-    if "evaluate" in phases:
-        _report(plan, state, reporter)
     if failures:
         raise PartlyFailed("\n".join(failures))
+
+
+def _is_done(file: str, overrides: list[str], phases: tuple[str, ...], reporter: "Reporter") -> bool:
+    """Return True, after showing the results, if the bucket says that these phases are done: without model, corpus or a writable bucket."""
+    from scopemill.deploy.plan.record import read_plan
+    from scopemill.deploy.plan.state import SweepState
+    from scopemill.deploy.plan.sweep_file import load_sweep
+    from scopemill.deploy.plan.work import Work
+    from scopemill.proto.storage.bucket import Bucket
+
+    config = load_sweep(file, overrides)
+    bucket = Bucket(config.located().bucket)
+    record = read_plan(bucket, config)
+    if record is None:
+        return False
+    state = SweepState.read(bucket, record)
+    if Work(bucket, record, state, config.evaluation.checkpoints == "all").left(phases):
+        return False
+    if "evaluate" in phases:
+        from scopemill.deploy.catalog.published import is_published, places_of
+        from scopemill.deploy.catalog.status import read_status, status_table
+
+        status = read_status(bucket, record, state)
+        if not is_published(bucket, record.name, status):
+            return False
+        reporter.say(f"sweep {record.name}: all is done already")
+        console.print(status_table(status))
+        print_facts(places_of(bucket, record.name))
+    else:
+        reporter.say(f"sweep {record.name}: {' and '.join(phases)} is done already")
+    return True
 
 
 def _report(plan: "SweepPlan", state: "SweepState", reporter: "Reporter") -> None:
@@ -159,6 +199,6 @@ def _report(plan: "SweepPlan", state: "SweepState", reporter: "Reporter") -> Non
     status = read_status(plan.bucket, plan.record, state)
     places = publish(plan, state, status)
     console.print(status_table(status))
-    if records := read_finetuned(plan.bucket, finetune_jobs(plan, state)):
+    if records := read_finetuned(plan.bucket, finetune_jobs(plan.bucket, plan.record, state)):
         console.print("", finetuned_table(records), sep="\n")
     print_facts(places)

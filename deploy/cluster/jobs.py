@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -20,6 +19,7 @@ from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from scopemill.deploy.plan.sweep_file import SweepConfig
+from scopemill.proto.credentials import in_variable
 from scopemill.proto.errors import InputError, ScopemillError
 
 PACKAGE = Path(__file__).parents[2]  # the folder `scopemill`: a checkout's root, or the folder of an installed wheel
@@ -28,7 +28,6 @@ ROOT_FILES = ("__init__.py", "py.typed")  # of the package itself, where they ex
 STOP_SECONDS = 90  # for trainers to checkpoint and the driver to end; Ray's own default is 3
 POLL_SECONDS = 0.5
 _SWEEP = "scopemill_sweep"  # the key of a job's metadata that names its sweep
-_SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Jobs:
         with self._errors(), tempfile.TemporaryDirectory() as folder:
             packed = pack(Path(folder), config, installed)
             self._client.submit_job(
-                entrypoint="python -m scopemill.deploy sweep sweep.yaml",
+                entrypoint="python -m scopemill.deploy sweep sweep.yaml --wait",
                 submission_id=f"{config.name}-{len(earlier) + 1}",  # of two simultaneous submissions, Ray refuses one
                 metadata={_SWEEP: config.name},
                 runtime_env=packed | {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | environment},
@@ -170,11 +169,12 @@ def forwarded(names: Iterable[str]) -> dict[str, str]:
     """
     values = {}
     for name in names:
-        if _SECRET.search(name):
-            raise InputError(
-                f"--env {name}: Ray shows a job's environment to everyone who sees the job; set credentials where the cluster is started"
-            )
         if name not in os.environ:
             raise InputError(f"--env {name}: the variable is not set in this environment; set it, or leave --env {name} out")
+        if in_variable(name, os.environ[name]):
+            raise InputError(
+                f"--env {name}: by its name or its value it may hold a credential, and Ray shows a job's environment to everyone who sees "
+                "the job: set it where the cluster is started"
+            )
         values[name] = os.environ[name]
     return values

@@ -3,10 +3,8 @@
 The list is a file on this machine, and served over HTTP beyond it.
 """
 
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,10 @@ import ray
 from scopemill.proto import metrics
 from scopemill.proto.config import LOOPBACK
 from scopemill.proto.errors import InputError
+from scopemill.proto.http_service import Request, Service
+from scopemill.proto.runtime import replace_file
 
 POLL_SECONDS = 0.1
-REQUEST_SECONDS = 10.0  # in which a request has to arrive
 LAST_WORD_SECONDS = 15.0  # in which Prometheus should ask again; ours asks every ten
 
 
@@ -36,22 +35,33 @@ class Targets:
     listed for the length of the block.
     """
 
-    def __init__(self, path: Path, sweep: str, port: int | None = None):
+    def __init__(self, path: Path | None, sweep: str, port: int | None = None):
+        """``path`` None: in the user's own folder of the temporary directory."""
         self.path, self.beyond = path, port is not None
         self._sweep, self._port = sweep, port
         self._addresses: dict[str, list[str]] = {}  # by role
         self._discovery: Discovery | None = None
+        self._problem = ""  # why the file cannot be written
 
     @property
     def places(self) -> str:
         """Return the file and the URL of the list, for people to read."""
-        return f"{self.path} and at {self._discovery.url}" if self._discovery else str(self.path)
+        file = f"no file ({self._problem})" if self._problem else str(self.path)
+        return f"{file} and at {self._discovery.url}" if self._discovery else file
 
     def set(self, role: str, addresses: list[str]) -> None:
-        """Replace the addresses of one role, and publish the list."""
+        """Replace the addresses of one role, and publish the list.
+
+        A sweep goes on if the file cannot be written.
+        """
         self._addresses[role] = addresses
         text = metrics.listed(self._sweep, {role: a for role, a in self._addresses.items() if a})
-        metrics.write_targets(self.path, text)
+        try:
+            self.path = self.path or metrics.targets_folder() / f"{self._sweep}.json"
+            replace_file(self.path, text)
+            self._problem = ""
+        except (OSError, InputError) as error:
+            self._problem = str(error)
         if self._discovery:
             self._discovery.publish(text)
 
@@ -82,7 +92,7 @@ class Discovery:
                 "a port of its own"
             ) from error
         self.url = f"http://{host}:{self._server.server_port}/targets"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._server.serve()
 
     def publish(self, text: str) -> None:
         """Answer requests with this list from now on."""
@@ -100,29 +110,20 @@ class Discovery:
         self._server.server_close()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+class _Server(Service):
     body = b"[]"
     sent: bytes | None = None  # the newest answer
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Request):
     server: _Server
-    timeout = REQUEST_SECONDS
 
     def do_GET(self) -> None:
         if self.path != "/targets":
             return self.send_error(404)
         body = self.server.body
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.answer(body, "application/json")
         self.server.sent = body
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass  # the driver's log is for the sweep, not for requests
 
 
 def _node_address() -> str:

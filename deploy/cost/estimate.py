@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from rich.console import Group
 from rich.table import Table
 
-from scopemill.deploy.cost.sizes import ModelSize, sae_weights
+from scopemill.deploy.cost.sizes import ModelSize, sae_weights, shape_of
 from scopemill.deploy.plan.cohorts import Entry, cohorts_of, divided
 from scopemill.deploy.plan.sweep_plan import PlannedSae, SweepPlan, entries, row_bytes
 from scopemill.proto.dataset import STORED_DTYPES
 from scopemill.proto.errors import InputError
-from scopemill.trainer.config.wiring import Shape
 
 FLOAT32_BYTES = STORED_DTYPES["float32"].itemsize
 # Two operations for each weight and row in each product of a step: both products forward, both gradients of the
@@ -134,7 +133,7 @@ def step_bytes(weights: int, batch: int, width: int) -> float:
 
 def cost_of(plan: SweepPlan, size: ModelSize, hardware: Hardware) -> Cost:
     """Estimate what the whole sweep takes on this hardware, from its start."""
-    weights = {sae.name: sae_weights(sae.config, _shape(plan, sae)) for sae in plan.saes}
+    weights = {sae.name: sae_weights(sae.config, shape_of(plan.card, sae.inputs, sae.targets)) for sae in plan.saes}
     stages = [_harvest(plan, size, hardware), _train(plan, weights, hardware), _evaluate(plan, size, weights, hardware)]
     return Cost(stages, _data_paths(plan, weights, hardware))
 
@@ -235,11 +234,6 @@ def stored_bytes(plan: SweepPlan, rows: int, itemsize: int) -> int:
 def row_widths(plan: SweepPlan, sae: PlannedSae) -> list[int]:
     """Return the widths of the hooks of an SAE's stream."""
     return [plan.card.widths[hook.site] for hook in sae.hooks]
-
-
-def _shape(plan: SweepPlan, sae: PlannedSae) -> Shape:
-    inputs, targets = (tuple(plan.card.widths[hook.site] for hook in hooks) for hooks in (sae.inputs, sae.targets))
-    return Shape(inputs, targets or inputs, autoencoder=not targets)
 
 
 def _attention(plan: SweepPlan) -> int:

@@ -3,13 +3,16 @@
 Only a config.json is downloaded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from scopemill.harvester.config import ModelConfig
+from scopemill.harvester.language_model.card import ModelCard
 from scopemill.proto.errors import ModelError
+from scopemill.proto.hooks import Hook
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.sae.registry import initial_sae
@@ -24,6 +27,8 @@ class ModelSize:
 
     layer: int  # of one layer
     head: int  # of the product with the vocabulary
+    all: int = 0  # of the whole model
+    vocabulary: int = 0  # tokens that it predicts
 
 
 def model_size(model: ModelConfig) -> ModelSize:
@@ -39,7 +44,18 @@ def model_size(model: ModelConfig) -> ModelSize:
         raise ModelError(f"model {model.name!r}: its size cannot be computed from its config.json: {error}") from error
     text = config.get_text_config()
     layers = next(m for m in network.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == text.num_hidden_layers)
-    return ModelSize(sum(p.numel() for p in layers.parameters()) // len(layers), text.vocab_size * text.hidden_size)
+    return ModelSize(
+        layer=sum(p.numel() for p in layers.parameters()) // len(layers),
+        head=text.vocab_size * text.hidden_size,
+        all=sum(p.numel() for p in network.parameters()),
+        vocabulary=text.vocab_size,
+    )
+
+
+def shape_of(card: ModelCard, inputs: Sequence[Hook], targets: Sequence[Hook]) -> Shape:
+    """Return the shape of an SAE that reads some hooks and rebuilds them, or others."""
+    read, rebuilt = (tuple(card.widths[hook.site] for hook in hooks) for hooks in (inputs, targets))
+    return Shape(read, rebuilt or read, autoencoder=not targets)
 
 
 def sae_weights(config: SaeConfig, shape: Shape) -> int:

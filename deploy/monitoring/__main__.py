@@ -9,7 +9,7 @@ from scopemill.deploy.monitoring.grafana import provisioned_dashboards, provisio
 from scopemill.deploy.monitoring.prometheus import as_yaml, config
 
 FOLDER = Path(__file__).parent / "generated"
-TARGETS = "/tmp/scopemill/targets/*.json"  # the drivers' default on Linux
+TARGETS = "/tmp/scopemill-1000/targets/*.json"  # the default of the drivers of a Linux machine's first user, whose number is 1000
 
 
 def render() -> dict[str, str]:

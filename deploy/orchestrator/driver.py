@@ -15,8 +15,6 @@ from scopemill.deploy.orchestrator.failures import failed_checkpoints, not_evalu
 from scopemill.deploy.orchestrator.finetuning import finetune_sweep
 from scopemill.deploy.orchestrator.rolling import RollingHarvest, announce, check_all_fit, remove_shard
 from scopemill.deploy.orchestrator.training import Training, summary
-from scopemill.deploy.plan.evaluations import read_evaluations
-from scopemill.deploy.plan.finetunings import finetune_jobs, unfinished_jobs
 from scopemill.deploy.plan.state import PassState, SweepState
 from scopemill.deploy.plan.sweep_plan import Pass, SweepPlan
 from scopemill.deploy.progress import Reporter
@@ -24,7 +22,6 @@ from scopemill.evaluator.fidelity.actor import EvaluatorActor
 from scopemill.evaluator.fidelity.jobs import Job
 from scopemill.harvester.actor import HarvesterActor
 from scopemill.harvester.task import IN_FLIGHT
-from scopemill.proto import metrics
 from scopemill.proto.dataset import DatasetManifest
 from scopemill.proto.errors import InputError, PartlyFailed, ScopemillError
 
@@ -37,8 +34,7 @@ class SweepDriver:
 
     def __init__(self, plan: SweepPlan, reporter: Reporter):
         self.plan, self._reporter = plan, reporter
-        default = metrics.TARGETS / f"{plan.config.name}.json"
-        file = Path(plan.config.file_sd) if plan.config.file_sd else default
+        file = Path(plan.config.file_sd) if plan.config.file_sd else None
         self.targets = Targets(file, plan.config.name, plan.config.metrics_port)
 
     def has_work(self, phases: Iterable[str], state: SweepState | None = None) -> bool:
@@ -46,14 +42,7 @@ class SweepDriver:
 
         Only then is a cluster needed.
         """
-        now = state or self.plan.read_state()
-        left = {
-            "harvest": lambda: not all(now.passes[number].harvested for number in self._to_harvest(now)),
-            "train": lambda: bool(now.unfinished),
-            "finetune": lambda: bool(unfinished_jobs(self.plan.bucket, finetune_jobs(self.plan, now))),
-            "evaluate": lambda: bool(self.unevaluated(now)),
-        }
-        return any(left[phase]() for phase in phases)
+        return bool(self.plan.work(state).left(phases))
 
     def check_nodes(self, phases: Collection[str], state: SweepState | None = None) -> None:
         """Raise InputError if the cluster lacks a node that these phases' remaining work needs."""
@@ -91,7 +80,7 @@ class SweepDriver:
         harvested; ``train`` harvests the others.
         """
         now = state or self.plan.read_state()
-        todo = self._to_harvest(now)
+        todo = self.plan.work(now).to_harvest()
         for number in todo:
             self._harvest(self.plan.passes[number], now.passes[number])
         return now if all(now.passes[number].harvested for number in todo) else self.plan.read_state()
@@ -107,7 +96,7 @@ class SweepDriver:
         self.check_room(["train"], now)
         if not now.unfinished:
             self._reporter.say(f"training: none of the {len(self.plan.saes)} SAEs is left to train")
-        for number in self._in_turn(now):
+        for number in self.plan.work(now).in_turn():
             part = self.plan.passes[number]
             if names := now.passes[number].unfinished:
                 if len(self.plan.passes) > 1:
@@ -127,16 +116,6 @@ class SweepDriver:
         if failures:
             raise PartlyFailed("\n".join(failures))
         return now
-
-    def _to_harvest(self, state: SweepState) -> list[int]:
-        """Return the numbers of the passes that are harvested before training."""
-        if not self.plan.sheds:
-            return list(range(len(self.plan.passes)))
-        return [number for number in self._in_turn(state) if state.passes[number].unfinished][:1]
-
-    def _in_turn(self, state: SweepState) -> list[int]:
-        """Return the passes' numbers as planned; where the disk has room for one pass, the one with shards comes first."""
-        return sorted(range(len(self.plan.passes)), key=lambda number: self.plan.sheds and not state.passes[number].committed)
 
     def _harvest(self, part: Pass, state: PassState) -> None:
         bucket, config = part.bucket, part.config.harvest
@@ -207,7 +186,7 @@ class SweepDriver:
         Raises PartlyFailed, after all others are measured, if some cannot be.
         """
         plan, config, now = self.plan, self.plan.config.evaluation, state or self.plan.read_state()
-        jobs = self.unevaluated(now)
+        jobs = self.plan.work(now).unevaluated()
         if not jobs:
             started = any(sae.checkpoints for sae in now.saes.values())
             self._reporter.say("evaluation: every checkpoint is evaluated" if started else "evaluation: there is no checkpoint yet")
@@ -239,19 +218,3 @@ class SweepDriver:
             self._reporter.show(failed_checkpoints(failures))
             raise not_evaluated(failures, total)
         return self.plan.read_state()
-
-    def unevaluated(self, state: SweepState) -> list[list[Job]]:
-        """List the checkpoints that the sweep still has to evaluate.
-
-        They are grouped by the hooks that their SAEs reconstruct.
-        """
-        plan = self.plan
-        by_hook: dict[object, list[Job]] = {}
-        for sae in plan.saes:
-            steps = state.saes[sae.name].checkpoints
-            steps = steps[-1:] if plan.config.evaluation.checkpoints == "last" else steps
-            by_hook.setdefault(sae.targets or sae.inputs, []).extend(Job(sae.name, sae.layout.root, step) for step in steps)
-        measured = [job for jobs in by_hook.values() for job in jobs if job.step in state.saes[job.sae].measured]
-        done = read_evaluations(plan.bucket, measured, plan.evaluation_settings)
-        left = [[job for job in jobs if job not in done] for jobs in by_hook.values()]
-        return [jobs for jobs in left if jobs]

@@ -27,7 +27,7 @@ def finetune_sweep(plan: SweepPlan, state: SweepState, targets: Targets, reporte
     if not plan.config.train.finetune:
         return
     kl, harvest = plan.config.train.finetune.kl, plan.config.harvest
-    jobs = unfinished_jobs(plan.bucket, finetune_jobs(plan, state))
+    jobs = unfinished_jobs(plan.bucket, finetune_jobs(plan.bucket, plan.record, state))
     if not jobs:
         reporter.say("fine-tuning: every finished SAE is fine-tuned")
         return

@@ -3,16 +3,22 @@
 Each error names the field, its value and what to change.
 """
 
+from itertools import islice
+
 from scopemill.activation_server.keys import ServerKeys, TrainerKeys
 from scopemill.activation_server.order import Order, group_sizes
 from scopemill.deploy.plan.passes import Connection
 from scopemill.deploy.plan.sweep_file import SweepConfig
-from scopemill.deploy.plan.sweep_plan import Pass
+from scopemill.deploy.plan.sweep_plan import Pass, SweepPlan
+from scopemill.deploy.plan.work import Work
+from scopemill.harvester.config import CorpusConfig
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.text.corpus import check_corpus
+from scopemill.harvester.text.packed_text import tokenized_documents
+from scopemill.harvester.text.packing import pack_sequences
 from scopemill.proto.chunks import CHUNK_BYTES, ArraySpec
 from scopemill.proto.dataset import STORED_DTYPES, committed_shards
-from scopemill.proto.errors import Conflict, InputError, ModelError
+from scopemill.proto.errors import Conflict, CorpusError, InputError, ModelError
 from scopemill.proto.wire import StreamSpec
 
 
@@ -24,17 +30,33 @@ def check_context(config: SweepConfig, card: ModelCard) -> None:
         )
 
 
-def check_inputs(located: SweepConfig) -> None:
-    """Read the start of each corpus and the server's keys.
+def check_work(plan: SweepPlan, work: Work, packed: bool) -> None:
+    """Check the bucket, the corpora and the server's keys, each if the work that is left needs it.
 
-    Raises CorpusError or InputError if one cannot be used.
+    Once the text is ``packed``, the corpus is not read again. Raises StorageError, CorpusError or InputError.
     """
-    check_corpus(located.corpus)
-    if located.evaluation.corpus:
+    left, located = work.left(), plan.config
+    if left:
+        plan.bucket.check_writable()
+    if "harvest" in left and not packed:
+        check_corpus(located.corpus)
+    if located.evaluation.corpus and {"train", "evaluate"}.intersection(left):
         check_corpus(located.evaluation.corpus)
-    if located.server.keys:
+        _check_long_enough(located, plan.card, located.evaluation.corpus)
+    if located.server.keys and "train" in left:
         ServerKeys.load(located.server.keys)
         TrainerKeys.load(located.server.keys)
+
+
+def _check_long_enough(config: SweepConfig, card: ModelCard, corpus: CorpusConfig) -> None:
+    """Raise CorpusError unless the evaluation's corpus fills its sequences: it is read until it does."""
+    wanted, length = config.evaluation.sequences, config.harvest.context_length
+    found = sum(1 for _ in islice(pack_sequences(tokenized_documents(config.model, corpus), length, card.bos), wanted))
+    if found < wanted:
+        raise CorpusError(
+            f"evaluation.corpus: {corpus.source!r} has {found} sequences of {length} tokens, not {wanted}: lower evaluation.sequences or "
+            "add text to the corpus"
+        )
 
 
 def check_shards(config: SweepConfig, card: ModelCard, stream: StreamSpec) -> None:

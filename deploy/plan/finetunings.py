@@ -2,27 +2,22 @@
 
 from collections.abc import Sequence
 
+from scopemill.deploy.plan.record import PlanRecord
 from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.deploy.plan.state import SweepState, objects_of
-from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.evaluator.fidelity.finetuned import Finetuned, FinetuneJob
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 
 
-def finetune_jobs(plan: SweepPlan, state: SweepState) -> list[FinetuneJob]:
+def finetune_jobs(bucket: Bucket, record: PlanRecord, state: SweepState) -> list[FinetuneJob]:
     """Return a job for each finished SAE of a sweep and each arm."""
-    if not plan.config.train.finetune:
-        return []
-    kl, jobs = plan.config.train.finetune.kl, []
-    for sae in plan.saes:
-        if state.saes[sae.name].finished:
-            source = {"sae": sae.layout.root, "dataset": plan.config.dataset}
-            for arm in kl.arms:
-                root = f"{sae.layout.root}-{kl.id(arm, source)}"
-                place = plan.bucket.place(sae.layout.root)
-                jobs.append(FinetuneJob(f"{sae.name}-{arm}", place, plan.bucket.url, root, arm, sae.config.sparsity))
-    return jobs
+    roots = {sae.name: sae.root for sae in record.saes}
+    return [
+        FinetuneJob(one.name, bucket.place(roots[one.sae]), bucket.url, one.root, one.arm, one.sparsity)
+        for one in record.finetuned
+        if state.saes[one.sae].finished
+    ]
 
 
 def unfinished_jobs(bucket: Bucket, jobs: Sequence[FinetuneJob]) -> list[FinetuneJob]:

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from scopemill.activation_server.order import group_sizes
-from scopemill.deploy.plan.checks import check_context, check_inputs, check_rolling, check_shards, hooks_of
+from scopemill.deploy.plan.checks import check_context, check_rolling, check_shards, check_work, hooks_of
 from scopemill.deploy.plan.held_out import reserved_sequences
 from scopemill.deploy.plan.passes import Budget, Connection, pass_of, plan_passes
 from scopemill.deploy.plan.record import digest_of
@@ -20,7 +20,7 @@ from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.language_model.describe import describe
 from scopemill.harvester.task import IN_FLIGHT, HarvestTask, identity, without_hooks
 from scopemill.proto.dataset import STORED_DTYPES
-from scopemill.proto.errors import InputError
+from scopemill.proto.errors import InputError, StorageError
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
@@ -34,21 +34,34 @@ from scopemill.trainer.config.wiring import connections, label
 def plan_sweep(config: SweepConfig) -> SweepPlan:
     """Make every check that is cheap, and plan the passes and SAEs.
 
-    Raises InputError, Conflict or StorageError.
+    What only finished phases needed is not checked. Raises InputError, Conflict or StorageError.
     """
-    located = config.located()
-    bucket = Bucket(located.bucket)
-    bucket.check_writable()
-    card = describe(located.model)
-    hooks = hooks_of(config, card)
-    check_context(config, card)
-    plan = SweepPlan(located, bucket, card, _passes_of(config, located, bucket, card, hooks), digest_of(config))
-    check_inputs(located)
-    check_shards(config, card, stream_of(config, config.dataset, hooks))
+    plan = lay_out(config)
+    try:
+        work = plan.work()
+        packed = plan.bucket.exists(plan.passes[0].harvest.text_layout.packing)
+    except StorageError:
+        plan.bucket.check_writable()  # tells what is wrong with the bucket, where it can
+        raise
+    check_work(plan, work, packed)
     if config.harvest.rolling:
         for part in plan.passes:
             check_rolling(part)
     return plan
+
+
+def lay_out(config: SweepConfig) -> SweepPlan:
+    """Plan the passes and SAEs, to look at them: the bucket need not be writable.
+
+    Raises InputError, Conflict or StorageError.
+    """
+    located = config.located()
+    bucket = Bucket(located.bucket)
+    card = describe(located.model)
+    hooks = hooks_of(config, card)
+    check_context(config, card)
+    check_shards(config, card, stream_of(config, config.dataset, hooks))
+    return SweepPlan(located, bucket, card, _passes_of(config, located, bucket, card, hooks), digest_of(config))
 
 
 def _passes_of(config: SweepConfig, located: SweepConfig, bucket: Bucket, card: ModelCard, hooks: Connection) -> list[Pass]:

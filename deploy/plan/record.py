@@ -14,6 +14,7 @@ from scopemill.proto.errors import CorruptObject, MissingObject
 from scopemill.proto.layout import DatasetLayout, SaeLayout, SweepLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record, read_record
+from scopemill.trainer.config.finetuning import Arm
 
 FORMAT = 2  # raise it with every change of the record, and of what an SAE's folder is named by
 
@@ -50,6 +51,16 @@ class PassRecord(_Record):
         return DatasetLayout(self.dataset)
 
 
+class FinetuneRecord(_Record):
+    """Describe one fine-tuned SAE of a plan."""
+
+    name: str
+    sae: str  # name of the SAE that it starts from
+    root: str  # its folder in the bucket
+    arm: Arm
+    sparsity: float  # of its training
+
+
 class PlanRecord(_Record):
     """Hold all that is needed to read a sweep's state."""
 
@@ -61,6 +72,7 @@ class PlanRecord(_Record):
     halving: bool
     evaluation_settings: dict[str, Any]
     passes: tuple[PassRecord, ...]
+    finetuned: tuple[FinetuneRecord, ...] = ()
 
     @property
     def saes(self) -> list[SaeRecord]:
@@ -89,8 +101,13 @@ def read_plan(bucket: Bucket, config: SweepConfig) -> PlanRecord | None:
 
     Returns None if the bucket has none, or one of another content.
     """
+    record = read_plan_of(bucket, config.name)
+    return record if record and record.digest == digest_of(config) else None
+
+
+def read_plan_of(bucket: Bucket, sweep: str) -> PlanRecord | None:
+    """Read the record of a sweep's newest run. Returns None if the bucket has none that this version can read."""
     try:
-        record = PlanRecord.model_validate(read_record(bucket, SweepLayout(config.name).plan))
+        return PlanRecord.model_validate(read_record(bucket, SweepLayout(sweep).plan))
     except (MissingObject, CorruptObject, ValidationError):  # the caller plans anew, which gives the same
         return None
-    return record if record.digest == digest_of(config) else None

@@ -1,5 +1,6 @@
 """Write the sweep file's reference, `docs/sweep-file.md`, from the fields: ``python -m scopemill.deploy.plan.reference``."""
 
+import re
 import textwrap
 from collections.abc import Iterator
 from typing import get_args
@@ -99,6 +100,7 @@ def _type(field: FieldInfo) -> str:
     if "'all'" in text:
         return "list, or 'all'"
     text = text.replace("Optional[", "").replace("]]", "]") if "Optional[" in text else text
+    text = re.sub(r"Annotated\[(\w+), \w+\(func=<[^>]*>\)\]", r"\1", text)  # a type with a check of its own
     for long, short in (("typing.", ""), ("Literal", "one of "), ("tuple[", "list of ["), (", ...]", "]"), (" | None", "")):
         text = text.replace(long, short)
     return text

@@ -54,6 +54,7 @@ class PassState:
     manifest: DatasetManifest | None
     committed: frozenset[int]  # shards
     has_shards: bool  # anything of shards, committed or not
+    rolling: bool  # shards that were passed have been deleted
     harvested: bool  # training can begin: every shard is committed, or in rolling mode will be
     saes: dict[str, SaeState]  # by name
     unfinished: tuple[str, ...]  # names of the SAEs that training resumes: neither finished, nor stopped where halving is on
@@ -118,6 +119,7 @@ def _pass_state(bucket: Bucket, plan: PlanRecord, part: PassRecord, saes: dict[s
         manifest=manifest,
         committed=committed,
         has_shards=layout.shards in there,
+        rolling=layout.rolling in there,
         harvested=manifest is not None and ready,
         saes={sae.name: saes[sae.name] for sae in part.saes},
         unfinished=tuple(sae.name for sae in part.saes if _is_left(saes[sae.name], plan.halving)),

@@ -35,7 +35,9 @@ class SweepConfig(Config):
     train: TrainConfig = Field(description="Which SAEs, and how they are trained.")
     server: ServerConfig = Field(ServerConfig.model_validate({}), description="The activation server.")
     evaluation: EvaluationConfig = Field(EvaluationConfig.model_validate({}), description="How checkpoints are measured.")
-    file_sd: str | None = Field(None, description="Where Prometheus' file_sd file is written; absent: in the temporary folder.")
+    file_sd: Place | None = Field(
+        None, description="Where Prometheus' file_sd file is written; absent: in a folder of the user's own in the temporary directory."
+    )
     metrics_port: int | None = Field(
         None,
         ge=1,
@@ -94,6 +96,8 @@ def load_sweep(path: str, overrides: list[str] | None = None) -> SweepConfig:
             data = yaml.load(file.read(), _Loader)
     except yaml.YAMLError as error:
         raise SweepFileError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise SweepFileError(f"{path} nests its values too deeply: no field has more than a few levels") from error
     except FileNotFoundError as error:
         raise SweepFileError(f"sweep file {path} does not exist") from error
     except Exception as error:  # stores raise errors of many kinds
@@ -162,17 +166,19 @@ def _reason(detail: Any) -> str:
 
 def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
-    if not separator or not key.strip():
-        raise SweepFileError(f"--set {override!r} is not of the form key=value, such as train.tokens=1000000")
+    if not separator or not key.strip():  # the value is not repeated: it may hold a credential
+        raise SweepFileError(f"--set {key!r} is not of the form key=value, such as train.tokens=1000000")
     *parents, last = key.strip().split(".")
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
-            raise SweepFileError(f"--set {override!r}: {parent} is a value, and has no fields of its own")
+            raise SweepFileError(f"--set {key}: {parent} is a value, and has no fields of its own")
     try:
         data[last] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
-        raise SweepFileError(f"--set {override!r}: the value is not YAML") from error
+        raise SweepFileError(f"--set {key}: the value is not YAML") from error
+    except RecursionError as error:
+        raise SweepFileError(f"--set {key}: the value is nested too deeply") from error
 
 
 def _located_corpus(corpus: CorpusConfig) -> CorpusConfig:

@@ -1,14 +1,15 @@
 """Hold a sweep's plan: its passes, their harvests and their SAEs."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scopemill.deploy.plan.cohorts import Entry, slots
 from scopemill.deploy.plan.passes import Connection
-from scopemill.deploy.plan.record import PassRecord, PlanRecord, SaeRecord
+from scopemill.deploy.plan.record import FinetuneRecord, PassRecord, PlanRecord, SaeRecord
 from scopemill.deploy.plan.state import SweepState
 from scopemill.deploy.plan.sweep_file import SweepConfig
+from scopemill.deploy.plan.work import Work
 from scopemill.evaluator.fidelity.jobs import settings_of
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.task import HarvestTask
@@ -135,11 +136,27 @@ class SweepPlan:
             halving=self.config.train.halving is not None,
             evaluation_settings=self.evaluation_settings,
             passes=tuple(part.record for part in self.passes),
+            finetuned=tuple(self._finetuned()),
         )
+
+    def _finetuned(self) -> Iterator[FinetuneRecord]:
+        """Yield the fine-tuned SAEs: each SAE in each arm."""
+        if not self.config.train.finetune:
+            return
+        kl = self.config.train.finetune.kl
+        for sae in self.saes:
+            source = {"sae": sae.layout.root, "dataset": self.config.dataset}
+            for arm in kl.arms:
+                root = f"{sae.layout.root}-{kl.id(arm, source)}"
+                yield FinetuneRecord(name=f"{sae.name}-{arm}", sae=sae.name, root=root, arm=arm, sparsity=sae.config.sparsity)
 
     def read_state(self) -> SweepState:
         """Read what the bucket holds of the sweep at this moment."""
         return SweepState.read(self.bucket, self.record)
+
+    def work(self, state: SweepState | None = None) -> Work:
+        """Return what is left to do at this moment, or in the given state."""
+        return Work(self.bucket, self.record, state or self.read_state(), self.config.evaluation.checkpoints == "all")
 
 
 def entries(train: TrainConfig, saes: list[PlannedSae]) -> list[Entry]:

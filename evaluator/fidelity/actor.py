@@ -99,6 +99,7 @@ class Evaluator:
         inputs, outputs = (tuple(Hook.parse(port.hook) for port in ports) for ports in (wiring.inputs, wiring.outputs))
         baselines = self._baselines_of(outputs)
         sae = fold(trained, wiring.input_units(config), wiring.output_units(config)).to(self._lm.device).requires_grad_(False)
+        del trained  # its weights are as large as the SAE's own
         measured = [
             _checked(layout, job.step, measure(self._lm, sae, inputs, outputs, text, baseline, self._config.splice_special))
             for text, baseline in zip(self._texts, baselines, strict=True)

@@ -17,6 +17,8 @@ from scopemill.proto.hooks import Hook
 from scopemill.trainer.sae.base import Sae
 
 ROUNDING = 1e-20  # of the squared mean: float64 sums leave less variance than this of equal rows, float32 rows that differ have more
+PIECE_BYTES = 768 * 2**20  # of latents, and of what an activation makes on the way to them, at a time
+LATENT_BYTES = 16  # of these for each row and latent, at most
 LOG_FREQUENCY_EDGES = [x / 4 for x in range(-28, 1)]  # log10 from 1e-7 to 1, four bins a decade
 
 
@@ -147,7 +149,8 @@ def measure(
 ) -> Fidelity:
     """Measure one SAE against the baseline of its outputs on the same text.
 
-    The SAE is finished: it takes raw activations. All outputs are replaced together by the reconstruction of the clean model's activations.
+    The SAE is finished: it takes raw activations. It gets some rows at a time, so memory is bounded at any width. All outputs are replaced
+    together by the reconstruction of the clean model's activations.
     """
     spliced = _LossMean()
     error, fired = 0.0, torch.zeros(sae.width, dtype=torch.float64)
@@ -155,10 +158,12 @@ def measure(
         spliced_at = (torch.ones_like(is_row) if splice_special else is_row).to(lm.device)
         counted = is_row.to(lm.device)[spliced_at]
         clean = lm.capture(tokens, {*inputs, *outputs})
-        x, y = (torch.cat([clean[hook.name][spliced_at].float() for hook in hooks], dim=1) for hooks in (inputs, outputs))
-        latents, reconstruction = sae.reconstruct(x)
-        error += (y - reconstruction)[counted].double().square().sum().item()
-        fired += (latents > 0)[counted].sum(0).double().cpu()
+        x = _side_by_side(clean, inputs, spliced_at)
+        y = x if outputs == inputs else _side_by_side(clean, outputs, spliced_at)
+        del clean
+        reconstruction, errors, firing = reconstruct_in_pieces(sae, x, y, counted)
+        error += errors[counted].sum().item()
+        fired += firing.double().cpu()
         parts = dict(zip(outputs, reconstruction.split(sae.shape.outputs, dim=1), strict=True))
         edits = {hook: _put(spliced_at, part) for hook, part in parts.items()}
         spliced.add(lm.token_losses(tokens, edits), is_row)
@@ -169,6 +174,37 @@ def measure(
         dead_fraction=float((fired == 0).double().mean()),
         histogram=_histogram(fired.numpy() / baseline.rows),
     )
+
+
+def rows_at_once(width: int) -> int:
+    """Return how many rows an SAE of so many latents is given at once, so that its latents fit `PIECE_BYTES`."""
+    return max(1, PIECE_BYTES // (LATENT_BYTES * width))
+
+
+def reconstruct_in_pieces(
+    sae: Sae, x: torch.Tensor, y: torch.Tensor, counted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Reconstruct rows y [n, d_out] from rows x [n, d_in], some rows at a time.
+
+    Returns the reconstruction, the squared error [n] of each row in float64, and how often each latent [F] fires on counted rows [n].
+    Sums are over one row or over integers, so that the pieces' size does not show in them.
+    """
+    reconstruction, errors = torch.empty_like(y), torch.empty(len(y), dtype=torch.float64, device=y.device)
+    firing = torch.zeros(sae.width, dtype=torch.int64, device=y.device)
+    size = rows_at_once(sae.width)
+    for start in range(0, len(x), size):
+        piece = slice(start, start + size)
+        latents, reconstruction[piece] = sae.reconstruct(x[piece])
+        firing += (latents > 0)[counted[piece]].sum(0)
+        errors[piece] = (y[piece] - reconstruction[piece]).double().square().sum(1)
+        del latents  # or the next piece's would be made while these are still there
+    return reconstruction, errors, firing
+
+
+def _side_by_side(activations: dict[str, torch.Tensor], hooks: tuple[Hook, ...], where: torch.Tensor) -> torch.Tensor:
+    """Return the rows [n, d] of some hooks in float32, at the positions of a mask [B, T]."""
+    rows = [activations[hook.name][where].float() for hook in hooks]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
 def _constant(vector: torch.Tensor) -> Edit:

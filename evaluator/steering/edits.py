@@ -13,14 +13,14 @@ Where = Literal["all", "prompt", "generated"]
 
 
 class Condition(Config):
-    """Say when an edit acts: where another latent of the same SAE is above a value."""
+    """Describe when an edit acts: where another latent fires."""
 
     latent: int = Field(ge=0, description="The latent to look at.")
     above: float = Field(0.0, description="The raw activation that the latent has to exceed.")
 
 
 class Edit(Config):
-    """Describe one edit of one latent f: f + amount, amount * f, amount, or 0."""
+    """Describe one edit of one latent."""
 
     sae: Place = Field(min_length=1, description="Folder of a finished SAE in any readable format: a path or fsspec URL.")
     latent: int = Field(ge=0, description="The latent to edit.")

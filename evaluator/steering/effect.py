@@ -41,7 +41,10 @@ class Dose:
     repeated: float  # share of repeated 3-grams of a generated text
 
     def collapsed(self, clean_loss: float) -> bool:
-        """Return whether text has collapsed: the loss has doubled, or most of a text repeats itself."""
+        """Return whether text has collapsed.
+
+        It has once the loss has doubled, or most of a text repeats itself.
+        """
         return self.steered.delta_loss > clean_loss or self.repeated > MOST_REPEATED
 
 
@@ -72,7 +75,7 @@ def clean_loss(lm: LanguageModel, text: EvaluationText) -> float:
 
 @torch.inference_mode()
 def promoted_tokens(lm: LanguageModel, saes: Sequence[SteeredSae]) -> list[int]:
-    """Return the output tokens that the edited latents promote together, by their direct path to the logits."""
+    """Return the output tokens that the edited latents promote, by direct logits."""
     logits = []
     for steered in saes:
         for edit in steered.edits:
@@ -82,7 +85,10 @@ def promoted_tokens(lm: LanguageModel, saes: Sequence[SteeredSae]) -> list[int]:
 
 
 def direct_logits(lm: LanguageModel, steered: SteeredSae, latents: Sequence[int]) -> torch.Tensor:
-    """Return the logits [n, V] that latents write by the direct path, summed over the SAE's outputs."""
+    """Return the logits [n, V] that latents write by the direct path.
+
+    They are summed over the SAE's outputs.
+    """
     change = steered.sae.b_dec.new_zeros(len(latents), steered.sae.width)
     change[torch.arange(len(latents)), torch.as_tensor(latents)] = 1
     rows = steered.sae.decode(change) - steered.sae.b_dec
@@ -98,7 +104,10 @@ def dose_curve(
     doses: Sequence[float] = DOSES,
     seed: int = 0,
 ) -> list[Dose]:
-    """Measure steering at several doses, each a multiple of the edits' amounts. ``written`` generates a text under a steering."""
+    """Measure steering at several doses, multiples of the edits' amounts.
+
+    ``written`` generates a text under a steering.
+    """
     promoted, curve = promoted_tokens(lm, saes), []
     for dose in doses:
         dosed = tuple(SteeredSae(s.sae, s.inputs, s.outputs, tuple(edit.times(dose) for edit in s.edits)) for s in saes)
@@ -118,9 +127,9 @@ def output_scores(
     is_row: torch.Tensor,
     latents_per_forward: int = 64,
 ) -> torch.Tensor:
-    """Return the output score [n] of latents: whether pushing a latent makes the model say what the latent promotes.
+    """Return the output score [n] of latents.
 
-    Each latent is added by its amount at a neutral prompt [T]. The score is p (1 - rank / V) of the likeliest of the latent's ten promoted
+    It says whether pushing a latent makes the model say what the latent promotes. Each latent is added by its amount at a neutral prompt [T]. The score is p (1 - rank / V) of the likeliest of the latent's ten promoted
     tokens, as arXiv 2505.20063 has it. Every latent is a sequence of a batch, so a score costs one row of a forward pass.
     """
     scores = []

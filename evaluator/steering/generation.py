@@ -21,7 +21,7 @@ class Sampling(Config):
 def generate(
     lm: LanguageModel, prompt: torch.Tensor, special: frozenset[int], sampling: Sampling, steering: Steering | None = None
 ) -> Iterator[int]:
-    """Yield the tokens that follow a prompt [T], one by one; the text ends early at a special token."""
+    """Yield the tokens that follow a prompt [T], up to a special token."""
     generator = torch.Generator().manual_seed(sampling.seed)
     tokens, cache = prompt[None], None
     for step in range(sampling.length):
@@ -48,6 +48,6 @@ def is_row_of(tokens: torch.Tensor, special: frozenset[int]) -> torch.Tensor:
 
 
 def repeated(tokens: list[int], n: int = 3) -> float:
-    """Return the share of a text's n-grams that occurred before: 0 for a text that never repeats itself."""
+    """Return the share of a text's n-grams that occurred before."""
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -1,4 +1,4 @@
-"""Answer steering requests with one language model: texts side by side, and the effect of each configuration."""
+"""Answer steering requests with one language model: texts and effects side by side."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ NEUTRAL_PROMPT = "In my opinion,"
 
 
 class SteeringRequest(Config):
-    """Ask for texts under some configurations of edits, beside the unsteered text and a random push of the same size."""
+    """Ask for texts under configurations of edits, beside unsteered and randomly pushed text."""
 
     prompt: str = Field(min_length=1, description="The text to continue.")
     configurations: dict[str, tuple[Edit, ...]] = Field(description="The edits of each configuration, by a name of your own.")

@@ -1,4 +1,6 @@
-"""Apply edits inside a forward pass, always as a difference: what the SAE does not explain stays as it is.
+"""Apply edits inside a forward pass, always as a difference.
+
+So what the SAE does not explain stays as it is.
 
 Legend of shapes: B sequences, T positions, n edited rows, F latents.
 """
@@ -70,7 +72,7 @@ def _edit(edit: Edit, before: torch.Tensor | None, change: torch.Tensor) -> None
     """Add an edit's change of a latent to ``change`` [n, F], in place; it sees the edits before it."""
     column = change[:, edit.latent]
     if before is None:
-        column += edit.amount
+        column += edit.amount or 0.0
         return
     now = before[:, edit.latent] + column
     wanted = {"add": now + (edit.amount or 0), "scale": now * (edit.amount or 0), "clamp": torch.full_like(now, edit.amount or 0)}

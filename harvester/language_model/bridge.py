@@ -12,6 +12,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from scopemill.harvester.config import ModelConfig
+from scopemill.harvester.language_model.installers import nothing_installed
 from scopemill.proto.errors import InputError, ModelError
 
 
@@ -20,7 +21,16 @@ def boot(model: ModelConfig, **options: Any) -> Any:
     with _garbage_collection_off():
         from transformer_lens.model_bridge import TransformerBridge  # takes seconds to import, so only when a model is loaded
 
-    return TransformerBridge.boot_transformers(model.name, revision=model.revision, **options)
+    with nothing_installed() as refused:
+        try:
+            return TransformerBridge.boot_transformers(model.name, revision=model.revision, **options)
+        except Exception as error:
+            if not refused:
+                raise
+            raise ModelError(
+                f"model {model.name!r} cannot be loaded: {_first_line(error)}. TransformerLens would have run `{refused[0]}`, and a run "
+                "installs nothing: install what is missing yourself, in the same environment on every node"
+            ) from error
 
 
 @contextlib.contextmanager
@@ -89,8 +99,11 @@ def as_model_error(model: ModelConfig) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # transformers, huggingface_hub and TransformerLens raise many kinds for a wrong name
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"model {model.name!r} cannot be loaded: {reason or type(error).__name__}") from error
+        raise ModelError(f"model {model.name!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ This module imports neither torch nor transformers.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from scopemill.proto.errors import ModelError
@@ -22,11 +22,12 @@ class ModelCard:
     widths: Mapping[str, int]  # d of each site that the model has
     bos: int
     special: tuple[int, ...]  # ids of BOS, EOS and PAD: their activations are not rows
+    lacking: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # layers that lack a site which others have: hybrid models
 
     def hooks(self, layers: Sequence[int] | Literal["all"], sites: Sequence[str] | Literal["all"]) -> list[Hook]:
         """Return the hooks at these layers and sites, layer by layer.
 
-        Raises ModelError for a layer or site that the model lacks.
+        ``all`` layers are those that have the site. Raises ModelError for a layer or site that the model lacks.
         """
         chosen_layers = range(self.layers) if layers == "all" else layers
         chosen_sites = list(self.widths) if sites == "all" else sites
@@ -36,4 +37,13 @@ class ModelCard:
         for site in chosen_sites:
             if site not in self.widths:
                 raise ModelError(f"harvest.sites: {self.name} has no site {site!r}: it has {', '.join(self.widths)}")
-        return [Hook(layer, site) for layer in sorted(chosen_layers) for site in chosen_sites]
+        hooks = [Hook(layer, site) for layer in sorted(chosen_layers) for site in chosen_sites]
+        there = [hook for hook in hooks if hook.layer not in self.lacking.get(hook.site, ())]
+        if len(there) < len(hooks) and "all" not in (layers, sites):
+            hook = next(hook for hook in hooks if hook not in there)
+            having = [str(layer) for layer in range(self.layers) if layer not in self.lacking[hook.site]]
+            raise ModelError(
+                f"harvest.layers: layer {hook.layer} of {self.name} has no {hook.site}, because its layers are of several kinds: layers "
+                f"{', '.join(having)} have it"
+            )
+        return there

@@ -15,33 +15,85 @@ from scopemill.proto.hooks import SITES
 
 FINGERPRINT_SAMPLES = 64  # per weight file: reading all bytes of a large model would take minutes
 SAMPLE_BYTES = 2**16
+_KINDS = ("layer_types", "layers_block_type", "mlp_layer_types")  # properties of some configurations, which to_dict leaves out
+_CONTEXT_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length", "max_sequence_length")
 
 
 def describe(model: ModelConfig) -> ModelCard:
     """Read the card of a model. Raises ModelError if that fails.
 
-    The sites and their widths come from TransformerLens itself, from a one-layer clone of the architecture.
+    The sites and their widths come from TransformerLens itself, from a clone of the architecture that has as many layers as it takes to
+    see one of each kind.
     """
     with quiet_libraries(), as_model_error(model):
         config = AutoConfig.from_pretrained(model.name, revision=model.revision)
         tokenizer = AutoTokenizer.from_pretrained(model.name, revision=model.revision)
         text = config.get_text_config()
-        clone = _one_layer_clone(model, tokenizer)
-    widths = {
-        site: clone.cfg.n_heads * clone.cfg.d_head if site == "attn_z" else clone.cfg.d_model
-        for site, suffix in SITES.items()
-        if f"blocks.0.{suffix}" in clone.hook_dict
-    }
+        kinds = layer_kinds(text)
+        first = {kind: layer for layer, kind in reversed(list(enumerate(kinds)))}  # where each kind is seen
+        clone = _clone(model, tokenizer, max(first.values()) + 1)
+        at = {kind: _sites_at(clone, layer) for kind, layer in first.items()}
+        embedded = clone.original_model.get_input_embeddings().weight.shape[0]
+    widths = {site: width for site in SITES if (width := next((sites[site] for sites in at.values() if site in sites), None))}
+    lacking = {site: tuple(layer for layer, kind in enumerate(kinds) if site not in at[kind]) for site in widths}
     bos, special = _special_tokens(model, tokenizer)
+    _check_vocabulary(model, tokenizer, special, embedded)
     return ModelCard(
         name=Path(model.name).resolve().name if Path(model.name).is_dir() else model.name.rsplit("/", 1)[-1],
         fingerprint=_fingerprint(model, config),
         layers=text.num_hidden_layers,
-        context_length=getattr(text, "max_position_embeddings", None),
+        context_length=_context_length(text),
         widths=widths,
         bos=bos,
         special=special,
+        lacking={site: layers for site, layers in lacking.items() if layers},
     )
+
+
+def layer_kinds(config: Any) -> list[tuple[str, ...]]:
+    """Return each layer's kind: what every list of the configuration with one entry per layer says of it.
+
+    Hybrid models have layers with attention and layers without, so layers of several kinds may have several sets of sites.
+    """
+    layers = config.num_hidden_layers
+    lists = [getattr(config, name, None) for name in sorted({*config.to_dict(), *_KINDS})]
+    of_layers = [values for values in lists if isinstance(values, list | tuple) and len(values) == layers]
+    return [tuple(str(values[layer]) for values in of_layers) for layer in range(layers)]
+
+
+def _sites_at(clone: Any, layer: int) -> dict[str, int]:
+    """Return the width of each site that a layer has."""
+    there = [site for site, suffix in SITES.items() if f"blocks.{layer}.{suffix}" in clone.hook_dict]
+    return {site: _attention_width(clone, layer) if site == "attn_z" else clone.cfg.d_model for site in there}
+
+
+def _attention_width(clone: Any, layer: int) -> int:
+    """Return the width of what attention's output projection takes: with latent attention it is not heads times d_head."""
+    projection = getattr(getattr(clone.blocks[layer], "attn", None), "o", None)
+    original = getattr(projection, "original_component", projection)
+    if isinstance(original, torch.nn.Linear):
+        return original.in_features
+    if original is not None and hasattr(original, "nf"):  # transformers' Conv1D, whose weight is [in, out]
+        return int(original.weight.shape[0])
+    return int(clone.cfg.n_heads * clone.cfg.d_head)
+
+
+def _context_length(config: Any) -> int | None:
+    """Return the longest sequence that a configuration allows; None if it states none."""
+    stated = [getattr(config, name, None) for name in _CONTEXT_LENGTHS]
+    return next((int(length) for length in stated if isinstance(length, int) and length > 0), None)
+
+
+def _check_vocabulary(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, special: tuple[int, ...], embedded: int) -> None:
+    """Raise ModelError if the tokenizer has an id for which the model has no embedding: a text may hold it."""
+    ids = tokenizer.get_vocab()
+    beyond = sorted((id, token) for token, id in ids.items() if id >= embedded) or [(id, "") for id in special if id >= embedded]
+    if beyond:
+        id, token = beyond[0]
+        raise ModelError(
+            f"model {model.name!r}: its tokenizer has {len(beyond)} tokens beyond the model's {embedded} embeddings, such as {token!r} "
+            f"with id {id}: use the tokenizer that the model was trained with"
+        )
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
@@ -50,9 +102,9 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(model.name, revision=model.revision)
 
 
-def _one_layer_clone(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Boot the architecture with one layer and no weights, on the meta device if possible."""
-    options = {"load_weights": False, "hf_config_overrides": {"num_hidden_layers": 1}, "tokenizer": tokenizer}
+def _clone(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, layers: int) -> Any:
+    """Boot the architecture with so many layers and no weights, on the meta device if possible."""
+    options = {"load_weights": False, "hf_config_overrides": {"num_hidden_layers": layers}, "tokenizer": tokenizer}
     try:
         with torch.device("meta"):
             return boot(model, **options)

@@ -18,6 +18,7 @@ from scopemill.harvester.language_model.bridge import (
     use_hugging_face_attention,
     use_hugging_face_norms,
 )
+from scopemill.harvester.language_model.residual import check_middle
 from scopemill.proto.hooks import Hook
 
 Edit = Callable[[torch.Tensor], torch.Tensor]  # [B, T, d] -> [B, T, d]
@@ -39,6 +40,7 @@ class LanguageModel:
         self._bridge.eval().requires_grad_(False)
         use_hugging_face_norms(self._bridge)
         use_hugging_face_attention(self._bridge)
+        self._checked: set[Hook] = set()
 
     def capture(self, tokens: torch.Tensor, hooks: Iterable[Hook]) -> dict[str, torch.Tensor]:
         """Return the activations [B, T, d] of every hook for tokens [B, T]."""
@@ -46,13 +48,26 @@ class LanguageModel:
         self.visit(tokens, hooks, captured.__setitem__)
         return captured
 
+    def _check(self, hooks: Iterable[Hook]) -> None:
+        """Raise ModelError if a hook at resid_mid is not what it is called; each is looked at once."""
+        for hook in [hook for hook in hooks if hook.site == "resid_mid" and hook not in self._checked]:
+            self._checked.add(hook)
+            check_middle(self._sample, hook.layer, lambda one: one.name in self._bridge.hook_dict)
+
+    def _sample(self, hooks: list[Hook]) -> dict[str, torch.Tensor]:
+        """Return the activations of some random tokens."""
+        tokens = torch.randint(self._bridge.cfg.d_vocab, (2, 16), generator=torch.Generator().manual_seed(0))
+        return self.capture(tokens, hooks)
+
     def visit(self, tokens: torch.Tensor, hooks: Iterable[Hook], visitor: Visitor) -> None:
         """Run tokens [B, T] and call ``visitor`` when the pass reaches each hook.
 
         The pass ends at the last hook. The heads of ``attn_z`` are concatenated. Tensors are on the model's device, in the
         model's precision; a visitor that does not keep them saves their memory.
         """
-        left = {hook.name for hook in hooks}
+        wanted = list(hooks)
+        self._check(wanted)
+        left = {hook.name for hook in wanted}
 
         def visit_at(name: str) -> Callable:
             def hook_fn(x: torch.Tensor, hook: Any) -> None:
@@ -82,8 +97,10 @@ class LanguageModel:
 
             return hook_fn
 
-        fwd_hooks = [(hook.name, keep(hook.name)) for hook in capture]
-        fwd_hooks += [(hook.name, self._replaced(edit)) for hook, edit in (edits or {}).items()]
+        kept, edited = list(capture), edits or {}
+        self._check([*kept, *edited])
+        fwd_hooks = [(hook.name, keep(hook.name)) for hook in kept]
+        fwd_hooks += [(hook.name, self._replaced(edit)) for hook, edit in edited.items()]
         logits = self._bridge.run_with_hooks(tokens.to(self.device).long(), fwd_hooks=fwd_hooks, return_type="logits")
         return logits, captured
 
@@ -108,9 +125,9 @@ class LanguageModel:
         return logits[:, -1], cache
 
     def direct_logits(self, hook: Hook, rows: torch.Tensor) -> torch.Tensor:
-        """Return the logits [n, V] that rows [n, d] at a hook write by the direct path, centred over the vocabulary.
+        """Return the logits that rows at a hook write by the direct path.
 
-        The direct path is the residual stream alone: the final norm's gain and the unembedding. Rows at ``attn_z`` go through the output
+        Rows are [n, d], logits [n, V], centred over the vocabulary. The direct path is the residual stream alone: the final norm's gain and the unembedding. Rows at ``attn_z`` go through the output
         projection first.
         """
         with torch.no_grad():

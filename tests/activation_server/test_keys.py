@@ -1,6 +1,7 @@
 """Keys with a real CURVE handshake: who is on the allow-list is served, nobody else is, and without keys there is loopback only."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from support.synthetic import make_dataset
 from scopemill.activation_server.client import StreamClient
 from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.keys import make_keys
-from scopemill.activation_server.server import ActivationServer
+from scopemill.activation_server.server import TICK_SECONDS, ActivationServer
 from scopemill.proto.errors import Conflict, InputError, ServerGone
 from scopemill.proto.wire import StreamSpec
 
@@ -58,16 +59,44 @@ def test_a_trainer_answers_no_server_but_its_own(guarded, keys, tmp_path):
         served(guarded, keys)
 
 
-def test_a_key_added_to_the_allow_list_is_served(bucket, keys, tmp_path):
-    make_dataset(bucket)
+def test_a_key_added_to_the_allow_list_is_served_at_once(guarded, keys, tmp_path):
+    make_keys(tmp_path / "others")
+    shutil.copy(keys / "server.key", tmp_path / "others" / "server.key")
+    assert served(guarded, keys) == 8
+    shutil.copy(tmp_path / "others" / "trainer.key", keys / "allowed" / "another.key")
+    assert served(guarded, tmp_path / "others") == served(guarded, keys) == 8
+
+
+def test_a_key_taken_out_of_the_allow_list_is_served_no_more_and_others_are(guarded, keys, tmp_path):
+    """Neither a new connection nor the one that is open: it gets no further batch, and is told why."""
     make_keys(tmp_path / "others")
     shutil.copy(keys / "server.key", tmp_path / "others" / "server.key")
     shutil.copy(tmp_path / "others" / "trainer.key", keys / "allowed" / "another.key")
-    server = ActivationServer(bucket, ServerConfig(window_mib=1, keys=str(keys)))
+    open_one = StreamClient(guarded.address, STREAM, "b", 0, 8, connect_seconds=5.0, keys=str(tmp_path / "others"))
     try:
-        assert served(server, tmp_path / "others") == served(server, keys) == 8
+        batches = iter(open_one)
+        next(batches)
+        (keys / "allowed" / "another.key").unlink()
+        time.sleep(3 * TICK_SECONDS)
+        with pytest.raises(InputError, match="does not allow this trainer's key any more"):
+            while True:
+                next(batches)
     finally:
-        server.stop()
+        open_one.close()
+    with pytest.raises(ServerGone):
+        served(guarded, tmp_path / "others")
+    assert served(guarded, keys) == 8
+
+
+def test_a_folder_that_every_user_can_write_is_refused(bucket, keys):
+    for folder in (keys / "allowed", keys):
+        folder.chmod(0o777)
+        with pytest.raises(InputError, match=f"server.keys: every user of this machine can write in {folder}, .*: run chmod o-w"):
+            ActivationServer(bucket, ServerConfig(keys=str(keys)))
+        if folder == keys:
+            with pytest.raises(InputError, match="every user of this machine can write"):
+                StreamClient("tcp://127.0.0.1:9", STREAM, "a", 0, 8, keys=str(keys))
+        folder.chmod(0o700)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "node-7", "*", "::"])

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from scopemill.proto.config import Config
+from scopemill.proto.config import Config, Place
 
 ActivationName = Literal["relu", "gated", "jumprelu", "topk", "batchtopk"]
 ArchitectureName = Literal[
@@ -54,7 +54,7 @@ class EverySae(Config):
     lr_decay_fraction: float = Field(
         ge=0, le=1, description="Share of the steps, at the end, over which the learning rate falls linearly to zero."
     )
-    initial_sae: str | None = Field(
+    initial_sae: Place | None = Field(
         None,
         description="Finished SAE of the same kind and shape to start from: its folder, at any fsspec URL; absent: random weights.",
     )

@@ -62,6 +62,8 @@ def parse_template(name: str, text: str, place: str, own: bool = True) -> Templa
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise TemplateError(f"template {place} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise TemplateError(f"template {place} nests its values too deeply: a template is one mapping of fields") from error
     if not isinstance(data, dict) or not isinstance(data.get("source"), str):
         raise TemplateError(f"template {place} is not a mapping of train fields with a 'source' that says where the values come from")
     return Template(name, data.pop("source"), data, own)

@@ -1,6 +1,7 @@
 """Commands that read answer at once: they import none of the heavy libraries, and need neither model, corpus nor a writable bucket."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,33 @@ import pytest
 import yaml
 from support import tiny_sweep
 
+from scopemill.deploy.catalog.publish import publish
+from scopemill.deploy.catalog.published import is_published
+from scopemill.deploy.catalog.status import read_status
 from scopemill.deploy.demo.run import MODEL
 from scopemill.deploy.plan.planner import plan_sweep
-from scopemill.deploy.plan.record import write_plan
-from scopemill.deploy.plan.sweep_file import load_sweep
+from scopemill.deploy.plan.record import read_plan, write_plan
+from scopemill.deploy.plan.sweep_file import load_sweep, parse_sweep
+from scopemill.evaluator.fidelity.results import Evaluation, Histogram, Result
+from scopemill.proto.dataset import DatasetManifest
+from scopemill.proto.layout import LeaseLayout
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.proto.storage.checksums import checksummed_record
+from scopemill.proto.storage.heartbeat import Holder
+from scopemill.proto.storage.lease import Lease
 
 HEAVY = {"torch", "transformers", "ray", "matplotlib", "numba", "transformer_lens", "datasets", "zarr"}
+# Makes every attempt to change something below a folder fail, as on a file system that is mounted read-only, for root too.
+READ_ONLY = """
+import errno, os, sys
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.link", "os.rmdir", "os.truncate", "os.utime", "os.chmod"}
+def refuse(event, arguments):
+    wanted = arguments[0] if arguments else None
+    writes = event in CHANGES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR))
+    if writes and isinstance(wanted, str | bytes | os.PathLike) and os.path.abspath(os.fsdecode(wanted)).startswith(ROOT):
+        raise OSError(errno.EROFS, "Read-only file system", os.fsdecode(wanted))
+sys.addaudithook(refuse)
+"""
 # Runs one command as `scopemill` does, and says at the end which of these libraries it has imported.
 CODE = """
 import atexit, sys
@@ -45,8 +67,45 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    code = CODE.format(heavy=HEAVY, arguments=list(arguments))
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A sweep whose phases are all done and published, and whose model and corpus are gone."""
+    folder = tmp_path_factory.mktemp("finished")
+    text = tiny_sweep.write_text(folder, documents_wanted=3)
+    shutil.copytree(MODEL, folder / "model")
+    data = tiny_sweep.sweep(str(folder / "bucket"), text, train={"sparsities": [1e-3]}) | {"model": str(folder / "model")}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(data))
+    plan = plan_sweep(load_sweep(str(folder / "sweep.yaml")))
+    write_plan(plan.bucket, plan.record)
+    dataset = plan.passes[0].harvest.layout
+    fields = {"identity": {}, "model": "m", "context_length": 64, "dtype": "float32", "hooks": (), "rows_per_shard": 2048, "shards": 3}
+    manifest = DatasetManifest(dataset="tiny", seed=0, calibration_rows=1, **fields).model_dump(mode="json")
+    plan.bucket.write(dataset.manifest, checksummed_record(manifest))
+    for shard in range(3):
+        plan.bucket.write(dataset.commit(shard), b"{}")
+    for sae in plan.saes:
+        place = sae.layout.checkpoint(24)
+        numbers = dict.fromkeys(("sparsity", "l0", "fvu", "dead_fraction", "loss_clean", "loss_spliced", "loss_zero_ablated",
+                                 "loss_mean_ablated", "delta_loss", "recovered_zero", "recovered_mean"), 0.5)  # fmt: skip
+        result = Result(hook=sae.inputs[0].name, layer=1, site="resid_post", architecture="jumprelu", width=256, step=24, tokens=1,
+                        path=place.root, **numbers)  # fmt: skip
+        evaluation = Evaluation(result, Histogram([0.0, 1.0], [256], 0), 1, plan.evaluation_settings).to_record()
+        for path, data in (
+            (sae.layout.config, b"{}"),
+            (sae.layout.weights, b"weights"),
+            (place.record, b"{}"),
+            (place.metrics, evaluation),
+        ):
+            plan.bucket.write(path, data)
+    publish(plan)
+    assert not plan.work().left()
+    shutil.rmtree(folder / "model")
+    text.unlink()
+    return folder
+
+
+def run(folder: Path, *arguments: str, read_only: Path | None = None) -> subprocess.CompletedProcess:
+    code = (READ_ONLY.replace("ROOT", repr(str(read_only))) if read_only else "") + CODE.format(heavy=HEAVY, arguments=list(arguments))
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
 
 
@@ -85,3 +144,53 @@ def test_pulled_folders_hold_the_same_bytes(folder):
     assert run(folder, "pull", "bucket", "copy").returncode == 0
     (weights,) = (folder / "copy").rglob("sae_weights.safetensors")
     assert weights.read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["ls", "bucket"], "/jumprelu/"),
+        (["status", "sweep.yaml"], "finished"),
+        (["pull", "bucket", "out"], "out/"),
+        (["clean", "sweep.yaml", "--dry-run"], "0 objects would be removed"),
+        (["sweep", "sweep.yaml"], "all is done already"),
+        (["evaluate", "sweep.yaml"], "report.html"),
+        (["harvest", "sweep.yaml", "--wait"], "harvest is done already"),
+    ],
+)
+def test_a_bucket_that_is_read_only_can_be_read_and_a_finished_sweep_is_shown(finished, arguments, shown):
+    """Without model and corpus too: neither is needed where nothing is left to do."""
+    done = run(finished, *arguments, read_only=finished / "bucket")
+    assert done.returncode == 0, done.stderr
+    assert shown in done.stdout
+    assert done.stderr.splitlines()[-1] == "imported", "heavy libraries were imported"
+
+
+def test_the_read_only_bucket_of_these_tests_refuses_writes(finished):
+    told = run(finished, "clean", "sweep.yaml", read_only=finished / "bucket")
+    assert told.returncode == 1 and "Read-only file system" in told.stderr
+    told = run(finished, "pull", "bucket", "bucket/out", read_only=finished / "bucket")
+    assert told.returncode == 1 and "bucket bucket/out cannot be written" in told.stderr
+
+
+def test_a_sweep_whose_report_lacks_an_evaluation_is_not_done(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    bucket = str(copy / "bucket")
+    data = yaml.safe_load((copy / "sweep.yaml").read_text())
+    (copy / "bucket/sweeps/tiny/report.html").unlink()
+    config = parse_sweep(data, "sweep.yaml")
+    record = read_plan(Bucket(bucket), config)
+    assert record is not None and not is_published(Bucket(bucket), "tiny", read_status(Bucket(bucket), record))
+
+
+def test_clean_is_refused_by_name_while_a_run_is_at_work(folder):
+    held = Lease(Bucket(str(folder / "bucket")), LeaseLayout.sweep("tiny"), "it")
+    assert held.attempt() is None
+    try:
+        told = run(folder, "clean", "sweep.yaml")
+        assert told.returncode == 1 and f"sweep tiny is in use by {Holder.myself().user} on " in told.stderr
+        assert f"(process {os.getpid()}, since " in told.stderr
+    finally:
+        held.release()
+    assert "1 objects were removed" in run(folder, "clean", "sweep.yaml").stdout

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from scopemill.deploy.cost.estimate import HARDWARE, Cost, Hardware, cost_of, forward_flops, named_hardware, step_flops
+from scopemill.deploy.cost.memory import peaks
 from scopemill.deploy.cost.sizes import model_size, sae_weights
 from scopemill.deploy.demo.run import MODEL
 from scopemill.deploy.plan.planner import plan_sweep
@@ -131,3 +132,24 @@ def test_hardware_is_of_the_table_or_as_given_and_sensible():
     for field, value in (("utilisation", 1.5), ("bandwidth", 0), ("price", -1), ("float32_tflops", float("nan"))):
         with pytest.raises(InputError, match=f"--{field.replace('_', '-')} .* is impossible"):
             named_hardware("h100", {field: value})
+
+
+def test_the_memory_of_each_process_is_told_and_an_evaluators_is_bounded_at_any_width(tmp_path):
+    """At the defaults, 2^20 latents take under 2 GiB beside model, logits and SAE; 2^21 take no more."""
+    text = tiny_sweep.write_text(tmp_path, documents_wanted=1)
+    data = tiny_sweep.sweep(str(tmp_path / "bucket"), text) | {"model": config_only(tmp_path, "2b"), "server": {}, "evaluation": {}}
+    data["harvest"] = {"layers": [12], "sites": ["resid_post"], "tokens": 2**23}
+    data["train"] = {"template": "gemma-scope", "tokens": 2**23, "widths": [2**20], "sparsities": [6e-4]}
+    plan = plan_sweep(parse_sweep(data, "sweep.yaml"))
+    size = model_size(plan.config.model)
+    told = {peak.process: peak for peak in peaks(plan, size)}
+    assert list(told) == ["harvester", "server", "trainer", "evaluator"]
+    assert told["harvester"].parts["shards"] == 2 * 2**20 * (2304 * 2 + 16)
+    assert told["server"].bytes == 2**30
+    assert told["trainer"].parts["SAEs"] == 3 * 4 * 2 * 2304 * 2**20
+    evaluator = told["evaluator"].parts
+    assert evaluator["SAE"] == 2 * 4 * 2 * 2304 * 2**20 and 2.5e9 * 4 < evaluator["model"] < 2.7e9 * 4
+    assert evaluator["latents"] + evaluator["rows"] < 2 * 2**30
+    data["train"]["widths"] = [2**21]
+    wider = peaks(plan_sweep(parse_sweep(data, "sweep.yaml")), size)[-1].parts
+    assert wider["latents"] <= evaluator["latents"] and wider["SAE"] == 2 * evaluator["SAE"]

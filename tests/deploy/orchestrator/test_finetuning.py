@@ -33,7 +33,7 @@ def test_a_sweep_fine_tunes_each_of_its_saes_in_both_arms(ray_cluster, harvests,
         driver.finetune()
         state = driver.evaluate()
     assert not driver.has_work(["harvest", "train", "finetune", "evaluate"])
-    records = read_finetuned(plan.bucket, finetune_jobs(plan, state))
+    records = read_finetuned(plan.bucket, finetune_jobs(plan.bucket, plan.record, state))
     assert {record.arm for record in records.values()} == {"kl", "mse"}
     kl, mse = (next(record for record in records.values() if record.arm == arm) for arm in ("kl", "mse"))
     assert kl.before == mse.before and kl.steps == 4

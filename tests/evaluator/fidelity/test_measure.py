@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,12 +12,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.sae_reference import quick
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scopemill.evaluator.config import EvaluationConfig
 from scopemill.evaluator.fidelity import actor
+from scopemill.evaluator.fidelity import measure as measuring
 from scopemill.evaluator.fidelity.actor import Evaluator
 from scopemill.evaluator.fidelity.jobs import Job, committed, settings_of
-from scopemill.evaluator.fidelity.measure import LOG_FREQUENCY_EDGES, EvaluationText, Moments, _histogram, measure, measure_baseline
+from scopemill.evaluator.fidelity.measure import (
+    LATENT_BYTES,
+    LOG_FREQUENCY_EDGES,
+    EvaluationText,
+    Moments,
+    _histogram,
+    measure,
+    measure_baseline,
+)
 from scopemill.evaluator.fidelity.results import Evaluation
 from scopemill.evaluator.report.page import render_report
 from scopemill.harvester.config import ModelConfig
@@ -41,6 +52,30 @@ from scopemill.trainer.sae.transcoder import Transcoder
 from scopemill.trainer.training import checkpoint
 from scopemill.trainer.training.history import History
 from scopemill.trainer.training.loop import Loop
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes of tensors that were made inside a ``with`` block and there at one moment."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = self._now = 0
+        self._known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        made = function(*arguments, **(keywords or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self._known:
+                storage = tensor.untyped_storage()
+                self._known.add(storage)
+                self._now += storage.nbytes()
+                weakref.finalize(storage, self._gone, storage.nbytes())
+        self.bytes = max(self.bytes, self._now)
+        return made
+
+    def _gone(self, n: int) -> None:
+        self._now -= n
+
 
 S, T, F, D = 7, 40, 64, 192
 HOOKS = [Hook(2, "resid_post"), Hook(3, "attn_z"), Hook(1, "mlp_out")]
@@ -318,6 +353,38 @@ def test_the_size_of_a_forward_pass_does_not_matter(lm, text, hook=HOOKS[0]):
         found.append((*vars(baseline).values(), fidelity.loss_spliced, fidelity.fvu, fidelity.l0))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
     np.testing.assert_allclose(found[2], found[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("everywhere", [False, True], ids=["rows", "everywhere"])
+def test_the_size_of_the_pieces_does_not_matter_to_any_bit(lm, text, monkeypatch, everywhere, hook=HOOKS[0]):
+    """On this machine's CPU, and for these sizes: products of few rows may be summed in another order elsewhere."""
+    rows = lm.capture(text.tokens, [hook])[hook.name][text.is_row].double().numpy()
+    baseline = baseline_of(lm, hook, text, everywhere)
+    found, exact = [], []
+    for size in (10**6, 64, 24, 7, 1):
+        monkeypatch.setattr(measuring, "PIECE_BYTES", LATENT_BYTES * F * size)
+        assert measuring.rows_at_once(F) == size
+        fidelity = measured(lm, make_sae(rows), hook, text, baseline, everywhere)
+        exact.append((fidelity.l0, fidelity.dead_fraction, fidelity.histogram))
+        found.append((fidelity.fvu, fidelity.loss_spliced))
+    assert exact == exact[:1] * len(exact)
+    np.testing.assert_allclose(found, found[:1] * len(found), rtol=1e-6)
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("kind", ["jumprelu", "topk", "gated", "standard"])
+def test_the_memory_of_latents_is_bounded_at_any_width(kind, monkeypatch):
+    """The peak above what was there before is the budget, and what the rows themselves take: not rows times width."""
+    width, d, n = 2**17, 8, 512
+    config, budget = quick(architecture=kind, width=width, sparsity=16 if kind == "topk" else 0.37), 64 * 2**20
+    monkeypatch.setattr(measuring, "PIECE_BYTES", budget)
+    sae = initial_sae(config, Shape.square(d), torch.zeros(d))
+    sae = fold(sae, [1.0], [1.0]).requires_grad_(False)
+    x, counted = torch.randn(n, d), torch.ones(n, dtype=torch.bool)
+    with Peak() as peak:
+        measuring.reconstruct_in_pieces(sae, x, x, counted)
+    assert budget / 4 < peak.bytes <= budget + 2**20 + 8 * width + n * (8 * d + 8)
+    assert n * width * 4 > 3 * budget
 
 
 def test_measuring_changes_neither_model_nor_sae(lm, text, hook=HOOKS[0]):

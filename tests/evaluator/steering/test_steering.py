@@ -146,9 +146,7 @@ def test_the_effect_is_that_of_two_passes_in_float64(lm, finished, text):
     promoted = [11, 12, 13]
     effect = measure_effect(lm, one, text, promoted)
     with torch.no_grad():
-        clean, steered = (
-            lm.logits(text.tokens, edits)[0].double().log_softmax(-1)[:, :-1] for edits in ({}, one.edits(text.is_row))
-        )
+        clean, steered = (lm.logits(text.tokens, edits)[0].double().log_softmax(-1)[:, :-1] for edits in ({}, one.edits(text.is_row)))
     rows, targets = text.is_row[:, 1:], text.tokens[:, 1:, None]
     kl = (clean.exp() * (clean - steered)).sum(-1)[rows].mean()
     delta = (clean.gather(-1, targets) - steered.gather(-1, targets))[..., 0][rows].mean()
@@ -197,9 +195,7 @@ def test_a_larger_dose_moves_predictions_further(lm, finished, text):
 
 
 def test_an_ablated_latents_promoted_tokens_are_those_it_held_down(lm, finished):
-    more, less = (
-        promoted_tokens(lm, [SteeredSae.of(finished, "here", [one])]) for one in (edit("add"), edit("ablate"))
-    )
+    more, less = (promoted_tokens(lm, [SteeredSae.of(finished, "here", [one])]) for one in (edit("add"), edit("ablate")))
     assert not set(more) & set(less)
 
 
