@@ -27,6 +27,7 @@ def facts(plan: SweepPlan, state: SweepState) -> dict[str, str]:
     passes = [_pass(number, part, plan.sheds) for number, part in enumerate(plan.passes, 1)] if len(plan.passes) > 1 else []
     return {
         "model": f"{plan.card.name}, {plan.card.layers} layers",
+        **({"corpus": plan.corpus} if plan.corpus else {}),
         "hooks": f"{len(plan.hooks)}: {', '.join(h.name for h in plan.hooks)}",
         **({"passes": "\n".join(passes)} if passes else {}),
         "harvest": f"{rows:,} tokens in {shards} shards of {harvest.rows_per_shard:,} rows; {done} are committed",

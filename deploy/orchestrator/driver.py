@@ -21,6 +21,7 @@ from scopemill.evaluator.fidelity.actor import EvaluatorActor
 from scopemill.evaluator.fidelity.jobs import Job
 from scopemill.harvester.actor import HarvesterActor
 from scopemill.harvester.task import IN_FLIGHT
+from scopemill.harvester.text.packed_text import what_was_read
 from scopemill.proto import metrics
 from scopemill.proto.dataset import DatasetManifest
 from scopemill.proto.errors import InputError, ScopemillError
@@ -137,6 +138,8 @@ class SweepDriver:
         with ActorGroup("harvester", actors, self.targets) as group:
             self._reporter.say("preparing: packing the corpus, measuring the scale of each hook")
             manifest: DatasetManifest = get(actors[0].prepare.remote())
+            if read := what_was_read(bucket, part.harvest.text_layout):
+                self._reporter.say(f"corpus: {read}")
             if manifest.shards < wanted:
                 self._reporter.say(f"the corpus fills only {manifest.shards} of the {wanted} shards asked for")
             if config.rolling:
@@ -187,7 +190,9 @@ class SweepDriver:
             self._reporter.say("evaluation: every checkpoint is evaluated" if started else "evaluation: there is no checkpoint yet")
             return now
         total = sum(map(len, jobs))
-        arguments = (plan.config.bucket, plan.config.dataset, plan.config.model, plan.card, config, plan.config.harvest.context_length)
+        harvest = plan.config.harvest
+        length, drop_first = harvest.context_length, harvest.drop_first_positions
+        arguments = (plan.config.bucket, plan.config.dataset, plan.config.model, plan.card, config, length, drop_first)
         options = EvaluatorActor.options(**needs(config))
         actors: list[Any] = [options.remote(*arguments) for _ in range(min(config.actors, room_for(config), len(jobs)))]
         queues: list[list[Job]] = [[] for _ in actors]

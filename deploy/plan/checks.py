@@ -9,7 +9,7 @@ from scopemill.deploy.plan.passes import Connection
 from scopemill.deploy.plan.sweep_file import SweepConfig
 from scopemill.deploy.plan.sweep_plan import Pass
 from scopemill.harvester.language_model.card import ModelCard
-from scopemill.harvester.text.corpus import check_corpus
+from scopemill.harvester.text.checks import check_corpus
 from scopemill.proto.chunks import CHUNK_BYTES, ArraySpec
 from scopemill.proto.dataset import STORED_DTYPES, committed_shards
 from scopemill.proto.errors import Conflict, InputError, ModelError
@@ -24,17 +24,18 @@ def check_context(config: SweepConfig, card: ModelCard) -> None:
         )
 
 
-def check_inputs(located: SweepConfig) -> None:
-    """Read the start of each corpus and the server's keys.
+def check_inputs(located: SweepConfig, card: ModelCard) -> str:
+    """Read the start of each corpus and the server's keys, and return what is read of the corpora.
 
     Raises CorpusError or InputError if one cannot be used.
     """
-    check_corpus(located.corpus)
+    read = check_corpus(located.model, card, located.corpus).sentence()
     if located.evaluation.corpus:
-        check_corpus(located.evaluation.corpus)
+        read += f"; for evaluation: {check_corpus(located.model, card, located.evaluation.corpus).sentence()}"
     if located.server.keys:
         ServerKeys.load(located.server.keys)
         TrainerKeys.load(located.server.keys)
+    return read
 
 
 def check_shards(config: SweepConfig, card: ModelCard, stream: StreamSpec) -> None:

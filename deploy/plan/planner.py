@@ -39,8 +39,8 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     card = describe(located.model)
     hooks = hooks_of(config, card)
     check_context(config, card)
-    plan = SweepPlan(located, bucket, card, _passes_of(config, located, bucket, card, hooks), digest_of(config))
-    check_inputs(located)
+    passes = _passes_of(config, located, bucket, card, hooks)
+    plan = SweepPlan(located, bucket, card, passes, digest_of(config), corpus=check_inputs(located, card))
     check_shards(config, card, stream_of(config, config.dataset, hooks))
     if config.harvest.rolling:
         for part in plan.passes:

@@ -98,6 +98,7 @@ class SweepPlan:
     card: ModelCard
     passes: list[Pass]  # in turn: each is harvested and trained before the next
     digest: str  # of the sweep file's content
+    corpus: str = ""  # what is read of the corpora, and what is left out
 
     @property
     def saes(self) -> list[PlannedSae]:

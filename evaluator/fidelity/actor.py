@@ -13,8 +13,9 @@ from scopemill.evaluator.fidelity.results import Evaluation, Result
 from scopemill.harvester.config import CorpusConfig, ModelConfig
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.language_model.model import LanguageModel
-from scopemill.harvester.text.packed_text import load_sequences, tokenized_documents
-from scopemill.harvester.text.packing import Sequences, pack_sequences, row_mask
+from scopemill.harvester.text.packed_text import load_sequences
+from scopemill.harvester.text.packing import Sequences, pack_sequences
+from scopemill.harvester.text.tokens import tokenized_documents
 from scopemill.proto import metrics
 from scopemill.proto.errors import CorpusError, Stopped
 from scopemill.proto.hooks import Hook
@@ -28,20 +29,20 @@ from scopemill.trainer.training import checkpoint
 
 
 def load_text(
-    bucket: Bucket, dataset: str, model: ModelConfig, card: ModelCard, config: EvaluationConfig, context_length: int
+    bucket: Bucket, dataset: str, model: ModelConfig, card: ModelCard, config: EvaluationConfig, context_length: int, drop_first: int = 0
 ) -> EvaluationText:
     """Load the text to evaluate on: the evaluation's own corpus, or the harvest's reserved sequences."""
     if config.corpus is None:
         block = load_sequences(bucket, DatasetLayout(dataset).reserved)
     else:
-        block = _pack(model, card, config.corpus, config.sequences, context_length)
-    is_row = torch.from_numpy(row_mask(block.tokens, card.special))
+        block = _pack(model, card, config.corpus, config.sequences, context_length, drop_first)
+    is_row = torch.from_numpy(block.row_mask(card.special))
     return EvaluationText(torch.from_numpy(block.tokens), is_row, config.sequences_per_forward)
 
 
-def _pack(model: ModelConfig, card: ModelCard, corpus: CorpusConfig, wanted: int, context_length: int) -> Sequences:
+def _pack(model: ModelConfig, card: ModelCard, corpus: CorpusConfig, wanted: int, context_length: int, drop_first: int) -> Sequences:
     packed: list[Sequences] = []
-    for sequence in pack_sequences(tokenized_documents(model, corpus), context_length, card.bos):
+    for sequence in pack_sequences(tokenized_documents(model, card, corpus), context_length, card.bos, drop_first):
         packed.append(sequence)
         if len(packed) == wanted:
             return Sequences.join(packed)
@@ -57,13 +58,22 @@ class Evaluator:
     The baseline of each hook is measured once and kept.
     """
 
-    def __init__(self, bucket_url: str, dataset: str, model: ModelConfig, card: ModelCard, config: EvaluationConfig, context_length: int):
+    def __init__(
+        self,
+        bucket_url: str,
+        dataset: str,
+        model: ModelConfig,
+        card: ModelCard,
+        config: EvaluationConfig,
+        context_length: int,
+        drop_first: int = 0,
+    ):
         keep_freed_memory()
         torch.set_num_threads(max(1, int(config.cpus)))
         self._bucket, self._config = Bucket(bucket_url), config
         self._settings = settings_of(config, dataset, context_length)
         self._lm = LanguageModel(model)
-        self._text = load_text(self._bucket, dataset, model, card, config, context_length)
+        self._text = load_text(self._bucket, dataset, model, card, config, context_length, drop_first)
         self._baselines: dict[tuple[Hook, ...], Baseline] = {}
         self._stop = threading.Event()
 

@@ -21,7 +21,7 @@ class Job:
 def settings_of(config: EvaluationConfig, dataset: str, context_length: int) -> dict[str, Any]:
     """Return the settings that decide an evaluation's numbers. The result keeps a copy of them."""
     return {
-        "corpus": config.corpus.model_dump() if config.corpus else f"reserved sequences of {dataset}",
+        "corpus": config.corpus.identity if config.corpus else f"reserved sequences of {dataset}",
         "sequences": config.sequences,
         "context_length": context_length,
         "splice_special": config.splice_special,
