@@ -49,6 +49,7 @@ class CorpusConfig(Config):
     )
     roles: tuple[str, ...] | None = Field(
         None,
+        strict=False,
         description="For messages: rows are the tokens of what these roles say, such as [assistant]; the model reads the others all the "
         "same. Default: every token of the conversation, the template's own included.",
     )

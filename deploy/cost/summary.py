@@ -33,6 +33,7 @@ def facts(plan: SweepPlan, state: SweepState) -> dict[str, str]:
         "harvest": f"{rows:,} tokens in {shards} shards of {harvest.rows_per_shard:,} rows; {done} are committed",
         "on disk": f"{size_label(stored_bytes(plan, rows, itemsize))} of activations ({stored_bytes(plan, 1, itemsize):,} bytes a token)",
         "train": f"{len(plan.saes)} SAEs ({on_each} on each stream), {left} of them still to do",
+        **({"starts from": "\n".join(f"{place}: {what}" for place, what in plan.starts.items())} if plan.starts else {}),
         "each SAE": f"{steps:,} steps of {train.batch_size:,} rows, {steps * train.batch_size / rows:.2f} epochs",
         "data path": f"{taken(readers(plan))} read from the bucket, {taken(receivers(plan))} served to trainers",
         "evaluation": f"{plan.config.evaluation.sequences:,} sequences of {harvest.context_length} tokens for each checkpoint",

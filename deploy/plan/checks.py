@@ -3,17 +3,23 @@
 Each error names the field, its value and what to change.
 """
 
+from collections.abc import Iterable
+
 from scopemill.activation_server.keys import ServerKeys, TrainerKeys
 from scopemill.activation_server.order import Order, group_sizes
 from scopemill.deploy.plan.passes import Connection
 from scopemill.deploy.plan.sweep_file import SweepConfig
-from scopemill.deploy.plan.sweep_plan import Pass
+from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.text.checks import check_corpus
 from scopemill.proto.chunks import CHUNK_BYTES, ArraySpec
 from scopemill.proto.dataset import STORED_DTYPES, committed_shards
 from scopemill.proto.errors import Conflict, InputError, ModelError
+from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import StreamSpec
+from scopemill.trainer.config.wiring import Port, Wiring
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.worker.initialization import read_start, started_from
 
 
 def check_context(config: SweepConfig, card: ModelCard) -> None:
@@ -62,6 +68,28 @@ def _check_chunks(config: SweepConfig, card: ModelCard) -> None:
 def hooks_of(config: SweepConfig, card: ModelCard) -> Connection:
     """Return the hooks that the sweep file asks for. ModelError if the model lacks one."""
     return tuple(card.hooks(config.harvest.layers, config.harvest.sites))
+
+
+def check_starts(card: ModelCard, bucket: Bucket, saes: Iterable[PlannedSae]) -> dict[str, str]:
+    """Return what each finished SAE is that training starts from, by its place.
+
+    Each is read once. Raises InputError if one is missing, or cannot become the SAE that is planned. The harvest will measure the hooks'
+    scales; whether a start fits does not depend on them.
+    """
+    starts: dict[str, Sae] = {}
+    checked = set()
+    for sae in saes:
+        place = sae.config.initial_sae
+        if place is None or bucket.exists(sae.layout.config):
+            continue
+        if place not in starts:
+            starts[place] = read_start(place)
+        inputs, targets = (tuple(Port(hook.name, card.widths[hook.site], 1.0) for hook in hooks) for hooks in (sae.inputs, sae.targets))
+        wiring = Wiring(inputs, targets)
+        if (kind := (sae.config.model_copy(update={"sparsity": 0.0}).model_dump_json(), wiring.shape)) not in checked:
+            started_from(sae.config, wiring, starts[place])
+            checked.add(kind)
+    return {place: repr(sae) for place, sae in starts.items()}
 
 
 def check_rolling(part: Pass) -> None:

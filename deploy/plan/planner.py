@@ -8,10 +8,10 @@ from fnmatch import fnmatch
 from typing import Any
 
 from scopemill.activation_server.order import group_sizes
-from scopemill.deploy.plan.checks import check_context, check_inputs, check_rolling, check_shards, hooks_of
+from scopemill.deploy.plan.checks import check_context, check_inputs, check_rolling, check_shards, check_starts, hooks_of
 from scopemill.deploy.plan.passes import Budget, Connection, pass_of, plan_passes
 from scopemill.deploy.plan.record import digest_of
-from scopemill.deploy.plan.sweep_file import SweepConfig
+from scopemill.deploy.plan.sweep_file import SweepConfig, located_start
 from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae, SweepPlan, row_bytes, stream_of
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.language_model.describe import describe
@@ -40,7 +40,8 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     hooks = hooks_of(config, card)
     check_context(config, card)
     passes = _passes_of(config, located, bucket, card, hooks)
-    plan = SweepPlan(located, bucket, card, passes, digest_of(config), corpus=check_inputs(located, card))
+    starts = check_starts(card, bucket, [sae for part in passes for sae in part.saes])
+    plan = SweepPlan(located, bucket, card, passes, digest_of(config), corpus=check_inputs(located, card), starts=starts)
     check_shards(config, card, stream_of(config, config.dataset, hooks))
     if config.harvest.rolling:
         for part in plan.passes:
@@ -131,7 +132,9 @@ def _sae(
     layout = SaeLayout.of(card.name, label(inputs, targets), sae.width, sae.architecture, f"{sae.sparsity:g}-{digest}")
     layers = "-".join(str(hook.layer) for hook in inputs)
     site = "-".join(dict.fromkeys(hook.site for hook in inputs + targets))
-    return PlannedSae(f"{layers}.{site}/{sae.width}/{sae.architecture}/{sae.sparsity:g}", layout, inputs, targets, sae, place)
+    return PlannedSae(
+        f"{layers}.{site}/{sae.width}/{sae.architecture}/{sae.sparsity:g}", layout, inputs, targets, located_start(sae), place
+    )
 
 
 def _order_of(config: SweepConfig, stream: StreamSpec) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from scopemill.proto.config import HOLDS_CREDENTIAL, Config, Place
 from scopemill.proto.errors import InputError, SweepFileError
 from scopemill.proto.layout import checked_name
 from scopemill.trainer.config.grid import TrainConfig
+from scopemill.trainer.config.recipe import SaeConfig
 
 
 class SweepConfig(Config):
@@ -150,6 +151,12 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 def _located_corpus(corpus: CorpusConfig) -> CorpusConfig:
     return corpus if corpus.format == "hub" else corpus.model_copy(update={"source": _absolute(corpus.source)})
+
+
+def located_start(sae: SaeConfig) -> SaeConfig:
+    """Return a configuration whose start, if it is a local folder, has an absolute path: trainers may work in another folder."""
+    start = sae.initial_sae
+    return sae.model_copy(update={"initial_sae": _absolute(start)}) if start and Path(start).expanduser().exists() else sae
 
 
 def _absolute(place: str) -> str:

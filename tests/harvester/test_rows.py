@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import zarr
-from harvester.text.test_chat import GEMMA
+from support.chat_templates import GEMMA
 
 from scopemill.evaluator.config import EvaluationConfig
 from scopemill.evaluator.fidelity.actor import load_text
@@ -157,19 +157,17 @@ def test_the_first_positions_are_dropped_in_training_and_evaluation(make, chats,
 def test_new_fields_at_their_defaults_leave_the_identity_and_the_packed_files_as_they_were(make, chats, card, model):
     corpus = CorpusConfig(source="somewhere", format="jsonl")
     now = identity(model, card, corpus, CONFIG, [HOOK], RESERVED)
-    assert sorted(key for key in now if key.startswith("corpus.")) == [f"corpus.{k}" for k in ("column", "format", "source", "split", "subset")]
+    assert sorted(key for key in now if key.startswith("corpus.")) == [
+        f"corpus.{k}" for k in ("column", "format", "source", "split", "subset")
+    ]
     assert "harvest.drop_first_positions" not in now
     for changed in (
         identity(model, card, CorpusConfig(source="somewhere", format="jsonl", holds="tokens"), CONFIG, [HOOK], RESERVED),
-        identity(model, card, corpus, replace_config(drop_first_positions=1), [HOOK], RESERVED),
+        identity(model, card, corpus, CONFIG.model_copy(update={"drop_first_positions": 1}), [HOOK], RESERVED),
     ):
         assert changed != now
     made = make(CorpusConfig(source=str(chats), format="jsonl", holds="messages"))
     assert b'"wanted"' not in made.bucket.read(LAYOUT.packed(0)) + made.bucket.read(LAYOUT.reserved)
-
-
-def replace_config(**changes) -> HarvestConfig:
-    return CONFIG.model_copy(update=changes)
 
 
 def check(card, model: ModelConfig, path: Path, **fields) -> str:
@@ -185,11 +183,9 @@ def test_what_cannot_become_tokens_is_told_at_plan_time(model, chat_model, card,
     assert "nobody of the roles human says anything" in check(card, chat_model, chats, holds="messages", roles=("human",))
     assert "column 'messages' holds list, not text" in check(card, chat_model, chats, column="messages")
     path = tmp_path / "ids.jsonl"
-    size = 4096
     for row, words in (([5, 10**6], "holds 1000000 at place 1"), ([-1], "holds -1 at place 0"), ([5, "a"], "holds 'a' at place 1")):
         path.write_text(json.dumps({"input_ids": [3, 4]}) + "\n" + json.dumps({"input_ids": row}) + "\n")
         assert f"{path}, line 2: column 'input_ids' {words}" in check(card, model, path, holds="tokens")
-    assert size
 
 
 @pytest.mark.parametrize(
@@ -206,5 +202,6 @@ def test_fields_that_do_not_go_together_are_refused(fields, words):
 
 
 def test_dropping_every_position_is_refused():
+    fields = {"layers": [1], "sites": ["resid_post"], "tokens": 2**20, "context_length": 8, "drop_first_positions": 8}
     with pytest.raises(ValueError, match="leaves no token of a sequence"):
-        HarvestConfig.model_validate_json(json.dumps({"layers": [1], "sites": ["resid_post"], "tokens": 2**20, "context_length": 8, "drop_first_positions": 8}))
+        HarvestConfig.model_validate_json(json.dumps(fields))
