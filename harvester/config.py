@@ -23,11 +23,23 @@ class ModelConfig(Config):
     revision: str | None = Field(None, description="Branch, tag or commit on the hub. Default: the default branch.")
     dtype: Dtype = Field("float32", description="Precision of the forward pass.")
     device: str = Field("auto", description="A torch device. 'auto': the GPU that Ray gave the actor, or else the CPU.")
+    devices: int = Field(
+        1,
+        ge=1,
+        description="GPUs over which each harvester and evaluator splits the model, layer by layer; harvest.gpus and evaluation.gpus must "
+        "be the same number. For models that one GPU cannot hold.",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _accept_name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_devices(self) -> Self:
+        if self.devices > 1 and self.device not in ("auto", "cuda"):
+            raise ValueError(f"devices: a model is split over GPUs, and device is {self.device}: leave device out")
+        return self
 
 
 class CorpusConfig(Config):

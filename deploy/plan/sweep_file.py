@@ -52,6 +52,16 @@ class SweepConfig(Config):
                 raise ValueError(str(error)) from error
         return self
 
+    @model_validator(mode="after")
+    def _a_gpu_for_each_part_of_the_model(self) -> "SweepConfig":
+        for section, gpus in (("harvest", self.harvest.gpus), ("evaluation", self.evaluation.gpus)):
+            if self.model.devices > 1 and gpus != self.model.devices:
+                raise ValueError(
+                    f"{section}.gpus: model.devices splits the model over {self.model.devices} GPUs, and each process of this section has "
+                    f"{gpus:g}: give both the same number"
+                )
+        return self
+
     @property
     def dataset(self) -> str:
         """Return the name of the activation dataset."""
