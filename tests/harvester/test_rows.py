@@ -13,6 +13,7 @@ import pytest
 import zarr
 from support.chat_templates import GEMMA
 
+from scopemill.activation_server.mixing import measure_mixing
 from scopemill.evaluator.config import EvaluationConfig
 from scopemill.evaluator.fidelity.actor import load_text
 from scopemill.harvester import actor
@@ -27,6 +28,7 @@ from scopemill.proto.errors import CorpusError
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.storage.bucket import Bucket
+from scopemill.proto.wire import StreamSpec
 
 HOOK, SPECIAL, RESERVED, SHARDS = Hook(1, "resid_post"), {0, 1, 2}, 4, 2
 LAYOUT = DatasetLayout("rows")
@@ -114,7 +116,10 @@ def test_only_what_the_assistant_says_is_harvested_and_evaluated(make, chats, ch
         places = [(texts[document].index(answer), texts[document].index(answer) + len(answer)) for answer in answers]
         assert any(start < b and end > a for a, b in places), texts[document][start:end]
     assert read_manifest(made.bucket, "rows").calibration_rows >= 100
-    assert "documents" in what_was_read(made.bucket, LAYOUT)
+    assert what_was_read(made.bucket, LAYOUT).startswith("1 files, ")
+    stream = StreamSpec(dataset="rows", hooks=(HOOK.name,), batch_size=64, seed=0, shards_side_by_side=2)
+    mixing = measure_mixing(made.bucket, read_manifest(made.bucket, "rows"), stream)
+    assert mixing is not None and mixing.within_group == pytest.approx(1, abs=0.4) and mixing.shards == 2
     reserved = load_sequences(made.bucket, LAYOUT.reserved)
     text = load_text(made.bucket, "rows", chat_model, card, EvaluationConfig(sequences=RESERVED), 32)
     np.testing.assert_array_equal(text.is_row, reserved.row_mask(card.special))
