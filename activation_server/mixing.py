@@ -1,6 +1,6 @@
-"""Measure how well the rows of a batch are mixed, by how often two of them come from one document.
+"""Measure how well the rows of a batch are mixed.
 
-A perfect shuffle is the measure: there every pair of rows is as likely as any other. Rows of a shard are neighbours in the corpus, and a
+The measure is how often two of them come from one document. A perfect shuffle is the standard: there every pair of rows is as likely as any other. Rows of a shard are neighbours in the corpus, and a
 batch takes its rows from one group of shards. So batches are as a perfect shuffle of their group, and documents come together more
 often than in one of the whole dataset: about as much more as there are more shards than a group has.
 """
@@ -22,7 +22,10 @@ SAMPLED_BATCHES = 64  # of the first group, evenly spaced
 
 @dataclass(frozen=True)
 class Mixing:
-    """Hold how often two rows of a batch come from one document, over how often they would in a perfect shuffle: 1 is perfect."""
+    """Hold how well batches are mixed; 1 is perfect.
+
+    Both ratios are how often two rows of a batch come from one document, over how often they would in a perfect shuffle.
+    """
 
     shards: int  # from which a batch has rows, on average, rounded
     group: int  # shards that are read side by side
@@ -40,7 +43,10 @@ class Mixing:
 
 
 def measure_mixing(bucket: Bucket, manifest: DatasetManifest, stream: StreamSpec) -> Mixing | None:
-    """Measure the batches of a stream's first group. None if its shards are not all there, as in rolling mode."""
+    """Measure the batches of a stream's first group of shards.
+
+    None if these shards are not all there, as in rolling mode.
+    """
     order = Order(manifest, stream)
     shards = order.shards(0)
     if not set(shards) <= committed_shards(bucket, manifest.dataset):
@@ -49,7 +55,10 @@ def measure_mixing(bucket: Bucket, manifest: DatasetManifest, stream: StreamSpec
 
 
 def mixing(order: Order, shards_in_all: int, documents: Mapping[int, np.ndarray]) -> Mixing:
-    """Return the mixing of the first group's batches, whose rows' documents (rows,) are given for each shard."""
+    """Return the mixing of the first group's batches.
+
+    ``documents`` has, for each shard of the group, the document of each row (rows,).
+    """
     shards = order.shards(0)
     batches = np.unique(np.linspace(0, order.next_group(0) - 1, SAMPLED_BATCHES).astype(int))
     found, touched = [], []

@@ -18,8 +18,9 @@ from scopemill.proto.errors import Conflict, InputError, ModelError
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import StreamSpec
 from scopemill.trainer.config.wiring import Port, Wiring
+from scopemill.trainer.formats import read_start
 from scopemill.trainer.sae.base import Sae
-from scopemill.trainer.worker.initialization import read_start, started_from
+from scopemill.trainer.sae.start import started_from
 
 
 def check_context(config: SweepConfig, card: ModelCard) -> None:
@@ -31,9 +32,9 @@ def check_context(config: SweepConfig, card: ModelCard) -> None:
 
 
 def check_inputs(located: SweepConfig, card: ModelCard) -> str:
-    """Read the start of each corpus and the server's keys, and return what is read of the corpora.
+    """Check each corpus and the server's keys.
 
-    Raises CorpusError or InputError if one cannot be used.
+    Returns what is read of the corpora, and what is left out. Raises CorpusError or InputError if one cannot be used.
     """
     read = check_corpus(located.model, card, located.corpus).sentence()
     if located.evaluation.corpus:

@@ -164,7 +164,10 @@ def _located_corpus(corpus: CorpusConfig) -> CorpusConfig:
 
 
 def located_start(sae: SaeConfig) -> SaeConfig:
-    """Return a configuration whose start, if it is a local folder, has an absolute path: trainers may work in another folder."""
+    """Return a configuration with an absolute path of the SAE to start from.
+
+    Trainers may work in another folder. URLs and Hugging Face ids stay as they are.
+    """
     start = sae.initial_sae
     return sae.model_copy(update={"initial_sae": _absolute(start)}) if start and Path(start).expanduser().exists() else sae
 

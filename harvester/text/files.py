@@ -15,7 +15,10 @@ _OF_FORMAT = {"jsonl": (".jsonl", ".json", ".ndjson"), "parquet": (".parquet",)}
 
 @dataclass(frozen=True)
 class CorpusFiles:
-    """Hold a corpus' files: their store, their names, and whether the corpus names one file itself."""
+    """Hold a corpus' files: their store and their names.
+
+    ``single``: the corpus names one file itself.
+    """
 
     fs: Any
     names: list[str]

@@ -46,7 +46,10 @@ def pack_corpus(task: HarvestTask) -> int:
 
 
 def what_was_read(bucket: Bucket, layout: DatasetLayout) -> str:
-    """Return a sentence on what packing read and left out; empty for text that an earlier version packed."""
+    """Return a sentence on what packing read and left out.
+
+    It is empty for text that an earlier version packed.
+    """
     return str(read_record(bucket, layout.packing).get("read", "")) if bucket.exists(layout.packing) else ""
 
 

@@ -41,7 +41,7 @@ class Sequences:
         return Sequences(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("tokens", "document", "position", "wanted")))
 
     def row_mask(self, special: Iterable[int]) -> np.ndarray:
-        """Return a mask [S, T]: True for rows, False for special tokens and those that are not wanted."""
+        """Return a mask [S, T] of the rows: False for special tokens and unwanted ones."""
         return ~np.isin(self.tokens, list(special)) & self.wanted
 
 

@@ -1,11 +1,14 @@
-"""Count what a corpus gave, and what was left out of it, so that neither is silent."""
+"""Count what a corpus gave and what was left out of it."""
 
 from collections.abc import Iterable
 from typing import Any
 
 
 class Tally:
-    """Count files, documents and replaced characters; keep the first name of each kind of file that was left out."""
+    """Count files, documents and replaced characters.
+
+    Of each kind of file that is left out, the first name is kept.
+    """
 
     def __init__(self) -> None:
         self.files = 0  # read, or at plan time to be read

@@ -8,11 +8,11 @@ from support.sae_reference import CASES, ONE, B, Case, Reference, quick
 from scopemill.proto.errors import InputError
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Port, Shape, Wiring
-from scopemill.trainer.formats import FinishedSae, write_finished
+from scopemill.trainer.formats import FinishedSae, read_start, write_finished
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.folding import fold
 from scopemill.trainer.sae.registry import initial_sae, objective_for
-from scopemill.trainer.worker.initialization import started_from
+from scopemill.trainer.sae.start import started_from as begun_from
 
 NORMALIZATIONS = ("scale", "sqrt_d", "none", "layer_norm")
 EVERY = pytest.mark.parametrize("name", CASES)
@@ -138,6 +138,10 @@ def test_a_finished_batchtopk_has_about_the_l0_that_was_trained():
     x = torch.randn(5000, ONE.d_in, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
     assert done.activation.name == "jumprelu"
     assert (done.encode(3.0 * x) > 0).sum(1).double().mean().item() == pytest.approx(case.k, rel=0.05)
+
+
+def started_from(config: SaeConfig, wiring: Wiring) -> Sae:
+    return begun_from(config, wiring, read_start(str(config.initial_sae)))
 
 
 def finished_in(folder, case: Case, sae: Sae, wiring: Wiring, config: SaeConfig) -> SaeConfig:
