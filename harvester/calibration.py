@@ -3,6 +3,7 @@
 The manifest is a committed object, so every harvester works from the same one and a restart finds it unchanged.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +13,7 @@ from scopemill.harvester.finite import check_norms
 from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.harvester.task import HarvestTask
 from scopemill.harvester.text.packed_text import load_sequences
-from scopemill.harvester.text.packing import Sequences, row_mask
+from scopemill.harvester.text.packing import Sequences
 from scopemill.proto.dataset import DatasetManifest, HookStats, pack_vector, read_manifest
 from scopemill.proto.errors import CorpusError, ModelError
 from scopemill.proto.storage.checksums import checksummed_record
@@ -117,12 +118,17 @@ def _calibration_sample(task: HarvestTask, shards: int) -> Sequences:
     """Load sequences with about ``calibration_rows`` rows, evenly spaced over the whole corpus."""
     harvest = task.config
     chosen = sorted({round(i) for i in np.linspace(0, shards - 1, min(shards, CALIBRATION_SHARDS))})
-    per_shard = -(-harvest.calibration_rows // (len(chosen) * (harvest.context_length - 1)))
     sample = []
     for shard in chosen:
         block = load_sequences(task.bucket, task.text_layout.packed(shard))
-        picks = sorted({int(i) for i in np.linspace(0, len(block) - 1, min(per_shard, len(block)))})
-        sample += [block[i : i + 1] for i in picks]
+        usable, rows = np.arange(len(block)), float(harvest.context_length - 1)
+        if not block.wanted.all():  # some sequences may have few rows, or none
+            counts = block.row_mask(task.card.special).sum(1)
+            usable = np.flatnonzero(counts)
+            rows = counts[usable].mean()
+        wanted = min(math.ceil(harvest.calibration_rows / (len(chosen) * rows)), len(usable))
+        picks = sorted({int(i) for i in np.linspace(0, len(usable) - 1, wanted)})
+        sample += [block[usable[i] : usable[i] + 1] for i in picks]
     return Sequences.join(sample)
 
 
@@ -130,7 +136,7 @@ def _calibration_rows(task: HarvestTask, lm: LanguageModel, sample: Sequences) -
     """Yield the rows of each forward pass and their norms."""
     for start in range(0, len(sample), task.config.sequences_per_forward):
         part = sample[start : start + task.config.sequences_per_forward]
-        is_row = row_mask(part.tokens, task.card.special).ravel()
+        is_row = part.row_mask(task.card.special).ravel()
         captured = lm.capture(torch.from_numpy(part.tokens), task.hooks)
         rows = {name: x.flatten(0, 1).cpu()[torch.from_numpy(is_row)].float() for name, x in captured.items()}
         norms = {name: x.norm(dim=1).numpy() for name, x in rows.items()}

@@ -23,11 +23,23 @@ class ModelConfig(Config):
     revision: str | None = Field(None, description="Branch, tag or commit on the hub. Default: the default branch.")
     dtype: Dtype = Field("float32", description="Precision of the forward pass.")
     device: str = Field("auto", description="A torch device. 'auto': the GPU that Ray gave the actor, or else the CPU.")
+    devices: int = Field(
+        1,
+        ge=1,
+        description="GPUs over which each harvester and evaluator splits the model, layer by layer; harvest.gpus and evaluation.gpus must "
+        "be the same number. For models that one GPU cannot hold.",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _accept_name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_devices(self) -> Self:
+        if self.devices > 1 and self.device not in ("auto", "cuda"):
+            raise ValueError(f"devices: a model is split over GPUs, and device is {self.device}: leave device out")
+        return self
 
 
 class CorpusConfig(Config):
@@ -39,9 +51,49 @@ class CorpusConfig(Config):
     format: Literal["lines", "files", "jsonl", "parquet", "hub"] = Field(
         description="lines: one document per line; files: one per file; jsonl, parquet, hub: one per row. hub streams the dataset."
     )
-    column: str = Field("text", description="Name of the column that holds the text, for jsonl, parquet and hub.")
+    holds: Literal["text", "messages", "tokens"] = Field(
+        "text",
+        description="What the column of jsonl, parquet and hub holds. text; messages: a conversation, written out by the tokenizer's chat "
+        "template; tokens: ids of the model's own tokenizer.",
+    )
+    column: str = Field(
+        "text", description="Name of the column to read, for jsonl, parquet and hub; messages or input_ids where it holds those."
+    )
+    roles: tuple[str, ...] | None = Field(
+        None,
+        strict=False,
+        description="For messages: rows are the tokens of what these roles say, such as [assistant]; the model reads the others all the "
+        "same. Default: every token of the conversation, the template's own included.",
+    )
     subset: str | None = Field(None, description="Configuration of a hub dataset, such as a language.")
     split: str = Field("train", description="Split of a hub dataset.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_column(cls, value: Any) -> Any:
+        usual = {"messages": "messages", "tokens": "input_ids"}
+        if isinstance(value, dict) and "column" not in value and value.get("holds") in usual:
+            return value | {"column": usual[value["holds"]]}
+        return value
+
+    @model_validator(mode="after")
+    def _check_content(self) -> Self:
+        if self.holds != "text" and self.format in ("lines", "files"):
+            raise ValueError(f"holds: {self.holds} needs a column, and format {self.format} has none: use jsonl, parquet or hub")
+        if self.roles is not None and self.holds != "messages":
+            raise ValueError(f"roles: only a conversation has roles, and the corpus holds {self.holds}: set holds to messages")
+        if self.roles is not None and (not self.roles or len(set(self.roles)) != len(self.roles)):
+            raise ValueError("roles: must name at least one, and none twice")
+        return self
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that decide the text.
+
+        A field added after version 1 enters only where it is set, so that a new option renames no dataset.
+        """
+        later = {"holds": "text", "roles": None}
+        return {key: value for key, value in self.model_dump(mode="json").items() if key not in later or value != later[key]}
 
 
 class HarvestConfig(Config):
@@ -57,6 +109,12 @@ class HarvestConfig(Config):
     seed: int = Field(0, ge=0, lt=2**63, description="Random seed of the row shuffle.")
     calibration_rows: int = Field(
         2**16, ge=1, description="Number of rows that fix the scale C of each hook; they are spread over the whole corpus."
+    )
+    drop_first_positions: int = Field(
+        0,
+        ge=0,
+        description="Drop the first tokens of each sequence, BOS included, in training and evaluation: their activations are unlike all "
+        "others. The model reads them all the same.",
     )
     outlier_norm: float | None = Field(
         None,
@@ -97,6 +155,11 @@ class HarvestConfig(Config):
                 raise ValueError(f"{field} must name at least one, and none twice")
         if self.rolling and self.disk_gib:
             raise ValueError(f"rolling ({self.rolling}) bounds the disk already: leave disk_gib out")
+        if self.drop_first_positions >= self.context_length:
+            raise ValueError(
+                f"drop_first_positions ({self.drop_first_positions}) leaves no token of a sequence: it must be below context_length "
+                f"({self.context_length})"
+            )
         if self.tokens < self.rows_per_shard:
             raise ValueError(f"tokens ({self.tokens}) is less than one shard: lower rows_per_shard ({self.rows_per_shard}) or raise tokens")
         return self

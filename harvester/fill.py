@@ -11,7 +11,7 @@ from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.harvester.shard import ShardBuffers
 from scopemill.harvester.task import HarvestTask
 from scopemill.harvester.text.packed_text import load_sequences
-from scopemill.harvester.text.packing import Sequences, permutation, row_mask
+from scopemill.harvester.text.packing import Sequences, permutation
 from scopemill.proto import metrics
 from scopemill.proto.dataset import DatasetManifest
 from scopemill.proto.errors import CorpusError, Stopped
@@ -87,7 +87,7 @@ class ShardFiller:
 
         Only the outlier filter captures activations.
         """
-        kept = np.flatnonzero(row_mask(part.tokens, self._task.card.special))
+        kept = np.flatnonzero(part.row_mask(self._task.card.special))
         if not self._norm_limits:
             return kept, 0, {}
         captured = self._lm.capture(torch.from_numpy(part.tokens), self._task.hooks)

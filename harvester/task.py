@@ -15,6 +15,8 @@ IN_FLIGHT = 2  # shards that one harvester holds at once: one is written while t
 
 # The fields of `harvest` that decide a dataset's bytes. The others only decide the speed.
 IDENTITY_FIELDS = ("context_length", "rows_per_shard", "tokens", "dtype", "seed", "calibration_rows", "outlier_norm", "outlier_spare")
+# Added later: they enter an identity only where they have another value than this, under which the bytes are as before.
+LATER_FIELDS = {"drop_first_positions": 0}
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ def identity(
         "model.dtype": model.dtype,
         "hooks": [hook.name for hook in hooks],
         "reserved_sequences": reserved,
-        **{f"corpus.{key}": value for key, value in corpus.model_dump().items()},
+        **{f"corpus.{key}": value for key, value in corpus.identity.items()},
         **{f"harvest.{key}": getattr(harvest, key) for key in IDENTITY_FIELDS},
+        **{f"harvest.{key}": getattr(harvest, key) for key, before in LATER_FIELDS.items() if getattr(harvest, key) != before},
     }
 
 

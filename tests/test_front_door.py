@@ -130,6 +130,22 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
     assert same_bits(one, same) and not same_bits(one, other)
 
 
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_training_goes_on_from_a_finished_sae_on_rows_of_another_scale(tmp_path, architecture):
+    x = WORLD.batch(0, 2000)
+    kind = QUICK | {"architecture": architecture}
+    base = scopemill.train_sae(x, steps=200, **kind)
+    scopemill.save_sae(base, tmp_path)
+    still = {"learning_rate": 1e-9, "initial_sae": str(tmp_path), "seed": 5}
+    again = scopemill.train_sae(torch.cat([x, 9 * x]), steps=1, **kind | still)
+    if architecture == "topk":
+        torch.testing.assert_close(again(x), base(x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(again.W_dec, base.W_dec, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(again.b_enc, base.b_enc, rtol=1e-3, atol=1e-3)
+    with pytest.raises(InputError, match="train.initial_sae: .* has 64 latents, and train.widths asks for 32"):
+        scopemill.train_sae(x, steps=1, **kind | still | {"width": 32})
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_it_trains_where_gradients_are_off(mode):
     with mode():

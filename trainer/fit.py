@@ -15,10 +15,12 @@ from scopemill.proto.errors import InputError
 from scopemill.trainer.config.grid import TrainConfig
 from scopemill.trainer.config.recipe import LAYERED, PAIRED, Recipe, SaeConfig
 from scopemill.trainer.config.wiring import Port, Wiring
+from scopemill.trainer.formats import read_start
 from scopemill.trainer.rows import Array, Layout, RowSource, Stats, row_source
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.folding import fold
 from scopemill.trainer.sae.registry import initial_sae
+from scopemill.trainer.sae.start import started_from
 from scopemill.trainer.training.history import History
 from scopemill.trainer.training.loop import Loop
 from scopemill.trainer.training.monitors import Monitor, Monitors, named_monitor
@@ -140,7 +142,11 @@ def _begin(config: SaeConfig, wiring: Wiring, output: Stats, device: torch.devic
     """Return the loop before its first step."""
     means = output.mean.split([port.d for port in wiring.outputs])
     seen = [mean / unit for mean, unit in zip(means, wiring.output_units(config), strict=True)]
-    loop = Loop(initial_sae(config, wiring.shape, torch.cat(seen).float()).to(device), config, History())
+    if config.initial_sae:
+        sae = started_from(config, wiring, read_start(config.initial_sae))
+    else:
+        sae = initial_sae(config, wiring.shape, torch.cat(seen).float())
+    loop = Loop(sae.to(device), config, History())
     loop.monitors = monitors
     return loop
 

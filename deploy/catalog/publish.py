@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import yaml
 
+from scopemill.activation_server.mixing import measure_mixing
 from scopemill.deploy.catalog.finetuned import finetuned_rows
 from scopemill.deploy.catalog.published import places_of
 from scopemill.deploy.catalog.status import SweepStatus, read_status
@@ -18,6 +19,7 @@ from scopemill.evaluator.report.fidelity_figure import fidelity_figure
 from scopemill.evaluator.report.frequency_figure import frequency_figure
 from scopemill.evaluator.report.page import render_report
 from scopemill.evaluator.report.training_figure import training_figure
+from scopemill.proto.errors import StorageError
 from scopemill.proto.layout import SweepLayout
 from scopemill.trainer.training.history import History, Row
 
@@ -43,11 +45,25 @@ def publish(plan: SweepPlan, state: SweepState | None = None, status: SweepStatu
     }
     for name, figure in plots.items():
         save(figure, bucket, f"{layout.plots}/{name}")
-    summary = facts(plan, now) | {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
+    summary = facts(plan, now) | _mixing(plan, now) | {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     finetuned = finetuned_rows(read_finetuned(bucket, finetune_jobs(bucket, plan.record, now)))
     page = render_report(f"Sweep {plan.config.name}", summary, evaluations, histories, finetuned)
     bucket.write(layout.report, page.encode())
     return places_of(bucket, plan.config.name)
+
+
+def _mixing(plan: SweepPlan, state: SweepState) -> dict[str, str]:
+    """Return how well the batches of each pass are mixed, where its shards are there."""
+    found = []
+    for part, now in zip(plan.passes, state.passes, strict=True):
+        if part.saes and now.manifest and now.harvested:
+            try:
+                measured = measure_mixing(plan.bucket, now.manifest, part.stream(part.saes[0].hooks))
+            except StorageError as error:
+                found.append(f"not measured: {error}")
+            else:
+                found += [measured.sentence()] if measured else []
+    return {"mixing": "\n".join(found)} if found else {}
 
 
 def _histories(plan: SweepPlan, state: SweepState) -> dict[str, list[Row]]:

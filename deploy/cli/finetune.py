@@ -52,7 +52,7 @@ def finetune(
     finished = read_finished(sae)  # before anything starts: a folder that is not an SAE is told at once
     lm, steps = ModelConfig.model_validate(model), _steps(config, context_length)
     card = describe(lm)
-    text = CorpusText(lm, places, context_length, card.bos, held_out)
+    text = CorpusText(lm, card, places, context_length, held_out)
     source = {"sae": finished.fingerprint, "model": card.fingerprint, "text": text.identity}
     parent, name = sae.rstrip("/").rpartition("/")[::2]
     target = out or parent or "."

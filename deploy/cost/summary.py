@@ -27,11 +27,13 @@ def facts(plan: SweepPlan, state: SweepState) -> dict[str, str]:
     passes = [_pass(number, part, plan.sheds) for number, part in enumerate(plan.passes, 1)] if len(plan.passes) > 1 else []
     return {
         "model": f"{plan.card.name}, {plan.card.layers} layers",
+        **({"corpus": plan.corpus} if plan.corpus else {}),
         "hooks": f"{len(plan.hooks)}: {', '.join(h.name for h in plan.hooks)}",
         **({"passes": "\n".join(passes)} if passes else {}),
         "harvest": f"{rows:,} tokens in {shards} shards of {harvest.rows_per_shard:,} rows; {done} are committed",
         "on disk": f"{size_label(stored_bytes(plan, rows, itemsize))} of activations ({stored_bytes(plan, 1, itemsize):,} bytes a token)",
         "train": f"{len(plan.saes)} SAEs ({on_each} on each stream), {left} of them still to do",
+        **({"starts from": "\n".join(f"{place}: {what}" for place, what in plan.starts.items())} if plan.starts else {}),
         "each SAE": f"{steps:,} steps of {train.batch_size:,} rows, {steps * train.batch_size / rows:.2f} epochs",
         "data path": f"{taken(readers(plan))} read from the bucket, {taken(receivers(plan))} served to trainers",
         "evaluation": f"{plan.config.evaluation.sequences:,} sequences of {harvest.context_length} tokens for each checkpoint",

@@ -22,6 +22,7 @@ from scopemill.evaluator.fidelity.actor import EvaluatorActor
 from scopemill.evaluator.fidelity.jobs import Job
 from scopemill.harvester.actor import HarvesterActor
 from scopemill.harvester.task import IN_FLIGHT
+from scopemill.harvester.text.packed_text import what_was_read
 from scopemill.proto.dataset import DatasetManifest
 from scopemill.proto.errors import InputError, PartlyFailed, ScopemillError
 
@@ -131,6 +132,8 @@ class SweepDriver:
         with ActorGroup("harvester", actors, self.targets) as group:
             self._reporter.say("preparing: packing the corpus, measuring the scale of each hook")
             manifest: DatasetManifest = get(actors[0].prepare.remote())
+            if read := what_was_read(bucket, part.harvest.text_layout):
+                self._reporter.say(f"corpus: {read}")
             for note in get(actors[0].notes.remote()):
                 self._reporter.say(f"warning: {note}")
             if manifest.shards < wanted:
@@ -193,7 +196,7 @@ class SweepDriver:
             return now
         total = sum(map(len, jobs))
         harvest = plan.config.harvest
-        text = (harvest.context_length, harvest.outlier_norm)
+        text = (harvest.context_length, harvest.outlier_norm, harvest.drop_first_positions)
         arguments = (plan.config.bucket, plan.config.dataset, plan.config.model, plan.card, config, *text)
         options = EvaluatorActor.options(**needs(config))
         actors: list[Any] = [options.remote(*arguments) for _ in range(min(config.actors, room_for(config), len(jobs)))]

@@ -34,7 +34,9 @@ def finetune_sweep(plan: SweepPlan, state: SweepState, targets: Targets, reporte
     dataset = plan.config.dataset
     text = DatasetText(plan.bucket.url, dataset, read_manifest(plan.bucket, plan.passes[0].harvest.dataset).shards)
     model = plan.passes[0].harvest.model
-    held_out = partial(load_text, plan.bucket, dataset, model, plan.card, plan.config.evaluation, harvest.context_length)
+    held_out = partial(
+        load_text, plan.bucket, dataset, model, plan.card, plan.config.evaluation, harvest.context_length, harvest.drop_first_positions
+    )
     finetune_all(jobs, model, plan.card, kl, text, held_out, kl.steps(harvest.context_length), targets, reporter)
 
 

@@ -3,23 +3,29 @@
 Each error names the field, its value and what to change.
 """
 
+from collections.abc import Iterable
 from itertools import islice
 
 from scopemill.activation_server.keys import ServerKeys, TrainerKeys
 from scopemill.activation_server.order import Order, group_sizes
 from scopemill.deploy.plan.passes import Connection
 from scopemill.deploy.plan.sweep_file import SweepConfig
-from scopemill.deploy.plan.sweep_plan import Pass, SweepPlan
+from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae, SweepPlan
 from scopemill.deploy.plan.work import Work
 from scopemill.harvester.config import CorpusConfig
 from scopemill.harvester.language_model.card import ModelCard
-from scopemill.harvester.text.corpus import check_corpus
-from scopemill.harvester.text.packed_text import tokenized_documents
+from scopemill.harvester.text.checks import check_corpus
 from scopemill.harvester.text.packing import pack_sequences
+from scopemill.harvester.text.tokens import tokenized_documents
 from scopemill.proto.chunks import CHUNK_BYTES, ArraySpec
 from scopemill.proto.dataset import STORED_DTYPES, committed_shards
 from scopemill.proto.errors import Conflict, CorpusError, InputError, ModelError
+from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import StreamSpec
+from scopemill.trainer.config.wiring import Port, Wiring
+from scopemill.trainer.formats import read_start
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.start import started_from
 
 
 def check_context(config: SweepConfig, card: ModelCard) -> None:
@@ -30,28 +36,32 @@ def check_context(config: SweepConfig, card: ModelCard) -> None:
         )
 
 
-def check_work(plan: SweepPlan, work: Work, packed: bool) -> None:
+def check_work(plan: SweepPlan, work: Work, packed: bool) -> str:
     """Check the bucket, the corpora and the server's keys, each if the work that is left needs it.
 
-    Once the text is ``packed``, the corpus is not read again. Raises StorageError, CorpusError or InputError.
+    Once the text is ``packed``, the corpus is not read again. Returns what is read of the corpora, and what is left out. Raises
+    StorageError, CorpusError or InputError.
     """
-    left, located = work.left(), plan.config
+    left, located, card = work.left(), plan.config, plan.card
+    read = []
     if left:
         plan.bucket.check_writable()
     if "harvest" in left and not packed:
-        check_corpus(located.corpus)
+        read.append(check_corpus(located.model, card, located.corpus).sentence())
     if located.evaluation.corpus and {"train", "evaluate"}.intersection(left):
-        check_corpus(located.evaluation.corpus)
-        _check_long_enough(located, plan.card, located.evaluation.corpus)
+        read.append(f"for evaluation: {check_corpus(located.model, card, located.evaluation.corpus).sentence()}")
+        _check_long_enough(located, card, located.evaluation.corpus)
     if located.server.keys and "train" in left:
         ServerKeys.load(located.server.keys)
         TrainerKeys.load(located.server.keys)
+    return "; ".join(read)
 
 
 def _check_long_enough(config: SweepConfig, card: ModelCard, corpus: CorpusConfig) -> None:
     """Raise CorpusError unless the evaluation's corpus fills its sequences: it is read until it does."""
     wanted, length = config.evaluation.sequences, config.harvest.context_length
-    found = sum(1 for _ in islice(pack_sequences(tokenized_documents(config.model, corpus), length, card.bos), wanted))
+    documents = tokenized_documents(config.model, card, corpus)
+    found = sum(1 for _ in islice(pack_sequences(documents, length, card.bos, config.harvest.drop_first_positions), wanted))
     if found < wanted:
         raise CorpusError(
             f"evaluation.corpus: {corpus.source!r} has {found} sequences of {length} tokens, not {wanted}: lower evaluation.sequences or "
@@ -83,6 +93,28 @@ def _check_chunks(config: SweepConfig, card: ModelCard) -> None:
 def hooks_of(config: SweepConfig, card: ModelCard) -> Connection:
     """Return the hooks that the sweep file asks for. ModelError if the model lacks one."""
     return tuple(card.hooks(config.harvest.layers, config.harvest.sites))
+
+
+def check_starts(card: ModelCard, bucket: Bucket, saes: Iterable[PlannedSae]) -> dict[str, str]:
+    """Return what each finished SAE is that training starts from, by its place.
+
+    Each is read once. Raises InputError if one is missing, or cannot become the SAE that is planned. The harvest will measure the hooks'
+    scales; whether a start fits does not depend on them.
+    """
+    starts: dict[str, Sae] = {}
+    checked = set()
+    for sae in saes:
+        place = sae.config.initial_sae
+        if place is None or bucket.exists(sae.layout.config):
+            continue
+        if place not in starts:
+            starts[place] = read_start(place)
+        inputs, targets = (tuple(Port(hook.name, card.widths[hook.site], 1.0) for hook in hooks) for hooks in (sae.inputs, sae.targets))
+        wiring = Wiring(inputs, targets)
+        if (kind := (sae.config.model_copy(update={"sparsity": 0.0}).model_dump_json(), wiring.shape)) not in checked:
+            started_from(sae.config, wiring, starts[place])
+            checked.add(kind)
+    return {place: repr(sae) for place, sae in starts.items()}
 
 
 def check_rolling(part: Pass) -> None:

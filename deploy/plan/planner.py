@@ -9,12 +9,12 @@ from fnmatch import fnmatch
 from typing import Any
 
 from scopemill.activation_server.order import group_sizes
-from scopemill.deploy.plan.checks import check_context, check_rolling, check_shards, check_work, hooks_of
+from scopemill.deploy.plan.checks import check_context, check_rolling, check_shards, check_starts, check_work, hooks_of
 from scopemill.deploy.plan.held_out import reserved_sequences
 from scopemill.deploy.plan.passes import Budget, Connection, pass_of, plan_passes
 from scopemill.deploy.plan.record import digest_of
 from scopemill.deploy.plan.side_by_side import side_by_side
-from scopemill.deploy.plan.sweep_file import SweepConfig
+from scopemill.deploy.plan.sweep_file import SweepConfig, located_start
 from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae, SweepPlan, row_bytes, stream_of
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.language_model.describe import describe
@@ -43,7 +43,8 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     except StorageError:
         plan.bucket.check_writable()  # tells what is wrong with the bucket, where it can
         raise
-    check_work(plan, work, packed)
+    read = check_work(plan, work, packed)
+    plan = replace(plan, corpus=read, starts=check_starts(plan.card, plan.bucket, plan.saes))
     if config.harvest.rolling:
         for part in plan.passes:
             check_rolling(part)
@@ -154,7 +155,7 @@ def _sae(
     layers = "-".join(str(hook.layer) for hook in inputs)
     site = "-".join(dict.fromkeys(hook.site for hook in inputs + targets))
     name = f"{layers}.{site}/{sae.width}/{sae.architecture}/{sae.sparsity:g}"
-    return [PlannedSae(name, layout, inputs, targets, sae, place) for layout in layouts]
+    return [PlannedSae(name, layout, inputs, targets, located_start(sae), place) for layout in layouts]
 
 
 def _at_home(bucket: Bucket, candidates: list[list[PlannedSae]]) -> list[PlannedSae]:

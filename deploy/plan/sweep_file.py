@@ -20,6 +20,7 @@ from scopemill.proto.config import HOLDS_CREDENTIAL, Config, Place
 from scopemill.proto.errors import InputError, SweepFileError
 from scopemill.proto.layout import checked_name
 from scopemill.trainer.config.grid import TrainConfig
+from scopemill.trainer.config.recipe import SaeConfig
 
 C = TypeVar("C", bound=Config)
 
@@ -65,6 +66,16 @@ class SweepConfig(Config):
                 checked_name(kind, name)
             except InputError as error:
                 raise ValueError(str(error)) from error
+        return self
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each_part_of_the_model(self) -> "SweepConfig":
+        for section, gpus in (("harvest", self.harvest.gpus), ("evaluation", self.evaluation.gpus)):
+            if self.model.devices > 1 and gpus != self.model.devices:
+                raise ValueError(
+                    f"{section}.gpus: model.devices splits the model over {self.model.devices} GPUs, and each process of this section has "
+                    f"{gpus:g}: give both the same number"
+                )
         return self
 
     @property
@@ -183,6 +194,15 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 def _located_corpus(corpus: CorpusConfig) -> CorpusConfig:
     return corpus if corpus.format == "hub" else corpus.model_copy(update={"source": _absolute(corpus.source)})
+
+
+def located_start(sae: SaeConfig) -> SaeConfig:
+    """Return a configuration with an absolute path of the SAE to start from.
+
+    Trainers may work in another folder. URLs and Hugging Face ids stay as they are.
+    """
+    start = sae.initial_sae
+    return sae.model_copy(update={"initial_sae": _absolute(start)}) if start and Path(start).expanduser().exists() else sae
 
 
 def _absolute(place: str) -> str:

@@ -1,7 +1,7 @@
 """Hold a sweep's plan: its passes, their harvests and their SAEs."""
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from scopemill.deploy.plan.cohorts import Entry, slots
@@ -99,6 +99,8 @@ class SweepPlan:
     card: ModelCard
     passes: list[Pass]  # in turn: each is harvested and trained before the next
     digest: str  # of the sweep file's content
+    corpus: str = ""  # what is read of the corpora, and what is left out
+    starts: Mapping[str, str] = field(default_factory=dict)  # finished SAEs to start from, by their places
 
     @property
     def saes(self) -> list[PlannedSae]:

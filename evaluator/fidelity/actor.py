@@ -16,8 +16,9 @@ from scopemill.evaluator.fidelity.results import Evaluation, Result
 from scopemill.harvester.config import CorpusConfig, ModelConfig
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.language_model.model import LanguageModel
-from scopemill.harvester.text.packed_text import load_sequences, tokenized_documents
-from scopemill.harvester.text.packing import Sequences, pack_sequences, row_mask
+from scopemill.harvester.text.packed_text import load_sequences
+from scopemill.harvester.text.packing import Sequences, pack_sequences
+from scopemill.harvester.text.tokens import tokenized_documents
 from scopemill.proto import metrics
 from scopemill.proto.dataset import read_manifest
 from scopemill.proto.errors import CorpusError, NotFinite, ScopemillError, Stopped
@@ -32,7 +33,7 @@ from scopemill.trainer.training import checkpoint
 
 
 def load_text(
-    bucket: Bucket, dataset: str, model: ModelConfig, card: ModelCard, config: EvaluationConfig, context_length: int
+    bucket: Bucket, dataset: str, model: ModelConfig, card: ModelCard, config: EvaluationConfig, context_length: int, drop_first: int = 0
 ) -> EvaluationText:
     """Load the text to evaluate on: the evaluation's own corpus, or the harvest's reserved sequences."""
     if config.corpus is None:
@@ -40,14 +41,14 @@ def load_text(
         if len(block) < config.sequences:
             raise CorpusError(f"evaluation.sequences: {dataset} reserved {len(block)} sequences for evaluation, not {config.sequences}")
     else:
-        block = _pack(model, card, config.corpus, config.sequences, context_length)
-    is_row = torch.from_numpy(row_mask(block.tokens, card.special))
+        block = _pack(model, card, config.corpus, config.sequences, context_length, drop_first)
+    is_row = torch.from_numpy(block.row_mask(card.special))
     return EvaluationText(torch.from_numpy(block.tokens), is_row, config.sequences_per_forward)
 
 
-def _pack(model: ModelConfig, card: ModelCard, corpus: CorpusConfig, wanted: int, context_length: int) -> Sequences:
+def _pack(model: ModelConfig, card: ModelCard, corpus: CorpusConfig, wanted: int, context_length: int, drop_first: int) -> Sequences:
     packed: list[Sequences] = []
-    for sequence in pack_sequences(tokenized_documents(model, corpus), context_length, card.bos):
+    for sequence in pack_sequences(tokenized_documents(model, card, corpus), context_length, card.bos, drop_first):
         packed.append(sequence)
         if len(packed) == wanted:
             return Sequences.join(packed)
@@ -72,13 +73,14 @@ class Evaluator:
         config: EvaluationConfig,
         context_length: int,
         outlier_norm: float | None = None,
+        drop_first: int = 0,
     ):
         keep_freed_memory()
         torch.set_num_threads(max(1, int(config.cpus)))
         self._bucket, self._config = Bucket(bucket_url), config
         self._settings = settings_of(config, dataset, context_length, outlier_norm)
         self._lm = LanguageModel(model)
-        self._texts = [load_text(self._bucket, dataset, model, card, config, context_length)]
+        self._texts = [load_text(self._bucket, dataset, model, card, config, context_length, drop_first)]
         if outlier_norm:
             self._texts.append(kept_text(self._lm, self._texts[0], read_manifest(self._bucket, dataset)))
         self._baselines: dict[tuple[Hook, ...], list[Baseline] | ScopemillError] = {}

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import Any
 
 import ray
@@ -18,7 +19,7 @@ from scopemill.evaluator.fidelity.results import Evaluation, Result
 from scopemill.harvester.config import ModelConfig
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.language_model.model import LanguageModel
-from scopemill.harvester.text.packing import Sequences, row_mask
+from scopemill.harvester.text.packing import Sequences
 from scopemill.proto import metrics
 from scopemill.proto.errors import InputError, Stopped
 from scopemill.proto.hooks import Hook
@@ -40,8 +41,7 @@ UNIT_SEQUENCES = 64  # sequences that fix the unit of each hook
 
 def held_out_text(load: Callable[[], Sequences], card: ModelCard, sequences_per_forward: int) -> EvaluationText:
     """Return sequences as the text of an evaluation."""
-    tokens = load().tokens
-    return EvaluationText(torch.from_numpy(tokens), torch.from_numpy(row_mask(tokens, card.special)), sequences_per_forward)
+    return EvaluationText(*_tensors(load(), card), sequences_per_forward)
 
 
 class Finetuner:
@@ -104,16 +104,16 @@ class Finetuner:
                 f"{job.source} is a ReLU SAE: without its L1 penalty it would become dense; give the coefficient that it was trained with "
                 "as sparsity (0 for none)"
             )
-        some = Sequences.join([block for _, block in zip(range(UNIT_SEQUENCES), self._text.sequences(0), strict=False)]).tokens
-        units = measure_units(self._lm, (*inputs, *outputs), torch.from_numpy(some), torch.from_numpy(row_mask(some, self._card.special)))
+        some = Sequences.join(list(islice(self._text.sequences(0), UNIT_SEQUENCES)))
+        units = measure_units(self._lm, (*inputs, *outputs), *_tensors(some, self._card))
         ports = Ports(inputs, outputs, tuple(units[h] for h in inputs), tuple(units[h] for h in outputs))
         return FinetuneLoop(self._lm, finished.sae, ports, self._config, job.arm, self._steps, sparsity or 0.0)
 
     def _train(self, loop: FinetuneLoop, bucket: Bucket, layout: SaeLayout, name: str) -> list[StepReport]:
         history = checkpoint.resume(bucket, layout, loop)
         self._steps_done += loop.step_number
-        for tokens in batches(self._text, self._config.sequences_per_step, loop.step_number, self._steps):
-            report = loop.step(torch.from_numpy(tokens), torch.from_numpy(row_mask(tokens, self._card.special)))
+        for block in batches(self._text, self._config.sequences_per_step, loop.step_number, self._steps):
+            report = loop.step(*_tensors(block, self._card))
             self._steps_done += 1
             if report.step % LOG_EVERY == 0 or loop.finished:
                 history.append(report)
@@ -184,6 +184,11 @@ class Finetuner:
         bucket.remove(layout.config)
         write_saelens(bucket, layout.root, tuned)  # cfg.json last: it makes the folder a finished SAE
         bucket.remove_tree(layout.checkpoints)
+
+
+def _tensors(block: Sequences, card: ModelCard) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the tokens of sequences and the mask of their rows."""
+    return torch.from_numpy(block.tokens), torch.from_numpy(block.row_mask(card.special))
 
 
 def _hooks(finished: FinishedSae) -> tuple[tuple[Hook, ...], tuple[Hook, ...]]:

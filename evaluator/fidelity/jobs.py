@@ -25,7 +25,7 @@ def settings_of(config: EvaluationConfig, dataset: str, context_length: int, out
     ``outlier_norm`` is the harvest's; without such a filter it does not enter.
     """
     return {
-        "corpus": config.corpus.model_dump() if config.corpus else f"reserved sequences of {dataset}",
+        "corpus": config.corpus.identity if config.corpus else f"reserved sequences of {dataset}",
         "sequences": config.sequences,
         "context_length": context_length,
         "splice_special": config.splice_special,

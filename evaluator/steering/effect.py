@@ -129,8 +129,9 @@ def output_scores(
 ) -> torch.Tensor:
     """Return the output score [n] of latents.
 
-    It says whether pushing a latent makes the model say what the latent promotes. Each latent is added by its amount at a neutral prompt [T]. The score is p (1 - rank / V) of the likeliest of the latent's ten promoted
-    tokens, as arXiv 2505.20063 has it. Every latent is a sequence of a batch, so a score costs one row of a forward pass.
+    It says whether pushing a latent makes the model say what the latent promotes. Each latent is added by its amount at a neutral prompt
+    [T]. The score is p (1 - rank / V) of the likeliest of the latent's ten promoted tokens, as arXiv 2505.20063 has it. Every latent is a
+    sequence of a batch, so a score costs one row of a forward pass.
     """
     scores = []
     for start in range(0, len(latents), latents_per_forward):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 
@@ -24,7 +25,7 @@ from scopemill.evaluator.steering.steering import SteeredSae, Steering
 from scopemill.harvester.config import ModelConfig
 from scopemill.harvester.language_model.describe import describe, load_tokenizer
 from scopemill.harvester.language_model.model import LanguageModel
-from scopemill.harvester.text.packing import pack_sequences
+from scopemill.harvester.text.packing import Document, pack_sequences
 from scopemill.proto.config import Config
 from scopemill.proto.errors import InputError
 from scopemill.trainer.formats import read_finished
@@ -200,7 +201,7 @@ class Steerer:
     def _text(self, text: str) -> EvaluationText:
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         length = min(len(ids) + 1, 256)
-        packed = list(pack_sequences([torch.tensor(ids).numpy()], length, self._card.bos))
+        packed = list(pack_sequences([Document(np.asarray(ids, dtype=np.int64))], length, self._card.bos))
         if length < 3 or not packed:
             raise InputError("the text to measure on is shorter than two tokens: give a longer one")
         tokens = torch.cat([torch.from_numpy(sequence.tokens) for sequence in packed])

@@ -102,6 +102,12 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(model.name, revision=model.revision)
 
 
+def vocabulary(model: ModelConfig) -> int:
+    """Return the number of token ids that a model embeds. Raises ModelError if its configuration cannot be read."""
+    with quiet_libraries(), as_model_error(model):
+        return int(AutoConfig.from_pretrained(model.name, revision=model.revision).get_text_config().vocab_size)
+
+
 def _clone(model: ModelConfig, tokenizer: PreTrainedTokenizerBase, layers: int) -> Any:
     """Boot the architecture with so many layers and no weights, on the meta device if possible."""
     options = {"load_weights": False, "hf_config_overrides": {"num_hidden_layers": layers}, "tokenizer": tokenizer}

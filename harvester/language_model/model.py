@@ -19,6 +19,7 @@ from scopemill.harvester.language_model.bridge import (
     use_hugging_face_norms,
 )
 from scopemill.harvester.language_model.residual import check_middle
+from scopemill.proto.errors import ModelError
 from scopemill.proto.hooks import Hook
 
 Edit = Callable[[torch.Tensor], torch.Tensor]  # [B, T, d] -> [B, T, d]
@@ -33,19 +34,19 @@ class LanguageModel:
     """Run a model under TransformerLens' bridge to read its activations or replace them."""
 
     def __init__(self, model: ModelConfig):
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if model.device == "auto" else model.device)
         with quiet_libraries(), as_model_error(model):
-            self._bridge = boot(model, dtype=TORCH_DTYPES[model.dtype], device=self.device)
+            self._bridge = boot(model, dtype=TORCH_DTYPES[model.dtype], **placement(model))
         self.dtype = TORCH_DTYPES[model.dtype]
+        self.device = torch.device(self._bridge.cfg.device)  # of a model on several devices: the embedding's
         self._bridge.eval().requires_grad_(False)
         use_hugging_face_norms(self._bridge)
         use_hugging_face_attention(self._bridge)
         self._checked: set[Hook] = set()
 
     def capture(self, tokens: torch.Tensor, hooks: Iterable[Hook]) -> dict[str, torch.Tensor]:
-        """Return the activations [B, T, d] of every hook for tokens [B, T]."""
+        """Return the activations [B, T, d] of every hook for tokens [B, T], on ``device``."""
         captured: dict[str, torch.Tensor] = {}
-        self.visit(tokens, hooks, captured.__setitem__)
+        self.visit(tokens, hooks, lambda name, x: captured.__setitem__(name, x.to(self.device)))
         return captured
 
     def _check(self, hooks: Iterable[Hook]) -> None:
@@ -62,8 +63,8 @@ class LanguageModel:
     def visit(self, tokens: torch.Tensor, hooks: Iterable[Hook], visitor: Visitor) -> None:
         """Run tokens [B, T] and call ``visitor`` when the pass reaches each hook.
 
-        The pass ends at the last hook. The heads of ``attn_z`` are concatenated. Tensors are on the model's device, in the
-        model's precision; a visitor that does not keep them saves their memory.
+        The pass ends at the last hook. The heads of ``attn_z`` are concatenated. Tensors are on the device of their layer, in
+        the model's precision; a visitor that does not keep them saves their memory.
         """
         wanted = list(hooks)
         self._check(wanted)
@@ -93,7 +94,7 @@ class LanguageModel:
 
         def keep(name: str) -> Callable:
             def hook_fn(x: torch.Tensor, hook: Any) -> None:
-                captured[name] = x.flatten(start_dim=2)
+                captured[name] = x.flatten(start_dim=2).to(self.device)
 
             return hook_fn
 
@@ -102,14 +103,13 @@ class LanguageModel:
         fwd_hooks = [(hook.name, keep(hook.name)) for hook in kept]
         fwd_hooks += [(hook.name, self._replaced(edit)) for hook, edit in edited.items()]
         logits = self._bridge.run_with_hooks(tokens.to(self.device).long(), fwd_hooks=fwd_hooks, return_type="logits")
-        return logits, captured
+        return logits.to(self.device), captured
 
-    @staticmethod
-    def _replaced(edit: Edit) -> Callable:
+    def _replaced(self, edit: Edit) -> Callable:
         """Return the bridge's hook that replaces activations by an edit's result."""
 
         def hook_fn(x: torch.Tensor, hook: Any) -> torch.Tensor:
-            return edit(x.flatten(start_dim=2)).to(x.dtype).reshape(x.shape)
+            return edit(x.flatten(start_dim=2).to(self.device)).to(x).reshape(x.shape)
 
         return hook_fn
 
@@ -122,13 +122,13 @@ class LanguageModel:
         options = {"past_key_values": cache} if cache is not None else {"use_cache": True}
         new = tokens.to(self.device).long()
         logits, cache = self._bridge.run_with_hooks(new, fwd_hooks=fwd_hooks, return_type="logits_and_cache", **options)
-        return logits[:, -1], cache
+        return logits[:, -1].to(self.device), cache
 
     def direct_logits(self, hook: Hook, rows: torch.Tensor) -> torch.Tensor:
         """Return the logits that rows at a hook write by the direct path.
 
-        Rows are [n, d], logits [n, V], centred over the vocabulary. The direct path is the residual stream alone: the final norm's gain and the unembedding. Rows at ``attn_z`` go through the output
-        projection first.
+        Rows are [n, d], logits [n, V], centred over the vocabulary. The direct path is the residual stream alone: the final norm's gain
+        and the unembedding. Rows at ``attn_z`` go through the output projection first.
         """
         with torch.no_grad():
             x = rows.to(self.device, self.dtype)
@@ -154,12 +154,12 @@ class LanguageModel:
     def token_losses(self, tokens: torch.Tensor, edits: Mapping[Hook, Edit] | None = None) -> torch.Tensor:
         """Return the cross-entropy [B, T-1] of each next token, in nats and float32.
 
-        Each edit replaces the activations of its hook during the pass.
+        Each edit replaces the activations of its hook during the pass. Edits and losses are on ``device``.
         """
         with torch.inference_mode():
             logits, _ = self.logits(tokens, edits)
-            predictions, targets = logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].to(self.device).long().flatten()
-            return torch.nn.functional.cross_entropy(predictions, targets, reduction="none").view(len(tokens), -1)
+            predictions, targets = logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].long().flatten().to(logits.device)
+            return torch.nn.functional.cross_entropy(predictions, targets, reduction="none").view(len(tokens), -1).to(self.device)
 
 
 def put_rows(where: torch.Tensor, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -170,3 +170,18 @@ def put_rows(where: torch.Tensor, rows: torch.Tensor, x: torch.Tensor) -> torch.
     out = x.clone()
     out[where] = rows.to(out.dtype)
     return out
+
+
+def placement(model: ModelConfig) -> dict[str, Any]:
+    """Return where a model goes, as options of `boot`: one device, or several with a part of the layers each.
+
+    Raises ModelError if there are fewer GPUs than the model is to be split over.
+    """
+    if model.devices == 1:
+        return {"device": torch.device(("cuda" if torch.cuda.is_available() else "cpu") if model.device == "auto" else model.device)}
+    if (there := torch.cuda.device_count()) < model.devices:
+        raise ModelError(
+            f"model.devices: {model.name} is to be split over {model.devices} GPUs, and this process sees {there}: lower it, or raise the "
+            "gpus of harvest and evaluation"
+        )
+    return {"n_devices": model.devices}

@@ -1,4 +1,4 @@
-"""Tokenize a corpus, pack it into buckets and store them: packed text."""
+"""Pack a corpus into buckets and store them: packed text."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -6,25 +6,14 @@ from itertools import islice
 import numpy as np
 import safetensors.numpy
 
-from scopemill.harvester.config import CorpusConfig, ModelConfig
-from scopemill.harvester.language_model.describe import load_tokenizer
 from scopemill.harvester.task import HarvestTask
-from scopemill.harvester.text.corpus import documents
 from scopemill.harvester.text.packing import Sequences, group_into_buckets, pack_sequences
+from scopemill.harvester.text.tally import Tally
+from scopemill.harvester.text.tokens import tokenized_documents
 from scopemill.proto.errors import CorpusError
+from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record, checksummed_tensors, read_record, read_tensors
-
-TOKENIZER_BATCH = 256  # documents per call: the tokenizer works on them in parallel
-
-
-def tokenized_documents(model: ModelConfig, corpus: CorpusConfig) -> Iterator[np.ndarray]:
-    """Yield the tokens of each document, without special tokens added."""
-    tokenizer = load_tokenizer(model)
-    texts = documents(corpus)
-    while batch := list(islice(texts, TOKENIZER_BATCH)):
-        for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
-            yield np.asarray(ids, dtype=np.int64)
 
 
 def pack_corpus(task: HarvestTask) -> int:
@@ -35,7 +24,9 @@ def pack_corpus(task: HarvestTask) -> int:
     bucket, layout, harvest = task.bucket, task.text_layout, task.config
     if bucket.exists(layout.packing):
         return read_record(bucket, layout.packing)["shards"]
-    packed = pack_sequences(tokenized_documents(task.model, task.corpus), harvest.context_length, task.card.bos)
+    tally = Tally()
+    tokenized = tokenized_documents(task.model, task.card, task.corpus, tally)
+    packed = pack_sequences(tokenized, harvest.context_length, task.card.bos, harvest.drop_first_positions)
     if task.reserved:
         _reserve(task, packed)
     spare = int(harvest.rows_per_shard * harvest.outlier_spare) if harvest.outlier_norm else 0
@@ -47,10 +38,19 @@ def pack_corpus(task: HarvestTask) -> int:
     if not shards:
         raise CorpusError(
             f"corpus {task.corpus.source!r} is shorter than one shard: lower harvest.rows_per_shard ({harvest.rows_per_shard}) "
-            "or add text to the corpus"
+            f"or add text to the corpus (it gave {tally.sentence()})"
         )
-    bucket.create(layout.packing, checksummed_record({"shards": shards, "identity": task.text_identity}))
+    record = {"shards": shards, "identity": task.text_identity, "corpus": tally.to_record(), "read": tally.sentence()}
+    bucket.create(layout.packing, checksummed_record(record))
     return shards
+
+
+def what_was_read(bucket: Bucket, layout: DatasetLayout) -> str:
+    """Return a sentence on what packing read and left out.
+
+    It is empty for text that an earlier version packed.
+    """
+    return str(read_record(bucket, layout.packing).get("read", "")) if bucket.exists(layout.packing) else ""
 
 
 def _reserve(task: HarvestTask, packed: Iterator[Sequences]) -> None:
@@ -65,10 +65,15 @@ def _reserve(task: HarvestTask, packed: Iterator[Sequences]) -> None:
 
 
 def save_sequences(bucket: Bucket, path: str, block: Sequences) -> None:
-    """Write sequences as one checksummed safetensors object."""
-    bucket.write(path, *checksummed_tensors(safetensors.numpy.save({name: np.ascontiguousarray(x) for name, x in vars(block).items()})))
+    """Write sequences as one checksummed safetensors object.
+
+    The mask of wanted tokens is left out where it is True throughout, as in the first version's files.
+    """
+    arrays = {name: np.ascontiguousarray(x) for name, x in vars(block).items() if name != "wanted" or not x.all()}
+    bucket.write(path, *checksummed_tensors(safetensors.numpy.save(arrays)))
 
 
 def load_sequences(bucket: Bucket, path: str) -> Sequences:
     """Read sequences that ``save_sequences`` wrote."""
-    return Sequences(**safetensors.numpy.load(read_tensors(bucket, path)))
+    arrays = safetensors.numpy.load(read_tensors(bucket, path))
+    return Sequences(**{"wanted": np.ones(arrays["tokens"].shape, dtype=bool)} | arrays)

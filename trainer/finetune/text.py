@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
-
 from scopemill.harvester.config import CorpusConfig, ModelConfig
-from scopemill.harvester.text.packed_text import load_sequences, tokenized_documents
+from scopemill.harvester.language_model.card import ModelCard
+from scopemill.harvester.text.packed_text import load_sequences
 from scopemill.harvester.text.packing import Sequences, pack_sequences
+from scopemill.harvester.text.tokens import tokenized_documents
 from scopemill.proto.errors import CorpusError
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.storage.bucket import Bucket
@@ -41,9 +41,9 @@ class CorpusText:
     """Read and pack a corpus, after the first sequences that are reserved for the evaluation."""
 
     model: ModelConfig
+    card: ModelCard
     corpus: CorpusConfig
     context_length: int
-    bos: int
     reserved: int
 
     @property
@@ -53,13 +53,11 @@ class CorpusText:
 
     def sequences(self, start: int) -> Iterator[Sequences]:
         """Yield single sequences from number ``start`` on."""
-        packed = pack_sequences(tokenized_documents(self.model, self.corpus), self.context_length, self.bos)
-        yield from islice(packed, self.reserved + start, None)
+        yield from islice(self._packed(), self.reserved + start, None)
 
     def held_out(self) -> Sequences:
         """Return the reserved sequences; CorpusError if the corpus is too short for them."""
-        packed = pack_sequences(tokenized_documents(self.model, self.corpus), self.context_length, self.bos)
-        reserved = list(islice(packed, self.reserved))
+        reserved = list(islice(self._packed(), self.reserved))
         if len(reserved) < self.reserved:
             raise CorpusError(
                 f"corpus {self.corpus.source!r} has {len(reserved)} sequences of {self.context_length} tokens, and the evaluation alone "
@@ -67,12 +65,15 @@ class CorpusText:
             )
         return Sequences.join(reserved)
 
+    def _packed(self) -> Iterator[Sequences]:
+        return pack_sequences(tokenized_documents(self.model, self.card, self.corpus), self.context_length, self.card.bos)
+
 
 Text = DatasetText | CorpusText
 
 
-def batches(text: Text, size: int, start: int, steps: int) -> Iterator[np.ndarray]:
-    """Yield the tokens [size, T] of each step from ``start`` on.
+def batches(text: Text, size: int, start: int, steps: int) -> Iterator[Sequences]:
+    """Yield the sequences of each step from ``start`` on.
 
     CorpusError if the text ends before the last step.
     """
@@ -84,4 +85,4 @@ def batches(text: Text, size: int, start: int, steps: int) -> Iterator[np.ndarra
                 f"the text ends after {step} of {steps} steps of {size} sequences: lower the tokens of fine-tuning to what the text holds, "
                 "or add text"
             )
-        yield Sequences.join(block).tokens
+        yield Sequences.join(block)

@@ -101,6 +101,17 @@ def load_sae(place: str | Path, device: torch.device | str | None = None, dtype:
     return finished.sae.to(device=device, dtype=dtype)
 
 
+def read_start(place: str) -> Sae:
+    """Return the finished SAE that training is to start from.
+
+    Raises InputError, which names the field, if there is none.
+    """
+    try:
+        return load_sae(place)
+    except (InputError, StorageError) as error:
+        raise InputError(f"train.initial_sae: {error}") from error
+
+
 def save_sae(sae: Sae, place: str | Path, format: str = "saelens") -> None:
     """Write a finished SAE into a folder, which may be any fsspec URL.
 
@@ -122,4 +133,6 @@ def _measured(bucket: Bucket) -> dict[str, float]:
     return {}
 
 
-__all__ = ["FORMATS", "WRITTEN", "FinishedSae", "Format", "load_sae", "read_finished", "save_sae", "write_finished", "write_saelens"]
+__all__ = [
+    "FORMATS", "WRITTEN", "FinishedSae", "Format", "load_sae", "read_finished", "read_start", "save_sae", "write_finished", "write_saelens",
+]  # fmt: skip

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from support import tiny_sweep
 
 from scopemill.deploy.cost.summary import facts
@@ -13,6 +14,12 @@ from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.proto.errors import CorpusError, InputError, ModelError, StorageError
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record
+from scopemill.trainer.config.recipe import sae_config
+from scopemill.trainer.config.templates import load_template
+from scopemill.trainer.config.wiring import Shape
+from scopemill.trainer.formats import save_sae
+from scopemill.trainer.sae.folding import fold
+from scopemill.trainer.sae.registry import initial_sae
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +152,43 @@ def test_evaluation_can_change_without_touching_harvest_and_training(tmp_path, t
     first.bucket.write(task.text_layout.packing, without)
     with pytest.raises(InputError, match="packed with 0 sequences reserved"):
         plan()
+
+
+def test_every_file_of_a_corpus_is_looked_at_and_what_is_left_out_is_told(tmp_path, text):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(text.read_bytes())
+    for name, data in ((".DS_Store", b"x"), ("notes.md", b"no JSON"), ("b.jsonl", b"\x89PNG\0\0")):
+        (folder / name).write_bytes(data)
+    told = facts(plan := planned(tmp_path, folder), plan.read_state())["corpus"]
+    for words in ("1 files", "1 hidden files", "1 files that do not end in .jsonl or .json or .ndjson", "1 files that are not text"):
+        assert words in told
+    (folder / "z.jsonl").write_text("a line that is no JSON")
+    with pytest.raises(CorpusError, match=f"{folder}/z.jsonl, line 1: not JSON"):
+        planned(tmp_path, folder)
+    with pytest.raises(CorpusError, match=f"{folder}/notes.md, line 1: not JSON"):
+        planned(tmp_path, folder / "*")
+
+
+def test_a_start_is_read_before_the_harvest(tmp_path, text):
+    start = tmp_path / "start"
+    with pytest.raises(InputError, match=f"train.initial_sae: {start} is not a finished SAE"):
+        planned(tmp_path, text, train={"initial_sae": str(start)})
+    config = sae_config({"architecture": "jumprelu", "width": 256, "sparsity": 1e-3} | load_template("quick").fields)
+    for d, place in ((192, start), (96, tmp_path / "narrow")):
+        save_sae(fold(initial_sae(config, Shape.square(d), torch.zeros(d)).requires_grad_(False), [3.0], [3.0]), place)
+    plan = planned(tmp_path, text, train={"initial_sae": str(start)})
+    assert "Sae(jumprelu, 192 -> 256" in facts(plan, plan.read_state())["starts from"]
+    with pytest.raises(InputError, match="train.initial_sae: .* has 256 latents, and train.widths asks for 512"):
+        planned(tmp_path, text, train={"initial_sae": str(start), "widths": [256, 512]})
+    with pytest.raises(InputError, match="train.initial_sae: .* is not a standard of this shape, but a jumprelu"):
+        planned(tmp_path, text, train={"initial_sae": str(start), "architecture": "standard"})
+    with pytest.raises(InputError, match="reads rows of width 96 .* hooks have 192"):
+        planned(tmp_path, text, train={"initial_sae": str(tmp_path / "narrow")})
+
+
+def test_a_start_beside_the_sweep_file_is_found_from_any_folder(tmp_path, text, monkeypatch):
+    test_a_start_is_read_before_the_harvest(tmp_path, text)
+    monkeypatch.chdir(tmp_path)
+    relative = planned(tmp_path, text, train={"initial_sae": "start"})
+    assert {sae.config.initial_sae for sae in relative.saes} == {str(tmp_path / "start")}

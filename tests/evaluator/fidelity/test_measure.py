@@ -516,7 +516,7 @@ EVALUATION = EvaluationConfig(sequences=S, sequences_per_forward=3)
 @pytest.fixture
 def evaluator(bucket, model, card, lm, tokens, monkeypatch) -> Evaluator:
     """An evaluator over the same text, kept as a harvest's reserved sequences, and an SAE with two checkpoints."""
-    block = Sequences(tokens.int().numpy(), np.zeros((S, T), np.int64), np.zeros((S, T), np.int32))
+    block = Sequences(tokens.int().numpy(), np.zeros((S, T), np.int64), np.zeros((S, T), np.int32), np.ones((S, T), bool))
     save_sequences(bucket, DatasetLayout("d").reserved, block)
     sae = initial_sae(CONFIG, WIRING.shape, torch.zeros(D))
     for step in (10, 20):

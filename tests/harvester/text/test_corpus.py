@@ -10,13 +10,21 @@ import pyarrow.parquet as parquet
 import pytest
 import s3fs
 
-from scopemill.harvester.config import CorpusConfig
-from scopemill.harvester.text.corpus import check_corpus, documents
+from scopemill.harvester.config import CorpusConfig, ModelConfig
+from scopemill.harvester.language_model.card import ModelCard
+from scopemill.harvester.text import checks
+from scopemill.harvester.text.corpus import documents
+from scopemill.harvester.text.tally import Tally
 from scopemill.proto.errors import CorpusError
 
 
 def read(source, format: str, **options) -> list[str]:
     return list(documents(CorpusConfig(source=str(source), format=format, **options)))
+
+
+def check_corpus(corpus: CorpusConfig) -> Tally:
+    """The check of a corpus of text, which needs neither model nor tokenizer."""
+    return checks.check_corpus(ModelConfig(name="unused"), ModelCard("unused", "0", 1, None, {}, 2, (2,)), corpus)
 
 
 def refusal(source, format: str, **options) -> str:

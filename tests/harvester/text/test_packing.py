@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scopemill.harvester.text.packing import Sequences, group_into_buckets, pack_sequences, permutation, row_mask
+from scopemill.harvester.text.packing import Document, Sequences, group_into_buckets, pack_sequences, permutation
 
 PAD, EOS, BOS = 0, 1, 2
 SPECIAL = (PAD, EOS, BOS)
@@ -22,7 +22,7 @@ quick = settings(deadline=None, max_examples=100)
 
 
 def pack(corpus, context_length: int) -> list[Sequences]:
-    return list(pack_sequences((np.asarray(document, dtype=np.int64) for document in corpus), context_length, BOS))
+    return list(pack_sequences((Document(np.asarray(document, dtype=np.int64)) for document in corpus), context_length, BOS))
 
 
 def labelled(packed: list[Sequences]) -> list[tuple[int, int, int]]:
@@ -96,7 +96,7 @@ def test_packing_reads_no_further_than_it_has_to():
     def documents():
         for number in range(1000):
             taken.append(number)
-            yield np.arange(3, 13)
+            yield Document(np.arange(3, 13))
 
     packed = pack_sequences(documents(), 8, BOS)
     next(packed)
@@ -105,7 +105,25 @@ def test_packing_reads_no_further_than_it_has_to():
 
 @given(st.lists(tokens, min_size=1, max_size=60))
 def test_rows_are_the_tokens_that_are_not_special(found):
-    assert row_mask(np.array([found]), SPECIAL).tolist() == [[token not in SPECIAL for token in found]]
+    tokens = np.array([found])
+    everything = Sequences(tokens, tokens, tokens, np.ones(tokens.shape, dtype=bool))
+    assert everything.row_mask(SPECIAL).tolist() == [[token not in SPECIAL for token in found]]
+
+
+@quick
+@given(st.data(), corpora, context_lengths)
+def test_unwanted_tokens_and_first_positions_are_no_rows_and_all_else_stays(data, corpus, context_length):
+    drop = data.draw(st.integers(0, context_length - 1))
+    wanted = [np.array(data.draw(st.lists(st.booleans(), min_size=len(d), max_size=len(d))), dtype=bool) for d in corpus]
+    asked = [Document(np.asarray(d, dtype=np.int64), w) for d, w in zip(corpus, wanted, strict=True)]
+    packed = list(pack_sequences(asked, context_length, BOS, drop))
+    for sequence, plain in zip(packed, pack(corpus, context_length), strict=True):
+        for field in ("tokens", "document", "position"):
+            np.testing.assert_array_equal(getattr(sequence, field), getattr(plain, field))
+        places = zip(sequence.tokens[0], sequence.document[0], sequence.position[0], strict=True)
+        expected = [t not in SPECIAL and i >= drop and (p < 0 or bool(wanted[d][p])) for i, (t, d, p) in enumerate(places)]
+        assert sequence.row_mask(SPECIAL)[0].tolist() == expected
+        assert plain.wanted.all()
 
 
 @quick
@@ -114,13 +132,13 @@ def test_a_bucket_has_enough_rows_and_no_sequence_more_than_it_needs(corpus, con
     packed = pack(corpus, context_length)
     made = list(group_into_buckets(packed, rows, SPECIAL))
     for bucket in made:
-        counts = list(accumulate(int(row_mask(sequence, SPECIAL).sum()) for sequence in bucket.tokens))
+        counts = list(accumulate(int(bucket[i : i + 1].row_mask(SPECIAL).sum()) for i in range(len(bucket))))
         assert counts[-1] >= rows
         assert [count for count in counts if count >= rows] == counts[-1:]
     together = [sequence for bucket in made for sequence in bucket.tokens.tolist()]
     assert together == [sequence.tokens[0].tolist() for sequence in packed][: len(together)]
     left = packed[len(together) :]
-    assert sum(int(row_mask(sequence.tokens, SPECIAL).sum()) for sequence in left) < rows
+    assert sum(int(sequence.row_mask(SPECIAL).sum()) for sequence in left) < rows
 
 
 def test_sequences_are_joined_and_cut_with_their_labels():

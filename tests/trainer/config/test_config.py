@@ -19,7 +19,7 @@ from scopemill.trainer.sae.activations.base import Activation
 from scopemill.trainer.sae.registry import ACTIVATIONS, ARCHITECTURES, initial_sae
 
 LEAST = {"widths": [1024], "sparsities": [0.1]}
-SHIPPED = ("anthropic-2025", "batchtopk", "gemma-scope", "gemma-scope-2", "matryoshka", "quick", "topk-openai")
+SHIPPED = ("anthropic-2025", "base-to-chat", "batchtopk", "gemma-scope", "gemma-scope-2", "matryoshka", "quick", "topk-openai")
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from scopemill.evaluator.steering.generation import is_row_of
 from scopemill.harvester.language_model.model import put_rows
-from scopemill.harvester.text.packing import row_mask
 from scopemill.proto.errors import ScopemillError
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import SaeLayout
@@ -32,7 +32,7 @@ def batches(card):
     tokens = [torch.randint(10, 1000, (4, 24), generator=generator) for _ in range(6)]
     for block in tokens:
         block[:, 0] = card.bos
-    return [(block, torch.from_numpy(row_mask(block.numpy(), card.special))) for block in tokens]
+    return [(block, is_row_of(block, frozenset(card.special))) for block in tokens]
 
 
 def sae_of(kind: str = "jumprelu", scale: float = 1.0) -> Sae:

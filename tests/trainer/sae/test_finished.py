@@ -8,11 +8,11 @@ from support.sae_reference import CASES, ONE, B, Case, Reference, quick
 from scopemill.proto.errors import InputError
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Port, Shape, Wiring
-from scopemill.trainer.formats import FinishedSae, write_finished
+from scopemill.trainer.formats import FinishedSae, read_start, write_finished
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.folding import fold
 from scopemill.trainer.sae.registry import initial_sae, objective_for
-from scopemill.trainer.worker.initialization import started_from
+from scopemill.trainer.sae.start import started_from as begun_from
 
 NORMALIZATIONS = ("scale", "sqrt_d", "none", "layer_norm")
 EVERY = pytest.mark.parametrize("name", CASES)
@@ -140,6 +140,10 @@ def test_a_finished_batchtopk_has_about_the_l0_that_was_trained():
     assert (done.encode(3.0 * x) > 0).sum(1).double().mean().item() == pytest.approx(case.k, rel=0.05)
 
 
+def started_from(config: SaeConfig, wiring: Wiring) -> Sae:
+    return begun_from(config, wiring, read_start(str(config.initial_sae)))
+
+
 def finished_in(folder, case: Case, sae: Sae, wiring: Wiring, config: SaeConfig) -> SaeConfig:
     """Write the finished SAE; the configuration that starts from it."""
     inputs, outputs = (tuple(p.hook for p in ports) for ports in (wiring.inputs, wiring.outputs))
@@ -189,12 +193,13 @@ def test_a_start_may_see_other_units_than_the_one_it_starts_from(tmp_path, norma
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(width=21), "W_dec"),
+        (dict(width=21), "has 20 latents, and train.widths asks for 21"),
         (dict(architecture="standard"), "activation.threshold"),
         (dict(architecture="gated"), "activation.b_gate"),
         (dict(architecture="skip"), "skip.W_down"),
         (dict(normalization="layer_norm", initial_decoder_bias="zero"), "layer_norm"),
-        (dict(architecture="batchtopk", sparsity=4.0), "activation.batches"),
+        (dict(architecture="batchtopk", sparsity=4.0), "and a finished batchtopk has one"),
+        (dict(architecture="topk", sparsity=4.0), "but a jumprelu with jumprelu latents"),
     ],
 )
 def test_a_start_from_another_kind_or_shape_is_refused_in_one_sentence(tmp_path, changes, words):
@@ -203,6 +208,51 @@ def test_a_start_from_another_kind_or_shape_is_refused_in_one_sentence(tmp_path,
     with pytest.raises(InputError) as caught:
         started_from(quick(initial_sae=str(tmp_path), **changes), wired(ONE))
     assert "train.initial_sae" in str(caught.value) and words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if "batchtopk" in n])
+def test_a_finished_batchtopk_is_gone_on_with(tmp_path, name):
+    """It is a JumpReLU with one threshold, which becomes the running threshold again, in the units of other rows too."""
+    case = CASES[name]
+    sae = trained(case)
+    if sae.keeps_unit_decoder(case.config):
+        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+    wiring = wired(case.shape)
+    config = finished_in(tmp_path, case, sae, wiring, case.config)
+    started = started_from(config, wiring).double()
+    seen = case.rows[0]
+    assert started.activation.name == "batchtopk" and started.activation.threshold.item() == pytest.approx(0.6, rel=1e-5)
+    np.testing.assert_allclose(started(seen).detach(), sae(seen), rtol=2e-4, atol=2e-4)
+    if len(case.shape.inputs) == 1:
+        other = Wiring(*(tuple(Port(p.hook, p.d, 3.7 * p.scale) for p in ports) for ports in (wiring.inputs, wiring.targets)))
+        moved = started_from(config, other).double()
+        np.testing.assert_allclose(moved(seen / 3.7).detach() * 3.7, sae(seen), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk"])
+def test_a_start_that_would_be_another_function_is_refused(tmp_path, name):
+    """Scaling unequal decoder rows to unit norm changes which latents are the largest."""
+    case = CASES[name]
+    sae = trained(case)
+    sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+    sae.W_dec[3] *= 1.5
+    config = finished_in(tmp_path, case, sae, wired(ONE), case.config)
+    with pytest.raises(InputError, match="train.initial_sae: .* has decoder rows of norms from 1 to 1.5"):
+        started_from(config, wired(ONE))
+    sae.W_dec *= 1 / sae.W_dec.norm(dim=1, keepdim=True) * 0.8
+    config = finished_in(tmp_path, case, sae, wired(ONE), case.config)
+    started, seen = started_from(config, wired(ONE)), case.rows[0]
+    np.testing.assert_allclose(started.double()(seen).detach(), sae(seen), rtol=2e-4, atol=2e-4)
+
+
+def test_a_start_that_is_missing_or_of_other_rows_is_told_by_its_field(tmp_path):
+    with pytest.raises(InputError, match=f"train.initial_sae: {tmp_path} is not a finished SAE"):
+        started_from(quick(initial_sae=str(tmp_path)), wired(ONE))
+    case = CASES["jumprelu l0"]
+    config = finished_in(tmp_path, case, trained(case), wired(ONE), case.config)
+    wider = Shape.square(ONE.d_in + 1)
+    with pytest.raises(InputError, match=f"reads rows of width {ONE.d_in} .* hooks have {ONE.d_in + 1}"):
+        started_from(config, wired(wider))
 
 
 def test_an_sae_without_an_update_is_the_same_when_finished_and_started_again(tmp_path):
