@@ -19,7 +19,8 @@ EQUAL = 2e-3  # largest relative difference of numbers that count as equal: norm
 def started_from(config: SaeConfig, wiring: Wiring, finished: Sae) -> Sae:
     """Return a finished SAE in training units, to go on with.
 
-    It is the same function of raw activations. Raises InputError if it has another kind or shape than the configuration, or would be another function in training.
+    It is the same function of raw activations. Raises InputError if it has another kind or shape than the configuration, or would be
+    another function in training.
     """
     place, sae = config.initial_sae, initial_sae(config, wiring.shape, torch.zeros(wiring.shape.d_out))
     _check_sizes(place, finished, sae)
