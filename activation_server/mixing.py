@@ -1,7 +1,7 @@
 """Measure how well the rows of a batch are mixed.
 
-The measure is how often two of them come from one document. A perfect shuffle is the standard: there every pair of rows is as likely as
-any other. Rows of a shard are neighbours in the corpus, and a batch takes its rows from one group of shards. So batches are as a perfect
+The measure is how often two of them come from one document, beside a perfect shuffle, where every pair of rows is as likely as any
+other. Rows of a shard are neighbours in the corpus, and a batch takes its rows from one group of shards. So batches are as a perfect
 shuffle of their group, and documents come together more often than in one of the whole dataset: about as much more as there are more
 shards than a group has.
 """

@@ -22,9 +22,9 @@ Found = tuple[str, Any]  # where a document stands, in words, and the document
 
 
 def located_documents(corpus: CorpusConfig, tally: Tally | None = None) -> Iterator[Found]:
-    """Yield the place and content of every document that is not blank, and count what is read.
+    """Yield the place and content of every document that is not blank.
 
-    Raises CorpusError if the corpus is missing, cannot be read or lacks the column.
+    The tally counts what is read. Raises CorpusError if the corpus is missing, cannot be read or lacks the column.
     """
     tally = Tally() if tally is None else tally
     return _with_text(_hub(corpus) if corpus.format == "hub" else _files(corpus, tally), tally)

@@ -1,4 +1,4 @@
-"""Choose the files of a corpus, in the order of their names, and count those that are left out."""
+"""Choose the files of a corpus, and count those that are left out."""
 
 from dataclasses import dataclass
 from typing import Any
