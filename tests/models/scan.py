@@ -164,7 +164,9 @@ def scan(architecture: str, kind: str, folder: Path) -> tuple[str, str]:
     except Exception as error:
         return "wrong", f"reading it ended in {_line(error)}"
     wrong = list(problems(card, captured, plain))
-    sites = ", ".join(f"{site} (not at {', '.join(map(str, card.lacking[site]))})" if site in card.lacking else site for site in card.widths)
+    sites = ", ".join(
+        f"{site} (not at {', '.join(map(str, card.lacking[site]))})" if site in card.lacking else site for site in card.widths
+    )
     return ("wrong", "; ".join(wrong[:4]) + f" ({len(wrong)} in all)") if wrong else ("right", sites)
 
 
