@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # sae-lens needs TransformerLens 3 and the mill needs 4, so this environment holds our core, sae-lens and its peers.
 INTEROP := .venv-interop
 
-.PHONY: demo test test-fast test-pure test-maths check docs chaos test-interop bench bench-peers clean
+.PHONY: demo test test-fast test-pure test-maths check docs chaos test-interop test-models bench bench-peers clean
 
 demo: $(READY)
 	@$(BIN)/scopemill demo
@@ -39,6 +39,10 @@ chaos: $(READY)-test
 
 test-interop: $(READY)-test $(INTEROP)/.ready
 	@$(BIN)/python tests/interop/run.py $(INTEROP)/bin/python
+
+# Tiny random models of every family against plain Hugging Face; minutes.
+test-models: $(READY)-test
+	@$(BIN)/python tests/models/scan.py
 
 bench: $(READY)-test
 	@$(BIN)/python tests/bench/run.py

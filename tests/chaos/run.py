@@ -188,6 +188,15 @@ def run_otherwise(bench: Bench) -> Outcome:
     return Outcome("none; three harvesters, one trainer for all SAEs", 0, 0, 0.0, wrong)
 
 
+def run_undisturbed(bench: Bench, row: Callable) -> Outcome:
+    """Run a row in which no process is killed."""
+    began = time.monotonic()
+    if began - bench.began > BUDGET_SECONDS:
+        return Outcome(row.__name__, 0, 0, 0.0, [f"not started: {BUDGET_SECONDS:.0f} seconds have passed"])
+    name, repeated, wrong = row(bench, COMMAND, differences)
+    return Outcome(name, repeated, 0, max(0.0, time.monotonic() - began - bench.command_seconds), wrong)
+
+
 def differences(reference: Path, bucket: Path, measured: bool) -> list[str]:
     """Return the objects that are missing, that are extra, or that have other bytes. Histories hold seconds, and so differ."""
 
@@ -226,6 +235,8 @@ def journal_problems(plan, journal: list[tuple[str, str, int, str]], batches: di
 
 
 def matrix(short: bool) -> list[Outcome]:
+    from chaos import people
+
     from scopemill.deploy.cluster.ray_cluster import local_cluster
 
     rows = [row for row in ROWS if row.short or not short]
@@ -247,6 +258,7 @@ def matrix(short: bool) -> list[Outcome]:
             began = time.monotonic()
             command(bench.place("undisturbed", "train"))
             bench.command_seconds = time.monotonic() - began
+            outcomes += [shown(run_undisturbed(bench, row)) for row in people.ROWS]
         return outcomes + [shown(run_row(bench, 100 + i, row)) for i, row in enumerate(rows) if row.victim != "self"]
 
 

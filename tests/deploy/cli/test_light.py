@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support import tiny_sweep
+from support.read_only import read_only as refusing
 
 from scopemill.deploy.catalog.publish import publish
 from scopemill.deploy.catalog.published import is_published
@@ -27,17 +28,6 @@ from scopemill.proto.storage.heartbeat import Holder
 from scopemill.proto.storage.lease import Lease
 
 HEAVY = {"torch", "transformers", "ray", "matplotlib", "numba", "transformer_lens", "datasets", "zarr"}
-# Makes every attempt to change something below a folder fail, as on a file system that is mounted read-only, for root too.
-READ_ONLY = """
-import errno, os, sys
-CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.link", "os.rmdir", "os.truncate", "os.utime", "os.chmod"}
-def refuse(event, arguments):
-    wanted = arguments[0] if arguments else None
-    writes = event in CHANGES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR))
-    if writes and isinstance(wanted, str | bytes | os.PathLike) and os.path.abspath(os.fsdecode(wanted)).startswith(ROOT):
-        raise OSError(errno.EROFS, "Read-only file system", os.fsdecode(wanted))
-sys.addaudithook(refuse)
-"""
 # Runs one command as `scopemill` does, and says at the end which of these libraries it has imported.
 CODE = """
 import atexit, sys
@@ -105,7 +95,7 @@ def finished(tmp_path_factory) -> Path:
 
 
 def run(folder: Path, *arguments: str, read_only: Path | None = None) -> subprocess.CompletedProcess:
-    code = (READ_ONLY.replace("ROOT", repr(str(read_only))) if read_only else "") + CODE.format(heavy=HEAVY, arguments=list(arguments))
+    code = (refusing(str(read_only)) if read_only else "") + CODE.format(heavy=HEAVY, arguments=list(arguments))
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
 
 
