@@ -8,6 +8,7 @@ from scopemill.activation_server.order import Order, group_sizes
 from scopemill.deploy.plan.passes import Connection
 from scopemill.deploy.plan.sweep_file import SweepConfig
 from scopemill.deploy.plan.sweep_plan import Pass
+from scopemill.evaluator.probes.tasks import check_tasks
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.text.corpus import check_corpus
 from scopemill.proto.chunks import CHUNK_BYTES, ArraySpec
@@ -25,13 +26,15 @@ def check_context(config: SweepConfig, card: ModelCard) -> None:
 
 
 def check_inputs(located: SweepConfig) -> None:
-    """Read the start of each corpus and the server's keys.
+    """Read the start of each corpus, a task of the probes and the server's keys.
 
     Raises CorpusError or InputError if one cannot be used.
     """
     check_corpus(located.corpus)
     if located.evaluation.corpus:
         check_corpus(located.evaluation.corpus)
+    if located.evaluation.probes:
+        check_tasks(located.evaluation.probes)
     if located.server.keys:
         ServerKeys.load(located.server.keys)
         TrainerKeys.load(located.server.keys)

@@ -10,6 +10,7 @@ from scopemill.evaluator.config import EvaluationConfig
 from scopemill.evaluator.fidelity.jobs import Job, committed, settings_of
 from scopemill.evaluator.fidelity.measure import Baseline, EvaluationText, Fidelity, measure, measure_baseline
 from scopemill.evaluator.fidelity.results import Evaluation, Result
+from scopemill.evaluator.probes.actor import Prober
 from scopemill.harvester.config import CorpusConfig, ModelConfig
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.language_model.model import LanguageModel
@@ -65,6 +66,7 @@ class Evaluator:
         self._lm = LanguageModel(model)
         self._text = load_text(self._bucket, dataset, model, card, config, context_length)
         self._baselines: dict[tuple[Hook, ...], Baseline] = {}
+        self._prober = Prober(self._lm, model, card, config, context_length) if config.probes else None
         self._stop = threading.Event()
 
     def evaluate(self, job: Job) -> str:
@@ -86,7 +88,8 @@ class Evaluator:
         sae = fold(trained, wiring.input_units(config), wiring.output_units(config)).to(self._lm.device).requires_grad_(False)
         fidelity = measure(self._lm, sae, inputs, outputs, self._text, baseline, self._config.splice_special)
         result = _result(record, config, inputs, outputs if wiring.targets else (), layout, baseline, fidelity)
-        evaluation = Evaluation(result, fidelity.histogram, baseline.rows, self._settings)
+        probes = self._prober.probe(sae, inputs) if self._prober else ()
+        evaluation = Evaluation(result, fidelity.histogram, baseline.rows, self._settings, probes)
         data = evaluation.to_record()
         if self._bucket.exists(layout.config) and job.step == checkpoint.newest(self._bucket, layout):
             self._bucket.write(layout.metrics, data)

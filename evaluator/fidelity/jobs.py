@@ -20,12 +20,13 @@ class Job:
 
 def settings_of(config: EvaluationConfig, dataset: str, context_length: int) -> dict[str, Any]:
     """Return the settings that decide an evaluation's numbers. The result keeps a copy of them."""
-    return {
+    settings = {
         "corpus": config.corpus.model_dump() if config.corpus else f"reserved sequences of {dataset}",
         "sequences": config.sequences,
         "context_length": context_length,
         "splice_special": config.splice_special,
     }
+    return settings | ({"probes": config.probes.model_dump(mode="json")} if config.probes else {})
 
 
 def committed(bucket: Bucket, job: Job, settings: dict[str, Any]) -> Evaluation | None:

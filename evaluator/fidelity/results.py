@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as parquet
 
+from scopemill.evaluator.probes.scores import ProbeScore
 from scopemill.proto.layout import SweepLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record, read_record
@@ -68,16 +69,19 @@ class Evaluation:
     histogram: Histogram
     evaluated_tokens: int
     settings: dict[str, Any]  # the settings that decide the numbers, see `jobs.settings_of`
+    probes: tuple[ProbeScore, ...] = ()  # empty: the sweep file asks for none
 
     def to_record(self) -> bytes:
         """Return the evaluation as checksummed JSON."""
-        return checksummed_record(asdict(self))
+        data = asdict(self)
+        return checksummed_record(data if self.probes else {name: value for name, value in data.items() if name != "probes"})
 
     @staticmethod
     def read(bucket: Bucket, path: str) -> "Evaluation":
         """Read an evaluation. Raises CorruptObject if its checksum does not match."""
         data = read_record(bucket, path)
-        return Evaluation(Result(**data["result"]), Histogram(**data["histogram"]), data["evaluated_tokens"], data["settings"])
+        probes = tuple(ProbeScore(**score) for score in data.get("probes", ()))
+        return Evaluation(Result(**data["result"]), Histogram(**data["histogram"]), data["evaluated_tokens"], data["settings"], probes)
 
 
 _ARROW_TYPES: dict[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), str: pa.string()}

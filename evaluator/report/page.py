@@ -15,6 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from scopemill.evaluator.fidelity.results import Evaluation, Quality, Result, in_order, last_steps
+from scopemill.evaluator.probes.scores import ProbeSummary
 from scopemill.evaluator.report.export import to_svg
 from scopemill.evaluator.report.fidelity_figure import fidelity_figure, frontiers
 from scopemill.evaluator.report.frequency_figure import frequency_figure
@@ -39,6 +40,7 @@ def render_report(title: str, facts: dict[str, str], evaluations: list[Evaluatio
         facts=facts,
         tiles=_tiles(final),
         final=_final_rows(final),
+        probed=_probed_rows(evaluations, final),
         every=results,
         figures=_figures(evaluations, histories),
         evaluated_tokens=span([e.evaluated_tokens for e in evaluations], lambda n: f"{n:,}"),
@@ -64,6 +66,14 @@ class FinalRow:
     opens_hook: bool
     best: set[Quality]  # the qualities in which this checkpoint is the hook's lowest
     frontier: list[str]  # names of the qualities on whose Pareto frontier this checkpoint lies
+
+
+@dataclass(frozen=True)
+class ProbedRow:
+    """Hold the probes of a final checkpoint."""
+
+    result: Result
+    probes: ProbeSummary
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,12 @@ def _final_rows(final: list[Result]) -> list[FinalRow]:
         )
         for i, r in enumerate(final)
     ]
+
+
+def _probed_rows(evaluations: list[Evaluation], final: list[Result]) -> list[ProbedRow]:
+    """Return a row for each final checkpoint that was probed, in the table's order."""
+    scores = {e.result: e.probes for e in evaluations if e.probes}
+    return [ProbedRow(r, ProbeSummary.of(scores[r])) for r in final if r in scores]
 
 
 def _lowest_per_hook(final: list[Result], quality: Quality) -> set[Result]:
