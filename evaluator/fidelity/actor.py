@@ -133,6 +133,7 @@ def _result(
         recovered_zero=_recovered(base.loss_zero_ablated, fidelity.loss_spliced, base.loss_clean),
         recovered_mean=_recovered(base.loss_mean_ablated, fidelity.loss_spliced, base.loss_clean),
         path=layout.checkpoint(record.step).root,
+        decoder_cosine=fidelity.decoder_cosine,
     )
 
 

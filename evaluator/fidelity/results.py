@@ -44,6 +44,7 @@ class Result:
     recovered_zero: float  # (zero-ablated - spliced) / (zero-ablated - clean)
     recovered_mean: float
     path: str  # of the checkpoint in the bucket
+    decoder_cosine: float = math.nan  # root mean square over pairs of decoder rows; results of older versions have none
 
     @property
     def place(self) -> str:

@@ -29,7 +29,10 @@ class Prober:
         self._kept: tuple[tuple[Hook, ...], TaskRows, list[ProbeScore]] | None = None
 
     def probe(self, sae: Sae, inputs: tuple[Hook, ...]) -> tuple[ProbeScore, ...]:
-        """Return the scores of a finished SAE that reads these hooks, of its baselines, and of the dense probe."""
+        """Return the scores of a finished SAE that reads these hooks.
+
+        Those of its baselines and of the dense probe are among them.
+        """
         if self._kept is None or self._kept[0] != inputs:
             data = TaskRows(self._tasks, last_rows(self._lm, self._prompts, inputs, self._batch))
             self._kept = inputs, data, probe_residual(data)

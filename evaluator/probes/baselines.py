@@ -21,12 +21,12 @@ def random_dictionary(width: int, d: int) -> torch.Tensor:
 
 
 def encode_random(x: torch.Tensor, dictionary: torch.Tensor, k: int) -> torch.Tensor:
-    """Return the latents [n, F] of a frozen random encoder: the k largest positive products per row."""
+    """Return a frozen random encoder's latents [n, F]: each row's k largest positive products."""
     return largest(x @ dictionary.T, k)
 
 
 def encode_onto_random(x: torch.Tensor, dictionary: torch.Tensor, k: int) -> torch.Tensor:
-    """Return the latents [n, F] with which a frozen random decoder rebuilds rows x [n, d] well.
+    """Return latents [n, F] with which a frozen random decoder rebuilds x well.
 
     Normalized iterative hard thresholding (Blumensath and Davies 2010) takes the place of a trained encoder: gradient steps on
     the error, each of the length that is best on the active latents, and after each the k largest positive latents are kept.
@@ -42,7 +42,7 @@ def encode_onto_random(x: torch.Tensor, dictionary: torch.Tensor, k: int) -> tor
 
 
 def largest(values: torch.Tensor, k: int) -> torch.Tensor:
-    """Keep the k largest positive values [n, F] of each row, and set the others to 0."""
+    """Keep each row's k largest positive values [n, F], and zero the others."""
     top = values.topk(min(k, values.shape[1]), dim=1)
     return torch.zeros_like(values).scatter_(1, top.indices, top.values.clamp(min=0))
 

@@ -1,4 +1,4 @@
-"""Fit a logistic probe on the training rows of a task, and score it on the test rows.
+"""Fit a logistic probe on a task's training rows and score its test rows.
 
 The strength of its L2 penalty is the one with the best mean AUC over folds of the training rows. Columns are standardized with
 the training rows' mean and deviation. Everything is float64 and has a fixed seed.
@@ -26,7 +26,7 @@ class Score:
 
 
 def probe(x: np.ndarray, targets: np.ndarray, is_test: np.ndarray) -> Score:
-    """Fit on rows x [n, k] that are not test rows, and return the score on those that are.
+    """Fit on the training rows of x [n, k] and return the test rows' score.
 
     ``targets`` and ``is_test`` are bool [n].
     """

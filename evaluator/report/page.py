@@ -19,6 +19,7 @@ from scopemill.evaluator.probes.scores import ProbeSummary
 from scopemill.evaluator.report.export import to_svg
 from scopemill.evaluator.report.fidelity_figure import fidelity_figure, frontiers
 from scopemill.evaluator.report.frequency_figure import frequency_figure
+from scopemill.evaluator.report.l0_advice import advice
 from scopemill.evaluator.report.numbers import count, fraction, percent, signed, span
 from scopemill.evaluator.report.training_figure import training_figure
 from scopemill.proto.layout import width_label
@@ -41,6 +42,7 @@ def render_report(title: str, facts: dict[str, str], evaluations: list[Evaluatio
         tiles=_tiles(final),
         final=_final_rows(final),
         probed=_probed_rows(evaluations, final),
+        advice=advice(final),
         every=results,
         figures=_figures(evaluations, histories),
         evaluated_tokens=span([e.evaluated_tokens for e in evaluations], lambda n: f"{n:,}"),

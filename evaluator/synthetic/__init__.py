@@ -1,1 +1,1 @@
-"""Measure SAEs against the truth: a world of planted features, as SynthSAEBench (arXiv 2602.14687) describes it."""
+"""Measure SAEs against the truth: a world of planted features."""

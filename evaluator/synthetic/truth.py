@@ -30,7 +30,10 @@ class Truth:
 
 @torch.no_grad()
 def score(sae: Sae, world: World, rows: int, batch_size: int = 1024, start: int = 1_000_000) -> Truth:
-    """Score a finished SAE on ``rows`` rows of the world, from batch ``start`` on, which training has not reached."""
+    """Score a finished SAE on ``rows`` rows of the world.
+
+    They are batch ``start`` and later ones, which training has not reached.
+    """
     cosines = _unit(sae.W_dec.detach()) @ _unit(world.directions).T
     nearest = cosines.abs().argmax(dim=1)
     both, fired, present = (torch.zeros(sae.width, dtype=torch.float64) for _ in range(3))
@@ -61,7 +64,7 @@ def score(sae: Sae, world: World, rows: int, batch_size: int = 1024, start: int 
 
 
 def matched(similarities: torch.Tensor) -> float:
-    """Return the mean similarity of the one-to-one matching of rows and columns whose sum is largest."""
+    """Return the mean similarity of the best one-to-one matching of rows and columns."""
     table = similarities.cpu().double().numpy()
     rows, columns = linear_sum_assignment(table, maximize=True)
     return float(table[rows, columns].mean())

@@ -1,4 +1,4 @@
-"""Generate rows whose features are known: each row is a sum of a few planted directions.
+"""Generate rows whose features are known: sums of a few planted directions.
 
 The world is SynthSAEBench's (arXiv 2602.14687). Features fire with Zipf's frequencies; a part of them are trees, in which a
 child fires only with its parent and only one child of a parent at a time; features are correlated through a Gaussian copula of
@@ -13,7 +13,7 @@ import torch
 from scopemill.proto.errors import InputError
 
 SMALLEST_OWN_VARIANCE = 0.01  # of a feature's Gaussian: the rest is shared with other features
-FRAME_STEPS = 30
+FRAME_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ SMALL = WorldConfig(features=1024, d=64, roots=8, least=2e-3)  # of the same for
 
 
 class World:
-    """Hold planted features and give rows; batch k is a pure function of configuration and k."""
+    """Hold planted features and give rows.
+
+    Batch k is a pure function of configuration and k.
+    """
 
     def __init__(self, config: WorldConfig, device: torch.device | str = "cpu"):
         self.config = config
@@ -70,13 +73,14 @@ class World:
         def normal(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, generator=generator, device=device)
 
-        gaussian = normal(rows, self.config.rank) @ self._factors.T + normal(rows, features) * self._own
+        gaussian = torch.addmm(normal(rows, features).mul_(self._own), normal(rows, self.config.rank), self._factors.T)
         fires = gaussian > self._thresholds
-        magnitudes = (self._means + self.config.deviation * normal(rows, features)).clamp(min=0)
-        fires &= magnitudes > 0
         for parents, children in self.generations:
             fires[:, children] = chosen(fires[:, parents], fires[:, children], generator)
-        return magnitudes * fires
+        row, feature = fires.nonzero(as_tuple=True)
+        strengths = torch.zeros_like(gaussian)
+        strengths[row, feature] = (self._means[feature] + self.config.deviation * normal(len(row))).clamp(min=0)
+        return strengths
 
     def rows(self, strengths: torch.Tensor) -> torch.Tensor:
         """Return the rows [n, d] that strengths [n, N] give."""
@@ -91,7 +95,7 @@ class World:
 
 
 def zipf(config: WorldConfig) -> torch.Tensor:
-    """Return each feature's frequency: a power of its rank, scaled linearly to the range from most to least."""
+    """Return each feature's frequency: a power of its rank, from most to least."""
     power = torch.arange(1, config.features + 1, dtype=torch.float64) ** -config.zipf_exponent
     return (config.least + (config.most - config.least) * (power - power[-1]) / (power[0] - power[-1])).float()
 
@@ -149,6 +153,6 @@ def spread(directions: torch.Tensor) -> torch.Tensor:
 
 
 def whitened(rows: torch.Tensor) -> torch.Tensor:
-    """Return rows [N, d], N >= d, times the inverse root of their Gram matrix [d, d]."""
+    """Return rows [N, d] times the inverse root of their Gram matrix [d, d]."""
     values, vectors = torch.linalg.eigh(rows.T @ rows)
     return rows @ (vectors * values.rsqrt()) @ vectors.T

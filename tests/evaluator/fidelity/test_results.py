@@ -33,6 +33,7 @@ COLUMNS = {
     "recovered_zero": pa.float64(),
     "recovered_mean": pa.float64(),
     "path": pa.string(),
+    "decoder_cosine": pa.float64(),
 }
 LAYOUT = SweepLayout("s")
 
@@ -43,6 +44,7 @@ def make(**changes) -> Result:
         step=500, tokens=512_000, l0=51.37, fvu=1 / 3, dead_fraction=0.125,
         loss_clean=2.1, loss_spliced=2.4, loss_zero_ablated=9.0, loss_mean_ablated=5.5,
         delta_loss=0.3, recovered_zero=0.95, recovered_mean=0.91, path="saes/m/h/width_2k/jumprelu/a/checkpoints/00000500",
+        decoder_cosine=0.07,
     )  # fmt: skip
     return Result(**values | changes)
 
