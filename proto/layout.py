@@ -118,6 +118,8 @@ class SweepLayout:
         self.halving = f"{self.root}/halving.json"
         self.results = f"{self.root}/results.parquet"
         self.results_csv = f"{self.root}/results.csv"
+        self.probes = f"{self.root}/probes.parquet"
+        self.probes_csv = f"{self.root}/probes.csv"
         self.report = f"{self.root}/report.html"
         self.plots = f"{self.root}/plots"
 

@@ -14,6 +14,7 @@ from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.deploy.plan.state import SweepState
 from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.evaluator.fidelity.results import write_table
+from scopemill.evaluator.probes.scores import write_probes
 from scopemill.evaluator.report.export import save
 from scopemill.evaluator.report.fidelity_figure import fidelity_figure
 from scopemill.evaluator.report.frequency_figure import frequency_figure
@@ -37,6 +38,8 @@ def publish(plan: SweepPlan, state: SweepState | None = None, status: SweepStatu
     bucket.remove(layout.report)  # it is written last: where it is, all of these fit together
     bucket.write(layout.config, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False).encode())
     write_table(bucket, layout, results)
+    if plan.config.evaluation.probes:
+        write_probes(bucket, layout, evaluations)
     plots = {
         "fvu": fidelity_figure(results, "fvu"),
         "delta_loss": fidelity_figure(results, "delta_loss"),

@@ -14,6 +14,7 @@ def places_of(bucket: Bucket, sweep: str) -> dict[str, str]:
     return {
         "results": bucket.place(layout.results),
         "csv": bucket.place(layout.results_csv),
+        **({"probes": bucket.place(layout.probes)} if bucket.exists(layout.probes) else {}),
         "plots": bucket.place(f"{layout.plots}/{{fvu,delta_loss,frequency,training}}.{{png,svg}}"),
         "report": bucket.place(layout.report),
     }

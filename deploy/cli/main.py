@@ -10,13 +10,14 @@ from rich.text import Text
 
 from scopemill.deploy.cli import exchange, finetune, look, operate, run, steer
 from scopemill.deploy.cli.templates import templates_app
+from scopemill.deploy.cli.truth import truth
 from scopemill.deploy.console import plain_console
 from scopemill.proto.errors import InputError, ScopemillError, Stopped
 
 EXIT_ERROR, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 COMMANDS = {
     "Run": (run.sweep, run.plan, run.harvest, run.evaluate, run.submit, run.demo, finetune.finetune),
-    "Look": (look.status, look.ls),
+    "Look": (look.status, look.ls, truth),
     "Use": (steer.steer,),
     "Exchange": (exchange.pull, exchange.convert, exchange.import_),
     "Operate": (operate.logs, operate.stop, operate.clean, operate.keys, operate.monitor),

@@ -12,6 +12,7 @@ from scopemill.deploy.plan.passes import Connection
 from scopemill.deploy.plan.sweep_file import SweepConfig
 from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae, SweepPlan
 from scopemill.deploy.plan.work import Work
+from scopemill.evaluator.probes.tasks import check_tasks
 from scopemill.harvester.config import CorpusConfig
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.text.checks import check_corpus
@@ -51,6 +52,8 @@ def check_work(plan: SweepPlan, work: Work, packed: bool) -> str:
     if located.evaluation.corpus and {"train", "evaluate"}.intersection(left):
         read.append(f"for evaluation: {check_corpus(located.model, card, located.evaluation.corpus).sentence()}")
         _check_long_enough(located, card, located.evaluation.corpus)
+    if located.evaluation.probes and {"train", "evaluate"}.intersection(left):
+        check_tasks(located.evaluation.probes)
     if located.server.keys and "train" in left:
         ServerKeys.load(located.server.keys)
         TrainerKeys.load(located.server.keys)

@@ -91,8 +91,7 @@ class SweepConfig(Config):
             update["server"] = self.server.model_copy(update={"keys": _absolute(self.server.keys)})
         if Path(self.model.name).is_dir():
             update["model"] = self.model.model_copy(update={"name": str(Path(self.model.name).resolve())})
-        if self.evaluation.corpus:
-            update["evaluation"] = self.evaluation.model_copy(update={"corpus": _located_corpus(self.evaluation.corpus)})
+        update["evaluation"] = _located_evaluation(self.evaluation)
         return self.model_copy(update=update)
 
 
@@ -203,6 +202,15 @@ def located_start(sae: SaeConfig) -> SaeConfig:
     """
     start = sae.initial_sae
     return sae.model_copy(update={"initial_sae": _absolute(start)}) if start and Path(start).expanduser().exists() else sae
+
+
+def _located_evaluation(evaluation: EvaluationConfig) -> EvaluationConfig:
+    update: dict[str, Any] = {}
+    if evaluation.corpus:
+        update["corpus"] = _located_corpus(evaluation.corpus)
+    if evaluation.probes:
+        update["probes"] = evaluation.probes.model_copy(update={"source": _absolute(evaluation.probes.source)})
+    return evaluation.model_copy(update=update)
 
 
 def _absolute(place: str) -> str:

@@ -13,6 +13,7 @@ from scopemill.evaluator.fidelity.jobs import Job, committed, settings_of
 from scopemill.evaluator.fidelity.kept_rows import kept_text
 from scopemill.evaluator.fidelity.measure import Baseline, EvaluationText, Fidelity, measure, measure_baseline
 from scopemill.evaluator.fidelity.results import Evaluation, Result
+from scopemill.evaluator.probes.actor import Prober
 from scopemill.harvester.config import CorpusConfig, ModelConfig
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.language_model.model import LanguageModel
@@ -84,6 +85,7 @@ class Evaluator:
         if outlier_norm:
             self._texts.append(kept_text(self._lm, self._texts[0], read_manifest(self._bucket, dataset)))
         self._baselines: dict[tuple[Hook, ...], list[Baseline] | ScopemillError] = {}
+        self._prober = Prober(self._lm, model, card, config, context_length) if config.probes else None
         self._stop = threading.Event()
 
     def evaluate(self, job: Job) -> str:
@@ -108,7 +110,8 @@ class Evaluator:
         ]
         (baseline, *kept_baseline), (fidelity, *kept) = baselines, measured
         result = _result(record, config, inputs, outputs if wiring.targets else (), layout, baseline, fidelity)
-        evaluation = Evaluation(result, fidelity.histogram, baseline.rows, self._settings)
+        probes = self._prober.probe(sae, inputs) if self._prober else ()
+        evaluation = Evaluation(result, fidelity.histogram, baseline.rows, self._settings, probes=probes)
         if kept:
             evaluation = _with_kept(evaluation, kept_baseline[0], kept[0])
         data = evaluation.to_record()
@@ -181,6 +184,7 @@ def _result(
         recovered_zero=recovered(base.loss_zero_ablated, fidelity.loss_spliced, base.loss_clean),
         recovered_mean=recovered(base.loss_mean_ablated, fidelity.loss_spliced, base.loss_clean),
         path=layout.checkpoint(record.step).root,
+        decoder_cosine=fidelity.decoder_cosine,
     )
 
 

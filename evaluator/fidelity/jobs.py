@@ -24,13 +24,14 @@ def settings_of(config: EvaluationConfig, dataset: str, context_length: int, out
 
     ``outlier_norm`` is the harvest's; without such a filter it does not enter.
     """
-    return {
+    settings = {
         "corpus": config.corpus.identity if config.corpus else f"reserved sequences of {dataset}",
         "sequences": config.sequences,
         "context_length": context_length,
         "splice_special": config.splice_special,
         **({"outlier_norm": outlier_norm} if outlier_norm else {}),
     }
+    return settings | ({"probes": config.probes.model_dump(mode="json")} if config.probes else {})
 
 
 def committed(bucket: Bucket, job: Job, settings: dict[str, Any]) -> Evaluation | None:

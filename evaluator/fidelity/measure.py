@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from scopemill.evaluator.fidelity.decoder_cosine import decoder_cosine
 from scopemill.evaluator.fidelity.results import Histogram
 from scopemill.harvester.language_model.model import Edit, LanguageModel
 from scopemill.proto.errors import InputError, NotFinite
@@ -55,6 +56,7 @@ class Fidelity:
     fvu: float
     l0: float
     dead_fraction: float
+    decoder_cosine: float
     histogram: Histogram
 
 
@@ -172,6 +174,7 @@ def measure(
         fvu=error / baseline.variance,
         l0=float(fired.sum()) / baseline.rows,
         dead_fraction=float((fired == 0).double().mean()),
+        decoder_cosine=decoder_cosine(sae, fired > 0),
         histogram=_histogram(fired.numpy() / baseline.rows),
     )
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as parquet
 
+from scopemill.evaluator.probes.scores import ProbeScore
 from scopemill.proto.errors import CorruptObject
 from scopemill.proto.layout import SweepLayout
 from scopemill.proto.storage.bucket import Bucket
@@ -48,6 +49,7 @@ class Result:
     l0_kept: float | None = None
     fvu_kept: float | None = None
     delta_loss_kept: float | None = None
+    decoder_cosine: float = math.nan  # root mean square over pairs of decoder rows; results of older versions have none
 
     @property
     def place(self) -> str:
@@ -74,17 +76,20 @@ class Evaluation:
     evaluated_tokens: int
     settings: dict[str, Any]  # the settings that decide the numbers, see `jobs.settings_of`
     kept_tokens: int | None = None  # those of the evaluated tokens that harvest.outlier_norm keeps
+    probes: tuple[ProbeScore, ...] = ()  # empty: the sweep file asks for none
 
     def to_record(self) -> bytes:
         """Return the evaluation as checksummed JSON."""
-        return checksummed_record(asdict(self))
+        data = asdict(self)
+        return checksummed_record(data if self.probes else {name: value for name, value in data.items() if name != "probes"})
 
     @staticmethod
     def read(bucket: Bucket, path: str) -> "Evaluation":
         """Read an evaluation. Raises CorruptObject if its checksum does not match, or if it is none."""
         data = read_record(bucket, path)
         try:
-            return Evaluation(**data | {"result": Result(**data["result"]), "histogram": Histogram(**data["histogram"])})
+            made = {"result": Result(**data["result"]), "histogram": Histogram(**data["histogram"])}
+            return Evaluation(**data | made | {"probes": tuple(ProbeScore(**score) for score in data.get("probes", ()))})
         except (LookupError, TypeError) as error:
             raise CorruptObject(f"{bucket.place(path)} is not an evaluation: {type(error).__name__} {error}") from error
 

@@ -15,9 +15,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from scopemill.evaluator.fidelity.results import Evaluation, Quality, Result, in_order, last_steps
+from scopemill.evaluator.probes.scores import ProbeSummary
 from scopemill.evaluator.report.export import to_svg
 from scopemill.evaluator.report.fidelity_figure import fidelity_figure, frontiers
 from scopemill.evaluator.report.frequency_figure import frequency_figure
+from scopemill.evaluator.report.l0_advice import advice
 from scopemill.evaluator.report.numbers import count, fraction, percent, signed, span
 from scopemill.evaluator.report.training_figure import training_figure
 from scopemill.proto.layout import width_label
@@ -48,6 +50,8 @@ def render_report(
         tiles=_tiles(final),
         final=_final_rows(final),
         finetuned=finetuned,
+        probed=_probed_rows(evaluations, final),
+        advice=advice(final),
         every=results,
         figures=_figures(evaluations, histories),
         filtered=bool(kept),
@@ -75,6 +79,14 @@ class FinalRow:
     opens_hook: bool
     best: set[Quality]  # the qualities in which this checkpoint is the hook's lowest
     frontier: list[str]  # names of the qualities on whose Pareto frontier this checkpoint lies
+
+
+@dataclass(frozen=True)
+class ProbedRow:
+    """Hold the probes of a final checkpoint."""
+
+    result: Result
+    probes: ProbeSummary
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,12 @@ def _final_rows(final: list[Result]) -> list[FinalRow]:
         )
         for i, r in enumerate(final)
     ]
+
+
+def _probed_rows(evaluations: list[Evaluation], final: list[Result]) -> list[ProbedRow]:
+    """Return a row for each final checkpoint that was probed, in the table's order."""
+    scores = {e.result: e.probes for e in evaluations if e.probes}
+    return [ProbedRow(r, ProbeSummary.of(scores[r])) for r in final if r in scores]
 
 
 def _lowest_per_hook(final: list[Result], quality: Quality) -> set[Result]:

@@ -40,9 +40,11 @@ def main(python: str) -> int:
             compared[f"theirs {name}"] = compare(answer.parent, read_finished(str(answer.parent)))
         subprocess.run([python, Path(__file__).with_name("together.py"), folder / "together.json"], check=True, stdout=subprocess.DEVNULL)
         together = json.loads((folder / "together.json").read_text())
+        subprocess.run([python, Path(__file__).with_name("worlds.py"), folder / "worlds.json"], check=True, stdout=subprocess.DEVNULL)
+        worlds = json.loads((folder / "worlds.json").read_text())
     compared |= {f"together {name}": tuple(errors) for name, errors in together["differences"].items()}
     print("in one process:", ", ".join(f"{name} {version}" for name, version in together["versions"].items()))
-    return told(compared)
+    return told(compared) | told_worlds(worlds)
 
 
 def write_ours(folder: Path) -> dict[str, FinishedSae]:
@@ -88,6 +90,16 @@ def told(compared: dict[str, tuple[float, float]]) -> int:
     wrong = [name for name, errors in compared.items() if not max(errors) <= TOLERANCE]
     for name, (latents, rebuilt) in compared.items():
         table.add_row(name, f"{latents:.1e}", f"{rebuilt:.1e}", "differs" if name in wrong else "")
+    Console().print(table)
+    return 1 if wrong else 0
+
+
+def told_worlds(statistics: dict[str, tuple[float, float, float]]) -> int:
+    """The planted world of sae_lens and ours, by what of them can be compared."""
+    table = Table("statistic of the planted world", "ours", "theirs", "within", "", title="evaluator/synthetic beside sae_lens.synthetic")
+    wrong = [name for name, (ours, theirs, tolerance) in statistics.items() if not abs(ours - theirs) <= tolerance]
+    for name, (ours, theirs, tolerance) in statistics.items():
+        table.add_row(name, f"{ours:.4f}", f"{theirs:.4f}", f"{tolerance:g}", "differs" if name in wrong else "")
     Console().print(table)
     return 1 if wrong else 0
 

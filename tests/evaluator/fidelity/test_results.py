@@ -36,6 +36,7 @@ COLUMNS = {
     "l0_kept": pa.float64(),
     "fvu_kept": pa.float64(),
     "delta_loss_kept": pa.float64(),
+    "decoder_cosine": pa.float64(),
 }
 LAYOUT = SweepLayout("s")
 
@@ -46,6 +47,7 @@ def make(**changes) -> Result:
         step=500, tokens=512_000, l0=51.37, fvu=1 / 3, dead_fraction=0.125,
         loss_clean=2.1, loss_spliced=2.4, loss_zero_ablated=9.0, loss_mean_ablated=5.5,
         delta_loss=0.3, recovered_zero=0.95, recovered_mean=0.91, path="saes/m/h/width_2k/jumprelu/a/checkpoints/00000500",
+        decoder_cosine=0.07,
     )  # fmt: skip
     return Result(**values | changes)
 

@@ -1,0 +1,1 @@
+"""Measure SAEs by k-sparse probing: logistic probes on few latents, beside random baselines."""

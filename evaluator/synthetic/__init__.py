@@ -1,0 +1,1 @@
+"""Measure SAEs against the truth: a world of planted features."""
