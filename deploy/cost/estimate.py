@@ -13,14 +13,15 @@ from scopemill.deploy.plan.cohorts import Entry, cohorts_of, divided
 from scopemill.deploy.plan.sweep_plan import PlannedSae, SweepPlan, entries, row_bytes
 from scopemill.proto.dataset import STORED_DTYPES
 from scopemill.proto.errors import InputError
+from scopemill.trainer.config.recipe import SaeConfig
 
 FLOAT32_BYTES = STORED_DTYPES["float32"].itemsize
 # Two operations for each weight and row in each product of a step: both products forward, both gradients of the
 # weights, and the gradient of the latents, which is the decoder's half. The gradient of the rows is not needed.
 STEP_OPERATIONS = 5
-# Passes of a step over memory of these sizes: weights are read twice, their gradients written and read, weights and second
-# moments read and written; pre-activations, latents and their gradients are written once and read once or twice.
-PASSES_OVER_WEIGHTS = PASSES_OVER_LATENTS = 8
+# Passes of a step over memory of these sizes: weights are read twice, their gradients written and read, weights read and written,
+# and so each of Adam's moments; pre-activations, latents and their gradients are written once and read once or twice.
+PASSES_OVER_WEIGHTS, PASSES_OVER_MOMENTS, PASSES_OVER_LATENTS = 6, 2, 8
 ROLLING_GROUPS = 2  # of K shards: one is read, one is being written
 
 
@@ -126,9 +127,18 @@ def step_flops(weights: int, batch: int) -> float:
     return float(STEP_OPERATIONS * weights * batch)
 
 
-def step_bytes(weights: int, batch: int, width: int) -> float:
-    """Count the bytes through the accelerator's memory in a dense step, in float32."""
-    return float(FLOAT32_BYTES * (PASSES_OVER_WEIGHTS * weights + PASSES_OVER_LATENTS * batch * width))
+def step_bytes(weights: int, batch: int, width: int, moments: float = 1) -> float:
+    """Count the bytes through the accelerator's memory in a dense step, in float32.
+
+    ``moments``: see `moments_of`.
+    """
+    over_weights = PASSES_OVER_WEIGHTS + PASSES_OVER_MOMENTS * moments
+    return float(FLOAT32_BYTES * (over_weights * weights + PASSES_OVER_LATENTS * batch * width))
+
+
+def moments_of(config: SaeConfig) -> float:
+    """Count the numbers of Adam's state for each weight: a moment or two, and none of a tied encoder."""
+    return (2 if config.adam_beta1 else 1) * (0.5 if config.tied_weights else 1)
 
 
 def cost_of(plan: SweepPlan, size: ModelSize, hardware: Hardware) -> Cost:
@@ -155,8 +165,8 @@ def _train(plan: SweepPlan, weights: dict[str, int], hardware: Hardware) -> Stag
         tokens += steps * batch
         flops += steps * step_flops(entries, batch)
         seconds += steps * _step_seconds(sae, entries, hardware)
-        # each checkpoint's weights, the newest one's second moments, and the finished SAE
-        kept += (_checkpoints(sae) + 2) * entries * FLOAT32_BYTES
+        # each checkpoint's weights, the newest one's moments, and the finished SAE
+        kept += (_checkpoints(sae) + 1 + moments_of(sae.config)) * entries * FLOAT32_BYTES
     return Stage("train", tokens, flops, kept, seconds / 3600)
 
 
@@ -246,7 +256,7 @@ def _checkpoints(sae: PlannedSae) -> int:
 
 def _step_seconds(sae: PlannedSae, weights: int, hardware: Hardware) -> float:
     config = sae.config
-    flops, memory = step_flops(weights, config.batch_size), step_bytes(weights, config.batch_size, config.width)
+    flops, memory = step_flops(weights, config.batch_size), step_bytes(weights, config.batch_size, config.width, moments_of(config))
     return hardware.seconds(flops, config.precision, memory)
 
 

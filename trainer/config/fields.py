@@ -59,7 +59,7 @@ class EverySae(Config):
         description="Finished SAE of the same kind and shape to start from: its folder, at any fsspec URL; absent: random weights.",
     )
     initial_scale: Literal["least_squares", "as_published"] = Field(
-        "as_published",
+        "least_squares",
         description="Scale of the encoder's initial weights. least_squares: the scale with which the first batch is reconstructed best; "
         "as_published: the unit-norm rows of Gemma Scope, which overshoot.",
     )
@@ -87,9 +87,36 @@ class EverySae(Config):
 class Adam(Config):
     """Hold the fields of the optimiser."""
 
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay rate of Adam's second moment; there is no first moment (beta1 = 0).")
+    adam_beta1: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay rate of Adam's first moment; with 0, as in Gemma Scope, none is kept, which saves memory and time.",
+    )
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay rate of Adam's second moment.")
     adam_epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon, which is added to the root of the second moment.")
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="Decoupled weight decay (AdamW): each step multiplies encoder, decoder and skip by 1 - learning rate * weight_decay; "
+        "a decoder whose rows are kept at unit norm does not decay.",
+    )
     clip_gradient: float | None = Field(None, gt=0, description="Largest global gradient norm; absent: gradients are not clipped.")
+
+
+class Tied(Config):
+    """Hold the choice of one matrix for encoder and decoder, for SAEs that reconstruct what they read."""
+
+    tied_weights: bool = Field(
+        False,
+        description="Encode with the decoder's rows: one matrix for both, whose rows are then of any norm; saves a third of the memory.",
+    )
+
+
+class Untied(Config):
+    """Fix that encoder and decoder are two matrices."""
+
+    tied_weights: ClassVar[bool] = False
 
 
 class SparsityWarmup(Config):

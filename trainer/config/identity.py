@@ -52,7 +52,7 @@ VERSION_1: dict[str, Any] = {
 
 
 # Fields added later, with the value under which training is as it was in version 1: with this value a field does not enter.
-LATER: dict[str, Any] = {"initial_scale": "as_published"}
+LATER: dict[str, Any] = {"initial_scale": "as_published", "adam_beta1": 0.0}
 
 
 def identity(sae: SaeConfig, filled: Mapping[str, Any]) -> dict[str, Any]:

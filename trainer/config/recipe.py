@@ -63,6 +63,7 @@ class Kind(NamedTuple):
             fields.MeanDecoderBias if self.architecture == "skip_transcoder" else fields.DecoderBias,
             *(BY_PENALTY.get(self.penalty, ()) if self.penalty else ()),
             *BY_LATENTS.get(self.latents, ()),
+            fields.Untied if self.architecture in PAIRED else fields.Tied,
             fields.Adam,
         )
 
@@ -75,7 +76,7 @@ class Kind(NamedTuple):
 
 class Recipe(
     fields.Resampling, fields.Skip, fields.Matryoshka, fields.DecoderBias, fields.AuxK, fields.Tanh, fields.TargetL0, fields.FrequencyTerm,
-    fields.JumpReLU, fields.SparsityWarmup, fields.Adam, fields.Sites, fields.EverySae,
+    fields.JumpReLU, fields.SparsityWarmup, fields.Tied, fields.Adam, fields.Sites, fields.EverySae,
 ):  # fmt: skip
     """Hold every recipe field: what a sweep file or a template may give."""
 
@@ -121,6 +122,10 @@ class SaeConfig(_Fields):
             raise ValueError(f"normalization: layer_norm is for SAEs of one hook, not for a {kind}; take scale")
         if self.initial_decoder_bias == "mean" and self.normalization == "layer_norm":
             raise ValueError("initial_decoder_bias: the mean of rows under layer_norm is not known before training; take zero")
+        if self.tied_weights and self.initial_sae:
+            raise ValueError(
+                f"tied_weights: the encoder of {self.initial_sae} need not be its decoder; leave out tied_weights or initial_sae"
+            )
         if kind in PAIRED and self.input_site == self.target_site:
             raise ValueError(f"target_site: a {kind} reconstructs another site than the one it reads, and both are {self.target_site}")
         return self

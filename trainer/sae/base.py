@@ -85,8 +85,11 @@ class Sae(nn.Module):
         return self.activation.shard
 
     def keeps_unit_decoder(self, config: SaeConfig) -> bool:
-        """Return whether training keeps the decoder's rows at unit norm."""
-        return self.activation.unit_decoder(config)
+        """Return whether training keeps the decoder's rows at unit norm.
+
+        It does not where one matrix is encoder and decoder: the norm is then the encoder's gain.
+        """
+        return self.activation.unit_decoder(config) and not config.tied_weights
 
     # The public face: what the SAE is, and inference.
 

@@ -14,7 +14,7 @@ import torch
 
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.sae.base import Sae
-from scopemill.trainer.sparse.codes import Codes
+from scopemill.trainer.sparse.codes import DenseCodes
 
 ROUNDS = 20  # at most; with a fixed threshold the scale decides which latents fire, and they decide the scale
 CLOSE = 1e-3  # relative change of the scale at which the rounds end
@@ -36,26 +36,38 @@ def calibrate(sae: Sae, config: SaeConfig, x: torch.Tensor, y: torch.Tensor) -> 
         if not sae.shape.autoencoder:
             sae.align_decoder(sae.activation.preview(pre, config), target)
         sae.scale_encoder(_fit_scale(sae, config, pre, target))
+        if config.tied_weights:
+            sae.W_dec.copy_(sae.W_enc)
 
 
 def _fit_scale(sae: Sae, config: SaeConfig, pre: torch.Tensor, target: torch.Tensor) -> float:
     """Return the least-squares scale of the encoder, and leave pre-activations [B, F] and thresholds at that scale.
 
-    For a fixed choice of latents the best factor is <y, y^> / <y^, y^>.
+    For a fixed choice of latents the best factor is <y, y^> / <y^, y^>. With tied weights the scale is the decoder's as well, so y^ grows
+    with its square. Where thresholds are fixed, a larger scale lets more latents fire and so asks for a smaller one: such scales may take
+    turns for ever, so each bounds the search, and the one with the smallest error is taken.
     """
-    scale = 1.0
+    scale, low, high = 1.0, 0.0, math.inf
+    best = math.inf, scale
     for _ in range(ROUNDS):
-        factor = _best_factor(sae, sae.activation.preview(pre, config), target)
-        if not (math.isfinite(factor) and factor > 0):  # nothing fires, or nothing that fires points the right way
-            break
-        scale *= factor
-        sae.activation.calibrate(pre.mul_(factor), config)
+        overlap, square = _products(sae, sae.activation.preview(pre, config), target, scale if config.tied_weights else 1.0)
+        best = min(best, (square - 2 * overlap, scale))
+        factor = overlap / square if square else math.inf
         if abs(factor - 1) < CLOSE:
             break
-    return scale
+        low, high = (scale, high) if factor > 1 else (low, scale)
+        wanted = scale * max(factor, 0) ** (0.5 if config.tied_weights else 1)
+        if not low < wanted < high:
+            wanted = math.sqrt(low * high)
+        if not 0 < wanted < math.inf:  # nothing fires, or nothing that fires points the right way
+            break
+        sae.activation.calibrate(pre.mul_(wanted / scale), config)
+        scale = wanted
+    sae.activation.calibrate(pre.mul_(best[1] / scale), config)
+    return best[1]
 
 
-def _best_factor(sae: Sae, codes: Codes, target: torch.Tensor) -> float:
-    rebuilt = sae.decode_no_bias(codes).double()
-    square = rebuilt.square().sum().item()
-    return (target.double() * rebuilt).sum().item() / square if square else math.nan
+def _products(sae: Sae, codes: DenseCodes, target: torch.Tensor, gain: float) -> tuple[float, float]:
+    """Return <y, y^> and <y^, y^>, of a reconstruction y^ by ``gain`` times the decoder."""
+    rebuilt = gain * sae.decode_no_bias(codes).double()
+    return (target.double() * rebuilt).sum().item(), rebuilt.square().sum().item()

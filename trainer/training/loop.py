@@ -53,6 +53,7 @@ class Loop:
         With it a resumed run gives the same bits.
         """
         return {
+            **{f"first_moment.{name}": m for name, m in self.optimizer.first_moments.items()},
             **{f"second_moment.{name}": v for name, v in self.optimizer.second_moments.items()},
             **{f"updated.{name}": updates for name, updates in self.optimizer.updated.items()},
             "tokens_since_fired": self.tokens_since_fired,
@@ -123,7 +124,7 @@ class Loop:
         self.step_number += 1
         if due(config, self.step_number):
             dead = self.dead
-            resample(self.sae, self.optimizer.second_moments, x, dead, config, self.step_number)
+            resample(self.sae, self.optimizer, x, dead, config, self.step_number)
             self.tokens_since_fired[dead] = 0
         self._interval.steps += 1
         if self.step_number % config.log_every == 0 or self.done:

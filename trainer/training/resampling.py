@@ -2,7 +2,7 @@
 
 A dead latent gets a row of the batch, drawn with probability proportional to the square of the row's loss. The row gives the direction of
 the decoder row, and of the encoder row at a fifth of the mean norm of the other encoder rows; bias and threshold start anew, and the
-second moments are cleared.
+moments are cleared.
 """
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.sae.activations.jumprelu import JumpReLU
 from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.training.optimizer import Optimizer
 
 ENCODER_SHARE = 0.2
 
@@ -21,7 +22,7 @@ def due(config: SaeConfig, step: int) -> bool:
 
 
 @torch.no_grad()
-def resample(sae: Sae, second_moments: dict[str, torch.Tensor], x: torch.Tensor, dead: torch.Tensor, config: SaeConfig, step: int) -> None:
+def resample(sae: Sae, optimizer: Optimizer, x: torch.Tensor, dead: torch.Tensor, config: SaeConfig, step: int) -> None:
     """Resample the ``dead`` latents [F] from the batch x [B, d].
 
     The draw depends on the arguments alone, so a resumed run repeats it.
@@ -38,12 +39,11 @@ def resample(sae: Sae, second_moments: dict[str, torch.Tensor], x: torch.Tensor,
     directions = directions / directions.norm(dim=1, keepdim=True).clamp(min=1e-12)
     alive = sae.W_enc[~dead]
     norm = alive.norm(dim=1).mean() if len(alive) else 1.0
-    sae.W_dec[dead] = directions
     sae.W_enc[dead] = ENCODER_SHARE * norm * directions
+    sae.W_dec[dead] = sae.W_enc[dead] if config.tied_weights else directions
     if sae.b_enc is not None:
         sae.b_enc[dead] = 0
     if isinstance(sae.activation, JumpReLU):
         sae.activation.threshold[dead] = config.initial_threshold
     for name in ("W_dec", "W_enc", "b_enc", "activation.threshold"):
-        if name in second_moments:
-            second_moments[name][dead] = 0
+        optimizer.clear_rows(name, dead)

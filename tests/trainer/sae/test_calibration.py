@@ -58,6 +58,31 @@ def test_the_first_reconstruction_is_best_in_scale(word, activation):
     assert fvu <= min(others) + (0.02 if activation == "jumprelu" else 1e-6)
 
 
+@pytest.mark.parametrize("word", [word for word, activation in KINDS if activation == "jumprelu"])
+@pytest.mark.parametrize("threshold", [0.0, 0.03, 0.1, 0.3])
+def test_the_first_reconstruction_is_of_use_whatever_the_thresholds(word, threshold):
+    """A scale at which half of the latents fire asks for one at which none does, and that one for the former."""
+    config, (x, y) = config_of(word, "jumprelu", initial_decoder_bias="mean", initial_threshold=threshold, width=256), rows_of(word)
+    sae = initial_sae(config, shape_of(word), y.mean(0))
+    calibrate(sae, config, x, y)
+    assert error_of(first_reconstruction(sae, config, x), y) < 1
+
+
+@pytest.mark.parametrize("activation", ["jumprelu", "topk", "relu"])
+def test_tied_weights_start_at_the_best_scale_of_both(activation):
+    config, (x, y) = config_of("crosscoder", activation, tied_weights=True, initial_threshold=0.0), rows_of("crosscoder")
+    sae = initial_sae(config, shape_of("crosscoder"), y.mean(0))
+    calibrate(sae, config, x, y)
+    assert torch.equal(sae.W_enc, sae.W_dec)
+
+    def error(factor: float) -> float:
+        with torch.no_grad():
+            codes = sae.activation.preview(factor * sae.encoder(x), config)
+            return error_of((factor * sae.decode_no_bias(codes) + sae.b_dec).double().numpy(), y)
+
+    assert error(1.0) < 1 and error(1.0) <= min(map(error, np.geomspace(0.5, 2, 41))) + 1e-6
+
+
 @pytest.mark.parametrize("activation", ["relu", "topk", "batchtopk"])
 def test_the_factor_is_that_of_least_squares(activation):
     """Where no threshold depends on the scale, the factor is <y, y^> / <y^, y^> of the published start."""

@@ -149,25 +149,29 @@ def test_entries_by_latents_are_those_by_rows():
     assert isinstance(entries, Entries)
 
 
-def adam(w, v, g, t, rate, config, unit):
+def adam(w, m, v, g, t, rate, config, unit):
     """By hand, in float64."""
     if unit:
         g = g - (g * w).sum(1, keepdims=True) * w
+    m = config.adam_beta1 * m + (1 - config.adam_beta1) * g
     v = config.adam_beta2 * v + (1 - config.adam_beta2) * g * g
-    w = w - rate * g / (np.sqrt(v / (1 - config.adam_beta2**t)) + config.adam_epsilon)
-    return w / np.linalg.norm(w, axis=1, keepdims=True) if unit else w, v
+    decayed = w if unit else (1 - rate * config.weight_decay) * w
+    w = decayed - rate * m / (1 - config.adam_beta1**t) / (np.sqrt(v / (1 - config.adam_beta2**t)) + config.adam_epsilon)
+    return w / np.linalg.norm(w, axis=1, keepdims=True) if unit else w, m, v
 
 
-def test_updates_of_rows_that_come_and_go_are_adams():
+@pytest.mark.parametrize(("beta1", "decay"), [(0, 0), (0.9, 0), (0.9, 0.5), (0, 0.5)])
+def test_updates_of_rows_that_come_and_go_are_adams(beta1, decay):
     """Latents that fire in some steps only, sparse and dense steps mixed, against Adam on all rows in every step."""
-    config, sae = make("jumprelu", "jumprelu")
+    config, sae = make("jumprelu", "jumprelu", adam_beta1=beta1, weight_decay=decay)
     with torch.no_grad():
         sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
         sae.activation.threshold.fill_(2.5)
     optimizer = Optimizer(sae, config)
     names = ("W_dec", "W_enc")
     wanted = {
-        n: (dict(sae.named_parameters())[n].detach().double().numpy(), np.zeros(dict(sae.named_parameters())[n].shape)) for n in names
+        n: (dict(sae.named_parameters())[n].detach().double().numpy(), *np.zeros((2, *dict(sae.named_parameters())[n].shape)))
+        for n in names
     }
     dead, idle = torch.zeros(F, dtype=torch.bool), 0
     for t in range(1, 13):
@@ -181,8 +185,8 @@ def test_updates_of_rows_that_come_and_go_are_adams():
         for n, p in sae.named_parameters():
             p.grad = kept[n]
         for n in names:
-            w, v = wanted[n]
-            wanted[n] = adam(w, v, g[n].numpy(), t, 1e-2, config, n == "W_dec")
+            w, m, v = wanted[n]
+            wanted[n] = adam(w, m, v, g[n].numpy(), t, 1e-2, config, n == "W_dec")
         optimizer.update(1e-2, collected)
         for n, p in sae.named_parameters():
             assert p.grad is None

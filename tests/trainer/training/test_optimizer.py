@@ -9,6 +9,7 @@ from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.registry import initial_sae, objective_for
+from scopemill.trainer.sparse.gradients import SparseGradients
 from scopemill.trainer.training.optimizer import Optimizer, remove_parallel
 
 D, F = 10, 16
@@ -37,16 +38,28 @@ def rates(steps: int) -> list[float]:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
-@pytest.mark.parametrize("beta2", [0.999, 0.9, 0.0])
-def test_without_a_constraint_it_is_torchs_adam_with_beta1_zero(dtype, tolerance, beta2):
-    steps, config = 80, make_config("standard", adam_beta2=beta2, adam_epsilon=1e-6)
+@pytest.mark.parametrize(
+    ("beta1", "beta2", "decay"), [(0.0, 0.999, 0.0), (0.0, 0.0, 0.0), (0.9, 0.999, 0.0), (0.5, 0.9, 0.3), (0.0, 0.9, 0.3)]
+)
+def test_without_a_constraint_it_is_torchs_adamw(dtype, tolerance, beta1, beta2, decay):
+    steps, config = 80, make_config("standard", adam_beta1=beta1, adam_beta2=beta2, weight_decay=decay, adam_epsilon=1e-6)
     ours, theirs = (initial(config, dtype) for _ in range(2))
+    silenced = torch.arange(F) < 3  # these latents stop firing halfway, so that their rows have no gradient
     optimizer = Optimizer(ours, config)
-    adam = torch.optim.Adam(theirs.parameters(), betas=(0.0, beta2), eps=config.adam_epsilon)
-    for x, rate in zip(batches(steps, dtype), rates(steps), strict=True):
+    groups = [
+        {"params": [p for p in theirs.parameters() if (p.ndim == 2) == decays], "weight_decay": decays * decay} for decays in (True, False)
+    ]
+    adam = torch.optim.AdamW(groups, betas=(beta1, beta2), eps=config.adam_epsilon)
+    for step, (x, rate) in enumerate(zip(batches(steps, dtype), rates(steps), strict=True)):
+        if step == steps // 2:
+            with torch.no_grad():
+                for sae in (ours, theirs):
+                    sae.b_enc[silenced] = -100.0
         loss_of(ours, x, config).backward()
+        assert (ours.W_enc.grad[silenced].abs().sum() == 0) == (step >= steps // 2)
         optimizer.update(rate)
-        adam.param_groups[0]["lr"] = rate
+        for group in adam.param_groups:
+            group["lr"] = rate
         adam.zero_grad()
         loss_of(theirs, x, config).backward()
         adam.step()
@@ -139,6 +152,26 @@ def test_the_first_update_is_the_learning_rate_against_the_sign():
         p.grad = torch.full_like(p, 1e-3)
     Optimizer(sae, config).update(0.01)
     np.testing.assert_allclose((sae.b_dec.detach() - before).numpy(), -0.01, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "topk", "gated"])
+@pytest.mark.parametrize("max_entries", [0, 10**6])
+def test_tied_weights_are_one_matrix_with_the_gradients_of_both_uses(architecture, max_entries):
+    config = make_config(
+        architecture, tied_weights=True, weight_decay=0.1, adam_epsilon=1e-4, **({"sparsity": 4.0} if architecture == "topk" else {})
+    )
+    sae = initial(config)
+    optimizer, x, dead = Optimizer(sae, config), batches(1, torch.float32)[0], torch.zeros(F, dtype=torch.bool)
+    assert torch.equal(sae.W_enc, sae.W_dec) and "W_enc" not in optimizer.second_moments
+    objective_for(sae, config).losses(x, x, dead).total(0.05).backward()
+    gradient, before = (sae.W_enc.grad + sae.W_dec.grad).double(), sae.W_dec.detach().double()
+    sae.zero_grad()
+    collected = SparseGradients()
+    objective_for(sae, config).losses(x, x, dead, max_entries, collected).total(0.05).backward()
+    optimizer.update(0.01, collected)
+    wanted = (1 - 0.01 * 0.1) * before - 0.01 * gradient / (gradient.abs() + config.adam_epsilon)
+    np.testing.assert_allclose(sae.W_dec.detach().numpy(), wanted.numpy(), atol=2e-4)
+    assert torch.equal(sae.W_enc, sae.W_dec)
 
 
 def test_gradients_are_cleared():

@@ -8,28 +8,32 @@ from support.sae_reference import CASES, B, Case
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.training.history import History
 from scopemill.trainer.training.loop import Loop
+from scopemill.trainer.training.optimizer import Optimizer
 from scopemill.trainer.training.resampling import due, resample
 
 NAMES = ("standard", "jumprelu l0", "jumprelu layer norm", "matryoshka jumprelu", "skip jumprelu")
 EVERY = pytest.mark.parametrize("name", NAMES)
 
 
-def prepared(case: Case, dead: torch.Tensor, high: float = 50.0) -> tuple[Sae, dict[str, torch.Tensor], torch.Tensor]:
-    """An SAE whose dead latents are dead for every reason there is, its second moments, and a batch with an offset."""
+def prepared(case: Case, dead: torch.Tensor, high: float = 50.0) -> tuple[Sae, Optimizer, torch.Tensor]:
+    """An SAE whose dead latents are dead for every reason there is, its optimiser with moments, and a batch with an offset."""
     sae = case.sae(torch.float32)
     with torch.no_grad():
         sae.b_enc[dead] = -high
         if case.config.latents == "jumprelu":
             sae.activation.threshold[dead] = high
-    moments = {name: torch.full_like(p, 0.5) for name, p in sae.named_parameters()}
+    optimizer = Optimizer(sae, case.config.model_copy(update={"adam_beta1": 0.9}))
+    for moments in (optimizer.first_moments, optimizer.second_moments):
+        for moment in moments.values():
+            moment.fill_(0.5)
     x = case.rows[0].float()
-    return sae, moments, 5 * x + 3 if sae.layer_norm else x
+    return sae, optimizer, 5 * x + 3 if sae.layer_norm else x
 
 
 def drawn(case: Case, dead: torch.Tensor, step: int = 100):
-    sae, moments, x = prepared(case, dead)
-    resample(sae, moments, x, dead, case.config, step)
-    return sae, moments, x
+    sae, optimizer, x = prepared(case, dead)
+    resample(sae, optimizer, x, dead, case.config, step)
+    return sae, optimizer, x
 
 
 DEAD = torch.arange(20) % 6 == 2
@@ -38,15 +42,16 @@ DEAD = torch.arange(20) % 6 == 2
 @EVERY
 def test_living_latents_and_what_all_share_are_not_touched(name):
     case = CASES[name]
-    before, moments_before, _ = prepared(case, DEAD)
-    after, moments, _ = drawn(case, DEAD)
+    before, _, _ = prepared(case, DEAD)
+    after, optimizer, _ = drawn(case, DEAD)
     for (parameter, p), q in zip(after.named_parameters(), before.parameters(), strict=True):
         of_latents = parameter in ("W_enc", "b_enc", "W_dec", "activation.threshold")
         kept = ~DEAD if of_latents else slice(None)
         assert torch.equal(p[kept], q[kept]), parameter
-        assert torch.equal(moments[parameter][kept], moments_before[parameter][kept]), parameter
+        for moments in (optimizer.first_moments, optimizer.second_moments):
+            assert (moments[parameter][kept] == 0.5).all() and not (of_latents and moments[parameter][DEAD].any()), parameter
         if of_latents:
-            assert not torch.equal(p[DEAD], q[DEAD]) and not moments[parameter][DEAD].any(), parameter
+            assert not torch.equal(p[DEAD], q[DEAD]), parameter
 
 
 @EVERY
@@ -70,9 +75,9 @@ def test_rows_are_drawn_by_the_square_of_their_loss():
     """With one row of a hundredfold loss among many, that one is taken first; with a loss in proportion it would not always be."""
     case, one_dead = CASES["standard"], torch.arange(20) == 7
     for step in range(20):
-        sae, moments, x = prepared(case, one_dead)
+        sae, optimizer, x = prepared(case, one_dead)
         x[5] = 40 * x[5].sign()
-        resample(sae, moments, x, one_dead, case.config, step)
+        resample(sae, optimizer, x, one_dead, case.config, step)
         direction = (x[5] - sae.b_dec).detach()
         assert torch.cosine_similarity(sae.W_dec[7].detach(), direction, dim=0) > 0.999
 
@@ -86,22 +91,22 @@ def test_drawing_is_a_function_of_seed_and_step_alone():
 
 def test_more_dead_latents_than_rows_and_none_at_all_are_no_trouble():
     case, everything = CASES["jumprelu l0"], torch.ones(20, dtype=torch.bool)
-    sae, moments, x = prepared(case, everything)
-    resample(sae, moments, x[:4], everything, case.config, 1)
+    sae, optimizer, x = prepared(case, everything)
+    resample(sae, optimizer, x[:4], everything, case.config, 1)
     assert all(p.isfinite().all() for p in sae.parameters())
     np.testing.assert_allclose(sae.W_dec.detach().norm(dim=1), 1, rtol=1e-5)
     before = {name: p.clone() for name, p in sae.state_dict().items()}
-    resample(sae, moments, x, ~everything, case.config, 1)
+    resample(sae, optimizer, x, ~everything, case.config, 1)
     assert all(torch.equal(p, before[name]) for name, p in sae.state_dict().items())
 
 
 def test_a_perfect_reconstruction_leaves_nothing_to_draw_from_and_is_no_trouble():
     case = CASES["standard"]
-    sae, moments, _ = prepared(case, DEAD)
+    sae, optimizer, _ = prepared(case, DEAD)
     with torch.no_grad():
         sae.W_dec.zero_()
     x = sae.b_dec.detach().expand(B, -1).clone()
-    resample(sae, moments, x, DEAD, case.config, 1)
+    resample(sae, optimizer, x, DEAD, case.config, 1)
     assert all(p.isfinite().all() for p in sae.parameters())
 
 

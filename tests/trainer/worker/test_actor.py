@@ -300,7 +300,7 @@ def test_hooks_stand_side_by_side_each_in_its_own_units(bucket, architecture, in
 def test_another_configuration_at_the_same_place_is_a_conflict_and_harms_nothing(bucket, server):
     assignment = assign()
     run(StopsAt, bucket, assignment, server, 20)
-    with pytest.raises(Conflict, match="learning_rate = 0.001, and this run asks for 0.5"):
+    with pytest.raises(Conflict, match="learning_rate = 0.003, and this run asks for 0.5"):
         train(make(GroupTrainer, bucket, assign(learning_rate=0.5)), server.address)
     assert run(GroupTrainer, bucket, assignment, server) == STEPS
 

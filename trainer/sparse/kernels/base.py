@@ -36,10 +36,19 @@ class Adam(NamedTuple):
 
     update: int  # its number, from 1
     rate: float
+    beta1: float
     beta2: float
     epsilon: float
+    first_correction: float  # 1 - beta1^update
     correction: float  # sqrt(1 - beta2^update)
     unit: bool  # whether rows are of unit norm, and stay so
+
+
+class Moments(NamedTuple):
+    """Hold the moments of a matrix of weights [F, d]."""
+
+    first: torch.Tensor  # [F, d], or [F, 0] where beta1 = 0 needs none
+    second: torch.Tensor  # [F, d]
 
 
 class Backend(ABC):
@@ -119,21 +128,19 @@ class Backend(ABC):
         factors: torch.Tensor,
         matrix: torch.Tensor,
         weights: torch.Tensor,
-        moments: torch.Tensor,
+        moments: Moments,
         updated: torch.Tensor,
         adam: Adam,
     ) -> None:
-        """Update by Adam the weight rows [F, d] that have entries.
+        """Update by Adam the weight rows [F, d] that have entries, or with first moments all rows.
 
         Their gradient is not written out (see `gradient`). With beta1 = 0 a row without a gradient keeps its weights, and of its second
-        ``moments`` only the decay is due. ``updated`` [F] is the last update of each row; missed decay is applied when the row has a
-        gradient again.
+        moments only the decay is due. ``updated`` [F] is the last update of each row; missed decay is applied when the row has a
+        gradient again. With beta1 > 0 a row without a gradient moves on until its first moments have faded.
         """
 
     @abstractmethod
-    def update_dense(
-        self, gradients: torch.Tensor, weights: torch.Tensor, moments: torch.Tensor, updated: torch.Tensor, adam: Adam
-    ) -> None:
+    def update_dense(self, gradients: torch.Tensor, weights: torch.Tensor, moments: Moments, updated: torch.Tensor, adam: Adam) -> None:
         """Update every weight row [F, d] by Adam from dense gradients [F, d].
 
         The gradients may be overwritten.

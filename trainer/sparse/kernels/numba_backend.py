@@ -70,10 +70,10 @@ class NumbaBackend(Backend):
         loops.gradient(*_arrays(*columns, factors, matrix, total))
 
     def update_rows(self, columns, factors, matrix, weights, moments, updated, adam):
-        loops.update_rows(*_arrays(*columns, factors, matrix, weights, moments, updated), *_numbers(adam))
+        loops.update_rows(*_arrays(*columns, factors, matrix, weights, *moments, updated), *_numbers(adam))
 
     def update_dense(self, gradients, weights, moments, updated, adam):
-        loops.update_dense(*_arrays(gradients, weights, moments, updated), *_numbers(adam))
+        loops.update_dense(*_arrays(gradients, weights, *moments, updated), *_numbers(adam))
 
 
 def _bounds(rows: int) -> np.ndarray:
@@ -86,4 +86,4 @@ def _arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
 
 
 def _numbers(adam: Adam) -> tuple:
-    return adam.update, *map(np.float32, (adam.rate, adam.beta2, adam.epsilon, adam.correction)), adam.unit
+    return adam.update, *map(np.float32, adam[1:-1]), adam.unit

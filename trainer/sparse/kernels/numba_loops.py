@@ -246,8 +246,11 @@ def gradient(starts, rows, order, factors, matrix, out):
 
 
 @njit(cache=True, nogil=True, inline="always", fastmath=REASSOCIATE)
-def _adam_row(w, v, g, decay, rate, beta2, epsilon, correction, unit):
-    """Project, update and normalise one row. ``decay`` is that of the updates in which the row had no gradient."""
+def _adam_row(w, m, v, g, decay, rate, beta1, beta2, epsilon, first_correction, correction, unit):
+    """Project, update and normalise one row. ``decay`` is that of the updates in which the row had no gradient.
+
+    ``m`` [0]: there are no first moments.
+    """
     if unit:
         along = np.float32(0)
         for j in range(len(w)):
@@ -255,11 +258,19 @@ def _adam_row(w, v, g, decay, rate, beta2, epsilon, correction, unit):
         for j in range(len(w)):
             g[j] -= along * w[j]
     square = np.float32(0)
-    for j in range(len(w)):
-        u = beta2 * (decay * v[j]) + (np.float32(1) - beta2) * g[j] * g[j]
-        v[j] = u
-        w[j] -= rate * g[j] / (np.sqrt(u) / correction + epsilon)
-        square += w[j] * w[j]
+    if len(m):
+        for j in range(len(w)):
+            u = beta2 * (decay * v[j]) + (np.float32(1) - beta2) * g[j] * g[j]
+            s = beta1 * m[j] + (np.float32(1) - beta1) * g[j]
+            v[j], m[j] = u, s
+            w[j] -= rate * (s / first_correction) / (np.sqrt(u) / correction + epsilon)
+            square += w[j] * w[j]
+    else:
+        for j in range(len(w)):
+            u = beta2 * (decay * v[j]) + (np.float32(1) - beta2) * g[j] * g[j]
+            v[j] = u
+            w[j] -= rate * g[j] / (np.sqrt(u) / correction + epsilon)
+            square += w[j] * w[j]
     if unit:
         scale = np.float32(1) / np.sqrt(square)
         for j in range(len(w)):
@@ -267,26 +278,31 @@ def _adam_row(w, v, g, decay, rate, beta2, epsilon, correction, unit):
 
 
 @_compiled(fastmath=REASSOCIATE)
-def update_rows(starts, rows, order, factors, matrix, weights, moments, updated, update, rate, beta2, epsilon, correction, unit):
-    """Update by Adam the rows that have entries.
+def update_rows(
+    starts, rows, order, factors, matrix, weights, first, second, updated,
+    update, rate, beta1, beta2, epsilon, first_correction, correction, unit,
+):  # fmt: skip
+    """Update by Adam the rows that have entries, or with first moments [F, d] all rows.
 
-    Their gradient, as of `gradient`, never leaves the cache. With beta1 = 0 a row without a gradient keeps its weights, and of its
-    second moment only the decay is due. ``updated`` [F] is the last update of each row; missed decay is applied when the row has a
-    gradient again.
+    Their gradient, as of `gradient`, never leaves the cache. Without first moments [F, 0] a row without a gradient keeps its weights,
+    and of its second moment only the decay is due. ``updated`` [F] is the last update of each row; missed decay is applied when the row
+    has a gradient again.
     """
     for f in prange(len(starts) - 1):
-        if starts[f] < starts[f + 1]:
+        if starts[f] < starts[f + 1] or first.shape[1]:
             g = np.zeros(weights.shape[1], np.float32)
             _add_rows(g, starts[f], starts[f + 1], factors, rows, order, matrix)
             decay = np.float32(np.float64(beta2) ** (update - 1 - updated[f]))
-            _adam_row(weights[f], moments[f], g, decay, rate, beta2, epsilon, correction, unit)
+            _adam_row(weights[f], first[f], second[f], g, decay, rate, beta1, beta2, epsilon, first_correction, correction, unit)
             updated[f] = update
 
 
 @_compiled(fastmath=REASSOCIATE)
-def update_dense(gradients, weights, moments, updated, update, rate, beta2, epsilon, correction, unit):
+def update_dense(
+    gradients, weights, first, second, updated, update, rate, beta1, beta2, epsilon, first_correction, correction, unit
+):  # fmt: skip
     """Update every row by Adam from dense gradients [F, d], which are overwritten."""
     for f in prange(len(weights)):
         decay = np.float32(np.float64(beta2) ** (update - 1 - updated[f]))
-        _adam_row(weights[f], moments[f], gradients[f], decay, rate, beta2, epsilon, correction, unit)
+        _adam_row(weights[f], first[f], second[f], gradients[f], decay, rate, beta1, beta2, epsilon, first_correction, correction, unit)
         updated[f] = update

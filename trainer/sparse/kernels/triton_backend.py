@@ -7,7 +7,7 @@ import torch
 import triton
 
 from scopemill.trainer.sparse.kernels import triton_kernels as kernels
-from scopemill.trainer.sparse.kernels.base import Adam, Backend, Columns, Found, offsets
+from scopemill.trainer.sparse.kernels.base import Adam, Backend, Columns, Found, Moments, offsets
 
 SCANNED = 1024  # latents that a program compares together
 TILE = 8192  # numbers that a program gathers together: with 256 threads, 32 registers each
@@ -75,13 +75,13 @@ class TritonBackend(Backend):
         kernels.gradient[(len(total),)](*columns, factors, matrix, total, total.shape[1], **_tile(total))
 
     def update_rows(self, columns, factors, matrix, weights, moments, updated, adam):
-        state = weights, moments, updated, _decay(updated, adam), adam.update
-        sizes = _tile(weights) | {"UNIT": adam.unit}
+        state = weights, *moments, updated, _decay(updated, adam), adam.update
+        sizes = _tile(weights) | _kind(moments, adam)
         kernels.update_rows[(len(weights),)](*columns, factors, matrix, *state, *_rates(adam), weights.shape[1], **sizes)
 
     def update_dense(self, gradients, weights, moments, updated, adam):
-        state, tile = (weights, moments, _decay(updated, adam)), _tile(weights)
-        sizes = {"UNIT": adam.unit, "BLOCK_D": tile["BLOCK_D"], "num_warps": tile["num_warps"]}
+        state, tile = (weights, *moments, _decay(updated, adam)), _tile(weights)
+        sizes = _kind(moments, adam) | {"BLOCK_D": tile["BLOCK_D"], "num_warps": tile["num_warps"]}
         kernels.update_dense[(len(weights),)](gradients, *state, *_rates(adam), weights.shape[1], **sizes)
         updated.fill_(adam.update)
 
@@ -98,5 +98,10 @@ def _decay(updated: torch.Tensor, adam: Adam) -> torch.Tensor:
     return torch.pow(torch.tensor(adam.beta2, dtype=torch.float64, device=missed.device), missed).float()
 
 
-def _rates(adam: Adam) -> tuple[float, float, float, float]:
-    return adam.rate, adam.beta2, adam.epsilon, adam.correction
+def _kind(moments: Moments, adam: Adam) -> dict[str, bool]:
+    """Return what decides which Adam is compiled."""
+    return {"UNIT": adam.unit, "FIRST": moments.first.shape[1] > 0}
+
+
+def _rates(adam: Adam) -> tuple[float, ...]:
+    return adam[1:-1]

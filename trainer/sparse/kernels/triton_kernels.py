@@ -147,40 +147,51 @@ def gradient(starts, rows, order, factors, matrix, total, d, AT_ONCE: tl.constex
 
 
 @triton.jit
-def _adam(g, f, weights, moments, decay, rate, beta2, epsilon, correction, d, UNIT: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Project, update and normalise row f, from its gradient g [BLOCK_D]."""
+def _adam(
+    g, f, weights, first, second, decay, rate, beta1, beta2, epsilon, first_correction, correction, d,
+    UNIT: tl.constexpr, FIRST: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Project, update and normalise row f, from its gradient g [BLOCK_D]. ``FIRST``: there are first moments."""
     column = tl.arange(0, BLOCK_D)
     inside, place = column < d, f * d + column
-    w, v = tl.load(weights + place, mask=inside, other=0.0), tl.load(moments + place, mask=inside, other=0.0)
+    w, v = tl.load(weights + place, mask=inside, other=0.0), tl.load(second + place, mask=inside, other=0.0)
     if UNIT:
         g -= tl.sum(g * w, axis=0) * w
     v = beta2 * (tl.load(decay + f) * v) + (1 - beta2) * g * g
+    if FIRST:
+        m = beta1 * tl.load(first + place, mask=inside, other=0.0) + (1 - beta1) * g
+        tl.store(first + place, m, mask=inside)
+        g = m / first_correction
     w -= rate * g / (tl.sqrt(v) / correction + epsilon)
     if UNIT:
         w = w / tl.sqrt(tl.sum(w * w, axis=0))
-    tl.store(moments + place, v, mask=inside)
+    tl.store(second + place, v, mask=inside)
     tl.store(weights + place, w, mask=inside)
 
 
 @triton.jit(do_not_specialize=["update"])
 def update_rows(
-    starts, rows, order, factors, matrix, weights, moments, updated, decay, update, rate, beta2, epsilon, correction, d,
-    UNIT: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr,
+    starts, rows, order, factors, matrix, weights, first, second, updated, decay, update,
+    rate, beta1, beta2, epsilon, first_correction, correction, d,
+    UNIT: tl.constexpr, FIRST: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Update weight row f by Adam if latent f has entries.
+    """Update weight row f by Adam if latent f has entries, or with first moments always.
 
     Program f takes row f of the weights [F, d]. ``decay`` [F] is that of missed updates.
     """
     f = tl.program_id(0).to(tl.int64)
     start, stop = tl.load(starts + f), tl.load(starts + f + 1)
-    if start < stop:
+    if FIRST or start < stop:
         g = _gathered(start, stop, factors, order, rows, matrix, d, True, AT_ONCE, BLOCK_D)
-        _adam(g, f, weights, moments, decay, rate, beta2, epsilon, correction, d, UNIT, BLOCK_D)
+        _adam(g, f, weights, first, second, decay, rate, beta1, beta2, epsilon, first_correction, correction, d, UNIT, FIRST, BLOCK_D)
         tl.store(updated + f, update)
 
 
 @triton.jit
-def update_dense(gradients, weights, moments, decay, rate, beta2, epsilon, correction, d, UNIT: tl.constexpr, BLOCK_D: tl.constexpr):
+def update_dense(
+    gradients, weights, first, second, decay, rate, beta1, beta2, epsilon, first_correction, correction, d,
+    UNIT: tl.constexpr, FIRST: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """Update weight row f by Adam from dense gradients.
 
     Program f takes row f of the weights [F, d]; gradients are [F, d].
@@ -188,4 +199,4 @@ def update_dense(gradients, weights, moments, decay, rate, beta2, epsilon, corre
     f = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     g = tl.load(gradients + f * d + column, mask=column < d, other=0.0)
-    _adam(g, f, weights, moments, decay, rate, beta2, epsilon, correction, d, UNIT, BLOCK_D)
+    _adam(g, f, weights, first, second, decay, rate, beta1, beta2, epsilon, first_correction, correction, d, UNIT, FIRST, BLOCK_D)

@@ -8,7 +8,7 @@ import torch
 from support.sparse_kinds import make
 
 from scopemill.trainer.sparse.kernels import select as seam
-from scopemill.trainer.sparse.kernels.base import Adam, Backend, Columns, Found, offsets
+from scopemill.trainer.sparse.kernels.base import Adam, Backend, Columns, Found, Moments, offsets
 from scopemill.trainer.sparse.kernels.numba_backend import NumbaBackend
 from scopemill.trainer.sparse.kernels.select import backend_for
 from scopemill.trainer.training.history import History
@@ -157,26 +157,34 @@ def test_gradients_are_added_to_what_was_there(triton, found, weights):
     close(total, before + dense(found, found.values).T @ matrix.double())
 
 
-@pytest.mark.parametrize("unit", [True, False])
-def test_updates_are_those_of_the_cpu_and_rows_without_entries_are_left_alone(triton, found, weights, unit):
+@pytest.mark.parametrize(("unit", "beta1"), [(True, 0.0), (False, 0.0), (True, 0.9), (False, 0.9)])
+def test_updates_are_those_of_the_cpu_and_rows_without_entries_are_left_alone_or_move_on(triton, found, weights, unit, beta1):
     """The CPU's are held against Adam by hand in test_sparse.py."""
     columns, matrix = triton.by_latents(found.starts, found.latents, F), random(B, D, seed=13).to(weights.dtype)
     w = torch.nn.functional.normalize(random(F, D, seed=14)) if unit else random(F, D, seed=14)
-    moments, updated = random(F, D, seed=15).square(), torch.randint(0, 40, (F,), dtype=torch.int32, generator=generator(16)).to(DEVICE)
-    adam = Adam(41, 1e-2, 0.99, 1e-8, (1 - 0.99**41) ** 0.5, unit)
-    ours = [t.clone() for t in (w, moments, updated)]
-    theirs = [t.cpu().clone() for t in (w, moments, updated)]
-    triton.update_rows(columns, found.values, matrix, *ours, adam)
+    first, second = random(F, D if beta1 else 0, seed=18), random(F, D, seed=15).square()
+    updated = torch.randint(0, 40, (F,), dtype=torch.int32, generator=generator(16)).to(DEVICE)
+    adam = Adam(41, 1e-2, beta1, 0.99, 1e-8, 1 - beta1**41, (1 - 0.99**41) ** 0.5, unit)
+    ours = [t.clone() for t in (w, first, second, updated)]
+    theirs = [t.cpu().clone() for t in (w, first, second, updated)]
+
+    def state(tensors: list[torch.Tensor]) -> tuple[torch.Tensor, Moments, torch.Tensor]:
+        return tensors[0], Moments(*tensors[1:3]), tensors[3]
+
+    triton.update_rows(columns, found.values, matrix, *state(ours), adam)
     on_cpu = Columns(*(t.cpu() for t in columns))
-    NumbaBackend().update_rows(on_cpu, found.values.cpu(), matrix.float().cpu(), *theirs, adam)
+    NumbaBackend().update_rows(on_cpu, found.values.cpu(), matrix.float().cpu(), *state(theirs), adam)
     for mine, wanted in zip(ours, theirs, strict=True):
         close(mine.cpu(), wanted)
     idle = columns.starts.diff() == 0
-    assert torch.equal(ours[0][idle], w[idle]) and torch.equal(ours[2][idle], updated[idle])
+    if beta1:
+        assert (ours[0][idle] != w[idle]).any(1).all() and (ours[3] == 41).all()
+    else:
+        assert torch.equal(ours[0][idle], w[idle]) and torch.equal(ours[3][idle], updated[idle])
 
     gradients = random(F, D, seed=17)
-    NumbaBackend().update_dense(gradients.cpu().clone(), *theirs, adam._replace(update=42))
-    triton.update_dense(gradients, *ours, adam._replace(update=42))
+    NumbaBackend().update_dense(gradients.cpu().clone(), *state(theirs), adam._replace(update=42))
+    triton.update_dense(gradients, *state(ours), adam._replace(update=42))
     for mine, wanted in zip(ours, theirs, strict=True):
         close(mine.cpu(), wanted)
 
@@ -206,7 +214,7 @@ def trained(architecture: str, backend: Backend | None, monkeypatch, **fields) -
     ("architecture", "fields"),
     [
         ("jumprelu", {"bandwidth": 0.5}), ("topk", {"auxk_coefficient": 0.1}), ("batchtopk", {}), ("matryoshka", {}), ("gated", {}),
-        ("jumprelu", {"bandwidth": 0.5, "precision": "bfloat16"}),
+        ("jumprelu", {"bandwidth": 0.5, "precision": "bfloat16"}), ("jumprelu", {"bandwidth": 0.5, "adam_beta1": 0.9}),
     ],
     ids=lambda value: value if isinstance(value, str) else value.get("precision", ""),
 )  # fmt: skip
@@ -242,8 +250,9 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 from scopemill.trainer.sparse.kernels import triton_kernels
 types = dict.fromkeys(["starts", "order"], "*i64") | dict.fromkeys(["latents", "marks", "counts", "updated"], "*i32")
-types |= dict.fromkeys(["rate", "beta2", "epsilon", "correction"], "fp32") | {"update": "i32", "d": "i32", "F": "i32"}
-sizes = {"BLOCK": 1024, "BLOCK_D": 4096, "AT_ONCE": 2, "UNIT": True}
+types |= dict.fromkeys(["rate", "beta1", "beta2", "epsilon", "first_correction", "correction"], "fp32")
+types |= {"update": "i32", "d": "i32", "F": "i32"}
+sizes = {"BLOCK": 1024, "BLOCK_D": 4096, "AT_ONCE": 2, "UNIT": True, "FIRST": True}
 either = dict.fromkeys(["mark", "compact"], "products") | dict.fromkeys(["decode", "reconstruction_error", "products"], "weights")
 either |= dict.fromkeys(["gradient", "update_rows"], "matrix")
 for name, kernel in vars(triton_kernels).items():
