@@ -16,6 +16,8 @@ from scopemill.proto.errors import SaeFormatError
 from scopemill.proto.hooks import Hook
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.config.wiring import Shape
+from scopemill.trainer.formats.archives import check_storages, check_unpacked_size
+from scopemill.trainer.formats.config_fields import DICTIONARY_LEARNING_TRAINING, check_known
 from scopemill.trainer.formats.finished import FinishedSae
 from scopemill.trainer.formats.tensors import Tensors, check_count, filled, read_bytes, read_config
 from scopemill.trainer.sae.activations.base import Activation
@@ -29,6 +31,7 @@ WEIGHTS, CONFIG = "ae.pt", "config.json"
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec.T"}
 _MATRICES = {"W_enc": "W_enc.T", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 _THRESHOLD = {"threshold": "activation.threshold"}
+_READ = ("dict_class", "activation_dim", "dict_size", "k")
 _UNUSED = ("k", "group_sizes")  # k is read from the config; group sizes matter in training only
 
 
@@ -68,6 +71,7 @@ def read_dictionary_learning(folder: str) -> FinishedSae:
         name = trainer.get("dict_class") if isinstance(trainer, dict) else None
         raise SaeFormatError(f"{place}: trainer.dict_class {name!r} is not known; known are {', '.join(_LAYOUTS)}.")
     layout = _LAYOUTS[trainer["dict_class"]]
+    check_known(f"{place}: trainer", trainer, _READ, DICTIONARY_LEARNING_TRAINING)
     d, width = check_count(place, trainer, "activation_dim"), check_count(place, trainer, "dict_size")
     with torch.device("meta"):
         if layout.activation is TopK:
@@ -88,6 +92,7 @@ def read_dictionary_learning(folder: str) -> FinishedSae:
 
 
 def _tensors(place: str, data: bytes) -> Tensors:
+    check_unpacked_size(place, data)
     try:
         tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -96,6 +101,7 @@ def _tensors(place: str, data: bytes) -> Tensors:
         raise SaeFormatError(f"{place} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise SaeFormatError(f"{place} is not a mapping of names to tensors.")
+    check_storages(place, tensors)
     return dict(tensors)
 
 

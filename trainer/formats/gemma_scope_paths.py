@@ -38,7 +38,7 @@ _PATH_1 = re.compile(
 )
 _PATH_2 = re.compile(
     _REPOSITORY.format(model=r"2-(?P<model>[^/@]+)")
-    + rf"(?P<kind>{'|'.join(_KINDS_2)})(?:_all)?/layer_(?P<layer>\d+)_width_(?P<width>\d+[km]?)_l0_(?P<l0>\w+?)(?:_affine)?$"
+    + rf"(?P<kind>{'|'.join(_KINDS_2)})(?:_all)?/layer_(?P<layer>\d+)_width_(?P<width>\d+[km]?)_l0_(?P<l0>\w+?)(?P<affine>_affine)?$"
 )
 
 
@@ -50,6 +50,7 @@ class Origin:
     input: str
     output: str  # of a transcoder the target hook, else the same as input
     width: str  # "16k"
+    affine: bool = False  # a transcoder with a linear map beside it
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Generation:
             raise SaeFormatError(f"{place} is not a Gemma Scope path; such a path ends like {self.example}.")
         sides = self.kinds[found["kind"]]
         hooks = [EMBEDDING if found["layer"] is None else f"blocks.{int(found['layer'])}.{side}" for side in sides]
-        return Origin(self._model(found["model"]), hooks[0], hooks[1], found["width"]), found["l0"]
+        affine = bool(found.groupdict().get("affine"))
+        return Origin(self._model(found["model"]), hooks[0], hooks[1], found["width"], affine), found["l0"]
 
     def path_of(self, finished: FinishedSae, l0: str) -> str:
         """Return the path of an SAE, from the repository's name on.
@@ -121,7 +123,9 @@ def origin_of(finished: FinishedSae) -> Origin:
             f"Gemma Scope's paths name a model and one hook, and this SAE has the model {finished.model!r} and "
             f"the hooks {', '.join(finished.inputs) or 'unknown'}."
         )
-    return Origin(finished.model.rsplit("/", 1)[-1], finished.inputs[0], finished.outputs[0], width_label(finished.sae.width))
+    return Origin(
+        finished.model.rsplit("/", 1)[-1], finished.inputs[0], finished.outputs[0], width_label(finished.sae.width), bool(finished.sae.skip)
+    )
 
 
 def _whole(place: str) -> str:

@@ -16,6 +16,7 @@ from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.config.wiring import Shape
+from scopemill.trainer.formats.config_fields import SAELENS_TRAINING, check_known, check_one_of, read_flag
 from scopemill.trainer.formats.finished import FinishedSae
 from scopemill.trainer.formats.tensors import check_count, filled, laid_out, read_config, read_safetensors
 from scopemill.trainer.sae.base import Sae
@@ -49,6 +50,9 @@ OWN_WORDS: dict[str, type[Sae]] = {
 }
 FINISHED_ACTIVATIONS = ("relu", "gated", "jumprelu", "topk")
 CONFIG, WEIGHTS = (path.lstrip("/") for path in (SaeLayout("").config, SaeLayout("").weights))
+_FLAGS = {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm": False, "finetuning_scaling_factor": False}
+_OWN = ("activation", "inputs", "outputs")  # of our own words
+_READ = {"architecture", "d_in", "d_sae", "d_out", "k", "normalize_activations", "reshape_activations", "metadata", *_OWN, *_FLAGS}
 _HOOKS = ("hook_name", "hook_name_out", "model_name")  # fields of the metadata; other fields are kept unchanged
 # The metadata of an older, flat cfg.json.
 _LEGACY_METADATA = (
@@ -96,6 +100,8 @@ def read_saelens(folder: str) -> FinishedSae:
     tensors = read_safetensors(bucket, WEIGHTS)
     sae = _empty(place, config)
     factors = tensors.pop("scaling_factor", None) if config["architecture"] in WORDS else None  # a finetuned SAE's
+    if factors is None and config.get("finetuning_scaling_factor"):
+        raise SaeFormatError(f"{bucket.place(WEIGHTS)} lacks the tensor scaling_factor, and finetuning_scaling_factor is true.")
     sae = filled(bucket.place(WEIGHTS), sae, tensors, _names(sae))
     if factors is not None:
         fold_factors(bucket.place(WEIGHTS), sae, factors)
@@ -104,6 +110,8 @@ def read_saelens(folder: str) -> FinishedSae:
     metadata = config["metadata"]
     inputs = _hooks(place, metadata, "hook_name", sae.shape.inputs)
     outputs = inputs if sae.shape.autoencoder else _hooks(place, metadata, "hook_name_out", sae.shape.outputs)
+    if config.get("reshape_activations") == "hook_z" and any(_site(name) != "attn_z" for name in inputs):
+        raise SaeFormatError(f"{place}: reshape_activations is 'hook_z', and the SAE reads {', '.join(inputs)}, whose rows have no heads.")
     if not outputs and not sae.shape.autoencoder:
         raise SaeFormatError(f"{place}: a {config['architecture']} needs metadata.hook_name_out, the hook that it reconstructs.")
     return FinishedSae(sae, inputs, outputs, metadata.get("model_name"), {k: v for k, v in metadata.items() if k not in _HOOKS})
@@ -200,8 +208,14 @@ def _hooks(place: str, metadata: dict[str, Any], field: str, widths: tuple[int, 
 def _read_config(bucket: Bucket) -> dict[str, Any]:
     """Return the fields of ``cfg.json``; SaeFormatError for an unknown architecture or a wrong width."""
     place, config = bucket.place(CONFIG), read_config(bucket, CONFIG)
-    if not isinstance(config.get("metadata"), dict):
-        config = _from_legacy(config)
+    if isinstance(config.get("metadata"), dict):
+        check_known(place, config, _READ, SAELENS_TRAINING)
+    else:
+        config = _from_legacy(place, config)
+        check_known(place, config, _READ | set(_LEGACY_METADATA), SAELENS_TRAINING)
+    check_one_of(place, config, "reshape_activations", ("none", "hook_z", None))
+    for field, default in _FLAGS.items():
+        read_flag(place, config, field, default)
     name = config.get("architecture")
     if not isinstance(name, str) or name not in WORDS | OWN_WORDS:
         raise SaeFormatError(f"{place}: architecture {name!r} is not known; known are {', '.join(WORDS | OWN_WORDS)}.")
@@ -211,6 +225,12 @@ def _read_config(bucket: Bucket) -> dict[str, Any]:
         raise SaeFormatError(
             f"{place}: normalize_activations {config['normalize_activations']!r} is not supported; fold it into the weights first."
         )
+    if name in WORDS:
+        check_known(place, {field: config[field] for field in _OWN if field in config}, (), ())
+    if config.get("rescale_acts_by_decoder_norm") and _activation_name(config) != "topk":
+        raise SaeFormatError(f"{place}: rescale_acts_by_decoder_norm is true, which only a topk has, and the architecture is {name}.")
+    if "transcoder" in name and config.get("apply_b_dec_to_input"):
+        raise SaeFormatError(f"{place}: apply_b_dec_to_input is true, and the decoder's bias of a {name} is of its output, not its input.")
     for field in ["d_in", "d_sae"] + ["d_out"] * ("transcoder" in name):
         check_count(place, config, field)
     if _activation_name(config) == "topk":
@@ -218,13 +238,23 @@ def _read_config(bucket: Bucket) -> dict[str, Any]:
     return config
 
 
-def _from_legacy(config: dict[str, Any]) -> dict[str, Any]:
+def _from_legacy(place: str, config: dict[str, Any]) -> dict[str, Any]:
     """Return today's fields for a flat ``cfg.json``, as SAELens wrote it before version 6."""
     renamed = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
     flat: dict[str, Any] = {"architecture": "standard"}
     flat |= {renamed.get(field, field): value for field, value in config.items()}
-    if flat.get("activation_fn") == "topk" and isinstance(flat.get("activation_fn_kwargs"), dict):
-        flat |= {"architecture": "topk", "k": flat["activation_fn_kwargs"].get("k")}
+    options = flat.pop("activation_fn_kwargs", None) or {}
+    check_one_of(place, flat, "activation_fn", ("relu", "topk", None))
+    activation = flat.pop("activation_fn", None)
+    if activation == "topk" and flat["architecture"] in ("standard", "topk") and isinstance(options, dict) and "k" in options:
+        flat |= {"architecture": "topk", "k": options["k"]}
+        options = {name: value for name, value in options.items() if name != "k"}
+    elif activation == "topk":
+        raise SaeFormatError(
+            f"{place}: activation_fn is 'topk' in a {flat['architecture']} SAE, with activation_fn_kwargs {options!r}: that is not known."
+        )
+    if options:
+        raise SaeFormatError(f"{place}: activation_fn_kwargs {options!r} are not known for {activation or 'relu'}.")
     if not flat.get("normalize_activations"):
         flat["normalize_activations"] = "none"
     return flat | {"metadata": {field: flat[field] for field in _LEGACY_METADATA if field in flat}}
@@ -246,7 +276,7 @@ def _empty(place: str, config: dict[str, Any]) -> Sae:
         with torch.device("meta"):
             activation = ACTIVATIONS[str(_activation_name(config))].from_config(width, config)
             skip = Skip(shape.d_in, shape.d_out) if "skip" in word else None
-            centred = bool(config.get("apply_b_dec_to_input", True)) and autoencoder
+            centred = config.get("apply_b_dec_to_input", True) and autoencoder
             return kind(shape, width, activation, centred, skip, config.get("normalize_activations") == "layer_norm")
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), "")[:200]  # torch adds a C++ stack

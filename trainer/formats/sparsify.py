@@ -12,6 +12,7 @@ from scopemill.proto.errors import SaeFormatError
 from scopemill.proto.hooks import Hook
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.config.wiring import Shape
+from scopemill.trainer.formats.config_fields import SPARSIFY_TRAINING, check_known, read_flag
 from scopemill.trainer.formats.finished import FinishedSae
 from scopemill.trainer.formats.tensors import check_count, filled, read_config, read_safetensors
 from scopemill.trainer.sae.activations.topk import TopK
@@ -21,6 +22,7 @@ from scopemill.trainer.sae.transcoder import SkipTranscoder, Transcoder
 
 WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
 _NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+_READ = ("activation", "signed", "d_in", "k", "transcode", "skip_connection")
 _MODULE = re.compile(r"(?:.*/)?(?:[A-Za-z_]+\.)*(?:layers|h)\.(\d+)(\.mlp)?")
 
 
@@ -31,14 +33,15 @@ def read_sparsify(folder: str) -> FinishedSae:
     """
     bucket = Bucket(folder)
     place, config = bucket.place(CONFIG), read_config(bucket, CONFIG)
-    activation = config.get("activation", "topk")
-    if activation != "topk" or config.get("signed"):
-        kind = "signed topk" if config.get("signed") else activation
+    check_known(place, config, _READ, SPARSIFY_TRAINING)
+    signed, activation = read_flag(place, config, "signed", False), config.get("activation", "topk")
+    if activation != "topk" or signed:
+        kind = "signed topk" if signed else activation
         raise SaeFormatError(f"{place}: the activation {kind!r} is not known; known is topk.")
     d = check_count(place, config, "d_in")
     width = check_count(place, config, "num_latents") if config.get("num_latents") else d * check_count(place, config, "expansion_factor")
     k = check_count(place, config, "k", most=width)
-    transcoder, skips = bool(config.get("transcode")), bool(config.get("skip_connection"))
+    transcoder, skips = read_flag(place, config, "transcode", False), read_flag(place, config, "skip_connection", False)
     kind = Sae if not transcoder else SkipTranscoder if skips else Transcoder
     with torch.device("meta"):
         skip = Skip(d, d) if skips else None

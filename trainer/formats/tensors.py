@@ -17,6 +17,8 @@ from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.weights import check_tensors
 
 Tensors = dict[str, torch.Tensor]
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MOST_CONFIG_BYTES = 2**22
 _TRANSPOSED = ".T"
 
 
@@ -30,8 +32,11 @@ def read_bytes(bucket: Bucket, name: str) -> bytes:
 
 def read_config(bucket: Bucket, name: str) -> dict[str, Any]:
     """Return the fields of a JSON file. SaeFormatError if the file holds no JSON object."""
+    data = read_bytes(bucket, name)
+    if len(data) > MOST_CONFIG_BYTES:
+        raise SaeFormatError(f"{bucket.place(name)} has {len(data)} bytes; a configuration has at most {MOST_CONFIG_BYTES}.")
     try:
-        config = json.loads(read_bytes(bucket, name))
+        config = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise SaeFormatError(f"{bucket.place(name)} is not JSON: {error}") from error
     if not isinstance(config, dict):
@@ -76,7 +81,7 @@ def filled(place: str, sae: Sae, tensors: Tensors, names: Mapping[str, str]) -> 
     """Fill an SAE that is on torch's meta device with a file's tensors.
 
     The result is float32, on the CPU, without gradients. SaeFormatError unless the file holds exactly the table's tensors, with the
-    right shapes and finite values.
+    right shapes, and finite floating-point values.
     """
     parameters = dict(sae.named_parameters())
     shapes = {}
@@ -84,6 +89,7 @@ def filled(place: str, sae: Sae, tensors: Tensors, names: Mapping[str, str]) -> 
         shape = parameters[parameter.removesuffix(_TRANSPOSED)].shape
         shapes[name] = shape[::-1] if parameter.endswith(_TRANSPOSED) else shape
     check_tensors(place, tensors, shapes)
+    check_dtypes(place, tensors)
     check_values(place, tensors)
     sae = sae.to_empty(device="cpu").requires_grad_(False)
     for name, parameter in names.items():
@@ -99,6 +105,14 @@ def laid_out(sae: Sae, names: Mapping[str, str]) -> Tensors:
         values = sae.get_parameter(parameter.removesuffix(_TRANSPOSED)).detach().cpu()
         tensors[name] = (values.T if parameter.endswith(_TRANSPOSED) else values).contiguous()
     return tensors
+
+
+def check_dtypes(place: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise SaeFormatError for a tensor that is not of plain floating-point numbers, such as quantized weights."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise SaeFormatError(f"{place}: tensor {name} holds {kind}; weights have to be float16, bfloat16, float32 or float64.")
 
 
 def check_values(place: str, tensors: Mapping[str, torch.Tensor]) -> None:

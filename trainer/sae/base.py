@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from scopemill.proto.errors import InputError
 from scopemill.trainer.config.recipe import OWN_ACTIVATION, SaeConfig
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.parallel.shards import LatentShard
@@ -171,7 +172,10 @@ class Sae(nn.Module):
         return f"Sae({self.architecture}{where}, {self.d_in} -> {self.d_sae}{out}, {self.activation.name}, {dtype}, {self.device})"
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the latents [..., F] of activations [..., d_in], in the activations' dtype."""
+        """Return the latents [..., F] of activations [..., d_in], in the activations' dtype.
+
+        Activations of another floating-point dtype are cast to the SAE's, and the result back. InputError for another shape.
+        """
         return self.activation(self.encoder(self.normalized(self._as_rows(x))[0])).to(x.dtype)
 
     def decode(self, latents: torch.Tensor, heads: int | None = None) -> torch.Tensor:
@@ -227,8 +231,15 @@ class Sae(nn.Module):
         return splits and x.shape[-1] != self.d_in and x.shape[-2] * x.shape[-1] == self.d_in
 
     def _as_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x as rows [..., d_in] in the SAE's dtype."""
-        return (x.flatten(-2) if self._has_heads(x) else x).to(self.dtype)
+        """Return x as rows [..., d_in] in the SAE's dtype. InputError for other shapes, and for integers, which latents would be cut to."""
+        rows = x.flatten(-2) if self._has_heads(x) else x
+        if not rows.ndim or rows.shape[-1] != self.d_in or not rows.is_floating_point():
+            kind = str(x.dtype).removeprefix("torch.")
+            heads = " or [..., heads, d_head]" if self.cfg is not None and self.cfg.splits_heads else ""
+            raise InputError(
+                f"the activations are {kind} of the shape {list(x.shape)}, and this SAE takes floating-point rows [..., {self.d_in}]{heads}"
+            )
+        return rows.to(self.dtype)
 
     def normalized(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Return the rows to encode.

@@ -103,7 +103,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path, zipped):
     folder = save(tmp_path / "sae", "AutoEncoder")
     hostile = FILES["AutoEncoder"] | {"more": Code(f"touch {tmp_path}/ran")}
     torch.save(hostile, tmp_path / "sae" / "ae.pt", _use_new_zipfile_serialization=zipped)
-    assert "may be code" in refusal(folder)
+    assert ("may be code" if zipped else "not a zip file") in refusal(folder)
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "sae" / "ae.pt", weights_only=False)
     assert (tmp_path / "ran").exists(), "the file would have done nothing anyway"

@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.sae_reference import CASES
 
+from scopemill.proto.errors import InputError
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.sae.activations.jumprelu import JumpReLU
 from scopemill.trainer.sae.base import Sae
@@ -81,5 +82,5 @@ def test_an_attention_sae_takes_heads_and_gives_them_back():
 def test_no_other_sae_takes_heads():
     sae = small()
     sae.with_cfg(sae.describe(["blocks.0.hook_resid_post"]))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError, match=r"shape \[2, 5, 3, 4\], and this SAE takes floating-point rows"):
         sae(torch.zeros(2, 5, 3, 4))
