@@ -1,4 +1,4 @@
-"""Check a corpus before any work: its files, their first documents, and the tokens of those."""
+"""Check a corpus before any work: files, first documents and their tokens."""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -19,7 +19,8 @@ FILES_AT_ONCE = 16
 def check_corpus(model: ModelConfig, card: ModelCard, corpus: CorpusConfig) -> Tally:
     """Read the first document of each file.
 
-    Returns which files are read, and which are left out. Raises CorpusError if a file cannot be read, if there is no text, or if the model has no tokens for a document.
+    Returns which files are read, and which are left out. Raises CorpusError if a file cannot be read, if there is no text, or if the
+    model has no tokens for a document.
     """
     tally = Tally()
     found = corpus.format != "hub" and _first_documents(corpus, corpus_files(corpus, tally), tally)
