@@ -89,7 +89,8 @@ class LanguageModel:
 def placement(model: ModelConfig) -> dict[str, Any]:
     """Return where a model goes, as options of `boot`.
 
-    It goes to one device, or a part of its layers to each of several. Raises ModelError if there are fewer GPUs than the model is to be split over.
+    It goes to one device, or a part of its layers to each of several. Raises ModelError if there are fewer GPUs than the model is to
+    be split over.
     """
     if model.devices == 1:
         return {"device": torch.device(("cuda" if torch.cuda.is_available() else "cpu") if model.device == "auto" else model.device)}
