@@ -103,7 +103,10 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def vocabulary(model: ModelConfig) -> int:
-    """Return the number of token ids that a model embeds. Raises ModelError if its configuration cannot be read."""
+    """Return the number of token ids that a model embeds.
+
+    Raises ModelError if its configuration cannot be read.
+    """
     with quiet_libraries(), as_model_error(model):
         return int(AutoConfig.from_pretrained(model.name, revision=model.revision).get_text_config().vocab_size)
 

@@ -173,9 +173,10 @@ def put_rows(where: torch.Tensor, rows: torch.Tensor, x: torch.Tensor) -> torch.
 
 
 def placement(model: ModelConfig) -> dict[str, Any]:
-    """Return where a model goes, as options of `boot`: one device, or several with a part of the layers each.
+    """Return where a model goes, as options of `boot`.
 
-    Raises ModelError if there are fewer GPUs than the model is to be split over.
+    It goes to one device, or a part of its layers to each of several. Raises ModelError if there are fewer GPUs than the model is to
+    be split over.
     """
     if model.devices == 1:
         return {"device": torch.device(("cuda" if torch.cuda.is_available() else "cpu") if model.device == "auto" else model.device)}

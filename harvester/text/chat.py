@@ -1,4 +1,4 @@
-"""Write conversations out by a tokenizer's chat template, and find what each role says in them."""
+"""Write conversations out by a chat template, and find what each role says."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -86,7 +86,10 @@ class ChatTokenizer:
 
 
 def as_message(where: str, number: int, message: Any) -> Message:
-    """Return a message with ``role`` and ``content``. Raises CorpusError, which names the place, if it has none."""
+    """Return a message with ``role`` and ``content``.
+
+    Raises CorpusError, which names the place, if the message has none.
+    """
     if isinstance(message, Mapping):
         named: Message = {key: value for key, value in message.items() if value is not None}
         if "from" in named and "value" in named:

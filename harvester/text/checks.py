@@ -1,4 +1,4 @@
-"""Check a corpus before any work: its files, their first documents, and the tokens of those."""
+"""Check a corpus before any work: files, first documents and their tokens."""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
