@@ -56,7 +56,8 @@ def layer_kinds(config: Any) -> list[tuple[str, ...]]:
     Hybrid models have layers with attention and layers without, so layers of several kinds may have several sets of sites.
     """
     layers = config.num_hidden_layers
-    lists = [getattr(config, name, None) for name in sorted({*config.to_dict(), *_KINDS})]
+    stated = config.to_dict()
+    lists = [stated[name] if name in stated else getattr(config, name, None) for name in sorted({*stated, *_KINDS})]
     of_layers = [values for values in lists if isinstance(values, list | tuple) and len(values) == layers]
     return [tuple(str(values[layer]) for values in of_layers) for layer in range(layers)]
 

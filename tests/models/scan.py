@@ -5,6 +5,7 @@ site of every layer holds what some module of plain Hugging Face takes or gives 
 refused in one sentence from its configuration. The scan prints a table and fails if a family does neither.
 """
 
+import re
 import sys
 import tempfile
 import warnings
@@ -48,6 +49,11 @@ OWN: dict[str, dict] = {
     "falcon": {"new_decoder_architecture": False, "multi_query": False},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
+    "deepseek_v3": {"num_key_value_heads": 4},
+    "glm4_moe_lite": {"num_key_value_heads": 4},
+    "glm_moe_dsa": {"num_key_value_heads": 4},
+    "youtu": {"num_key_value_heads": 4},
+    "bamba": {"attn_layer_indices": [1, 3]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
 }
 
@@ -77,7 +83,8 @@ class Plain:
 
     def __init__(self, folder: str, tokens: torch.Tensor, layers: int):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        stack = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == layers)
+        stacks = [m for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and not re.search("vision|audio", name)]
+        stack = next(m for m in stacks if len(m) == layers)
         self.seen: list[dict[str, torch.Tensor]] = [{} for _ in stack]
         for layer, block in enumerate(stack):
             for name, module in block.named_modules():
@@ -108,7 +115,7 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 def problems(card, captured: dict[str, torch.Tensor], plain: Plain) -> Iterator[str]:
     """What is wrong with the captured activations, hook by hook."""
     ends = {"resid_pre": (".in",), "resid_post": (".out",)}
-    for hook in card.hooks("all", "all"):
+    for hook in [hook for hook in card.hooks("all", "all") if hook.name in captured]:
         x = captured[hook.name]
         if x.shape[-1] != card.widths[hook.site]:
             yield f"{hook.name} is {x.shape[-1]} wide, planned were {card.widths[hook.site]}"
@@ -153,21 +160,21 @@ def scan(architecture: str, kind: str, folder: Path) -> tuple[str, str]:
         return "wrong", f"describing it ended in {_line(error)}"
     try:
         lm = LanguageModel(model)
-        captured = {}
-        for hook in hooks:  # a hook that is refused at boot leaves the others
+        captured, refused = {}, {}
+        for hook in hooks:  # a site that is refused at boot leaves the others
             try:
                 captured.update(lm.capture(tokens, [hook]))
             except ModelError as error:
-                return "refused", _line(error)
+                refused[hook.site] = _line(error)
     except ModelError as error:
         return "refused at boot", _line(error)
     except Exception as error:
         return "wrong", f"reading it ended in {_line(error)}"
-    wrong = list(problems(card, captured, plain))
-    sites = ", ".join(
-        f"{site} (not at {', '.join(map(str, card.lacking[site]))})" if site in card.lacking else site for site in card.widths
-    )
-    return ("wrong", "; ".join(wrong[:4]) + f" ({len(wrong)} in all)") if wrong else ("right", sites)
+    if wrong := list(problems(card, captured, plain)):
+        return "wrong", "; ".join(wrong[:4]) + f" ({len(wrong)} in all)"
+    without = {site: f" (not at {', '.join(map(str, layers))})" for site, layers in card.lacking.items()}
+    sites = ", ".join(site + without.get(site, "") for site in card.widths if site not in refused)
+    return "right", "; ".join([sites, *refused.values()])
 
 
 def _line(error: Exception) -> str:
