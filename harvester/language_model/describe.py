@@ -51,7 +51,7 @@ def describe(model: ModelConfig) -> ModelCard:
 
 
 def layer_kinds(config: Any) -> list[tuple[str, ...]]:
-    """Return each layer's kind: what every list of the configuration with one entry per layer says of it.
+    """Return what the configuration's lists of layers say of each layer.
 
     Hybrid models have layers with attention and layers without, so layers of several kinds may have several sets of sites.
     """

@@ -1,7 +1,8 @@
-"""Hold a lease on the bucket: two runs that would disturb each other learn of each other by name.
+"""Hold a lease on the bucket.
 
-A lease is a folder. Exclusive holders are numbered: ``00007.json`` is created once, by one of several that try, and the highest number
-holds. ``00007.beat`` is its heartbeat. Shared holders have a heartbeat each, ``shared-<token>.beat``, and exclude exclusive ones only.
+Two runs that would disturb each other learn of each other by name. A lease is a folder. Exclusive holders are numbered: ``00007.json`` is
+created once, by one of several that try, and the highest number holds. ``00007.beat`` is its heartbeat. Shared holders have a heartbeat
+each, ``shared-<token>.beat``, and exclude exclusive ones only.
 """
 
 import re

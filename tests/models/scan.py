@@ -33,7 +33,7 @@ from scopemill.proto.hooks import Hook  # noqa: E402
 LAYERS, WIDTH, TOLERANCE = 4, 32, 1e-3
 # Sizes by the names that configurations have for them; a family gets those that it knows.
 TINY = {
-    "vocab_size": 2048, "hidden_size": WIDTH, "n_embd": WIDTH, "d_model": WIDTH, "word_embed_proj_dim": WIDTH, "num_hidden_layers": LAYERS,
+    "vocab_size": 2304, "hidden_size": WIDTH, "n_embd": WIDTH, "d_model": WIDTH, "word_embed_proj_dim": WIDTH, "num_hidden_layers": LAYERS,
     "n_layer": LAYERS, "n_layers": LAYERS, "num_layers": LAYERS, "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "attention_heads": 4,
     "num_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64, "ffn_dim": 64, "n_inner": 64, "d_ff": 64,
     "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4,
@@ -42,7 +42,7 @@ TINY = {
     "rotary_dim": 4, "sliding_window": 16, "state_size": 8, "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16,
     "mamba_d_ssm": 64, "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "lru_width": WIDTH,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 2048, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 2304, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 # What a family needs beyond these sizes.
 OWN: dict[str, dict] = {
