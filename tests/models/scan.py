@@ -54,6 +54,10 @@ OWN: dict[str, dict] = {
     "glm_moe_dsa": {"num_key_value_heads": 4},
     "youtu": {"num_key_value_heads": 4},
     "bamba": {"attn_layer_indices": [1, 3]},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
+    "nemotron_h": {"layers_block_type": ["mamba", "attention"] * (LAYERS // 2), "n_groups": 1},
+    "gemma3n": {"vision_config": None},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
 }
 
@@ -90,7 +94,7 @@ class Plain:
             for name, module in block.named_modules():
                 module.register_forward_hook(self._note(self.seen[layer], name), with_kwargs=True)
         with torch.inference_mode():
-            model(tokens)
+            model(tokens, use_cache=False)
 
     @staticmethod
     def _note(seen: dict[str, torch.Tensor], name: str):
