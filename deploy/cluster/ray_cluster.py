@@ -43,8 +43,8 @@ def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without a GPU, Ray would warn that the default of its GPU masking will change.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's processes listen on every interface: Ray 2.60 takes a loopback address of a node for the machine's own, and does not start where
-    # it is made to keep it. For such a cluster Ray makes a token, and asks for it.
+    # Ray's processes listen on every interface: Ray 2.60 replaces a loopback address of a node by the machine's own. For such a cluster Ray
+    # makes a token, and asks for it.
     ray.init(
         address="local",
         num_cpus=num_cpus,
