@@ -49,15 +49,16 @@ OWN: dict[str, dict] = {
     "falcon": {"new_decoder_architecture": False, "multi_query": False},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
-    "deepseek_v3": {"num_key_value_heads": 4},
-    "glm4_moe_lite": {"num_key_value_heads": 4},
-    "glm_moe_dsa": {"num_key_value_heads": 4},
-    "youtu": {"num_key_value_heads": 4},
+    "deepseek_v3": {"num_key_value_heads": 4, "head_dim": 4},
+    "glm4_moe_lite": {"num_key_value_heads": 4, "head_dim": 4},
+    "glm_moe_dsa": {"num_key_value_heads": 4, "head_dim": 4},
+    "youtu": {"num_key_value_heads": 4, "head_dim": 4},
     "bamba": {"attn_layer_indices": [1, 3]},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
     "nemotron_h": {"layers_block_type": ["mamba", "attention"] * (LAYERS // 2), "n_groups": 1},
     "gemma3n": {"vision_config": None},
+    "zamba2": {"layer_types": ["mamba", "hybrid"] * (LAYERS // 2), "hybrid_layer_ids": [1, 3]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
 }
 
@@ -127,7 +128,8 @@ def problems(card, captured: dict[str, torch.Tensor], plain: Plain) -> Iterator[
         found = plain.where(hook.layer, x)
         if not found or (hook.site in ends and not set(ends[hook.site]) & set(found)):
             yield f"{hook.name} is nowhere in plain Hugging Face" + (f", only at {found[0]}" if found else "")
-    for layer in range(card.layers):
+    refused_middle = "resid_mid" in card.widths and not any(name.endswith("hook_resid_mid") for name in captured)
+    for layer in range(card.layers) if not refused_middle else ():  # such a model has its norms behind the sums
         x = {site: captured[name] for site in card.widths if (name := Hook(layer, site).name) in captured}
         if {"resid_pre", "attn_out", "mlp_out", "resid_post"} <= x.keys() and not _adds_up(x):
             yield f"layer {layer}: resid_pre, attn_out and mlp_out do not add up to resid_post"
