@@ -59,7 +59,10 @@ class ServerKeys:
 
     @staticmethod
     def load(folder: str) -> "ServerKeys":
-        """Load the server's keys; raise InputError, naming the file, for a missing one or a folder that all can write."""
+        """Load the server's keys.
+
+        Raises InputError, naming the file, for a missing one or a folder that all can write.
+        """
         allowed = Path(folder) / "allowed"
         _check_guarded(Path(folder), allowed)
         if not any(allowed.glob("*.key")):
@@ -85,7 +88,10 @@ class ServerKeys:
         return key.decode() in self.allowed_now()
 
     def allowed_now(self) -> frozenset[str]:
-        """Return the public keys of the allow-list at this moment; a file that is no key allows nobody."""
+        """Return the public keys of the allow-list at this moment.
+
+        A file that is no key allows nobody.
+        """
         found = set()
         for path in self.allowed.glob("*.key"):
             with suppress(OSError, ValueError):
@@ -103,7 +109,10 @@ class TrainerKeys:
 
     @staticmethod
     def load(folder: str) -> "TrainerKeys":
-        """Load a trainer's keys; raise InputError, naming the file, for a missing one or a folder that all can write."""
+        """Load a trainer's keys.
+
+        Raises InputError, naming the file, for a missing one or a folder that all can write.
+        """
         _check_guarded(Path(folder))
         return TrainerKeys(*_load_pair(folder, "trainer.key_secret"), _load(folder, "server.key")[0])
 

@@ -100,7 +100,9 @@ class HarvestConfig(Config):
     """Describe a harvest: its hooks, its size, and the resources that it may use."""
 
     dataset: str | None = Field(None, description="Name of the activation dataset. Default: the sweep's name.")
-    layers: tuple[Layer, ...] | Literal["all"] = Field(description="Layers to read, counted from 0, or 'all'.")
+    layers: tuple[Layer, ...] | Literal["all"] = Field(
+        description="Layers to read, counted from 0, or 'all': at each site the layers that have it."
+    )
     sites: tuple[Site, ...] | Literal["all"] = Field(description="Sites to read at each layer, or 'all' for every site that the model has.")
     tokens: int = Field(ge=1, description="Rows to harvest at each hook; rounded down to whole shards.")
     context_length: int = Field(1024, ge=2, description="Tokens per sequence, including the BOS at its start.")

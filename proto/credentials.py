@@ -1,4 +1,7 @@
-"""Recognize credentials in URLs and in the values of environment variables: both are shown to others."""
+"""Recognize credentials in URLs and environment variables.
+
+Both are shown to others.
+"""
 
 import re
 
@@ -21,5 +24,5 @@ def in_url(url: str) -> bool:
 
 
 def in_variable(name: str, value: str) -> bool:
-    """Return True if an environment variable may hold a credential, by its name or by its value."""
+    """Return True if a variable may hold a credential, by its name or value."""
     return bool((_NAME.search(name) and name != "PWD") or _USER.search(value) or _TOKEN.search(value) or _FIELD.search(value))

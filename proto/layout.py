@@ -125,7 +125,7 @@ class SweepLayout:
 
 
 class LeaseLayout:
-    """Hold the folders of leases, below ``leases/``: one for each sweep and one for each dataset."""
+    """Hold the folders of leases: one for each sweep and one for each dataset."""
 
     sweeps = "leases/sweeps"
 

@@ -116,5 +116,8 @@ def listed(sweep: str, targets: dict[str, list[str]]) -> str:
 
 
 def targets_folder() -> Path:
-    """Return the default folder of the `file_sd` files, one per driver; the sweep file can name another place."""
+    """Return the default folder of the `file_sd` files, one per driver.
+
+    The sweep file can name another place.
+    """
     return runtime_folder() / "targets"

@@ -30,9 +30,9 @@ def runtime_folder() -> Path:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a file beside its place under a name that is new, and move it there: no link that lies there is followed.
+    """Write a file under a new name beside its place, and move it there.
 
-    Raises OSError if that fails.
+    No link that lies there is followed. Raises OSError if that fails.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # made with O_EXCL

@@ -1,4 +1,4 @@
-"""Tell where a sweep's table, plots and report lie, and whether they are up to date."""
+"""Tell where a sweep's results lie, and whether they are up to date."""
 
 import csv
 import io

@@ -1,4 +1,7 @@
-"""Hold the leases of a sweep, so that two runs that would disturb each other learn of each other by name."""
+"""Hold the leases of a sweep.
+
+So two runs that would disturb each other learn of each other by name.
+"""
 
 import _thread
 import time
@@ -19,7 +22,10 @@ LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True, order=True)
 class Wanted:
-    """Describe a lease that a run needs. Shared holders go together, an exclusive one is alone."""
+    """Describe a lease that a run needs.
+
+    Shared holders go together, an exclusive one is alone.
+    """
 
     root: str
     what: str

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from scopemill.proto.config import LOOPBACK
 from scopemill.proto.errors import InputError
 
 OBJECT_STORE_BYTES = 128 * 2**20  # for plans and receipts only: activations never travel through the object store
@@ -40,11 +39,12 @@ def cluster() -> Iterator[None]:
 
 @contextmanager
 def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
-    """Start a cluster on this machine, on loopback, by default with all its CPUs."""
+    """Start a cluster on this machine, by default with all its CPUs."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without a GPU, Ray would warn that the default of its GPU masking will change.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Some of Ray's ports listen on every interface; for such a cluster Ray makes a token and asks for it.
+    # Ray's processes listen on every interface: Ray 2.60 replaces a loopback address of a node by the machine's own. For such a cluster Ray
+    # makes a token, and asks for it.
     ray.init(
         address="local",
         num_cpus=num_cpus,
@@ -52,7 +52,6 @@ def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
         log_to_driver=False,
         logging_level=logging.ERROR,
         object_store_memory=OBJECT_STORE_BYTES,
-        _node_ip_address=LOOPBACK,
     )
     try:
         yield

@@ -1,4 +1,4 @@
-"""Estimate the peak memory of each kind of process of a sweep, by arithmetic on sizes alone.
+"""Estimate the peak memory of each kind of process, from sizes alone.
 
 Libraries themselves take some 0.5 GiB more in each process. Where a process has a GPU, model, SAE and latents lie in the GPU's memory.
 """
@@ -35,7 +35,7 @@ class Peak:
 
 
 def peaks(plan: SweepPlan, size: ModelSize) -> list[Peak]:
-    """Return the peaks of a harvester, a server, a trainer and an evaluator: of each kind the largest."""
+    """Return the largest peak of a harvester, a server, a trainer and an evaluator."""
     return [_harvester(plan, size), _server(plan), _trainer(plan), _evaluator(plan, size)]
 
 

@@ -38,7 +38,7 @@ def check_context(config: SweepConfig, card: ModelCard) -> None:
 
 
 def check_work(plan: SweepPlan, work: Work, packed: bool) -> str:
-    """Check the bucket, the corpora and the server's keys, each if the work that is left needs it.
+    """Check bucket, corpora and keys, each if the work that is left needs it.
 
     Once the text is ``packed``, the corpus is not read again. Returns what is read of the corpora, and what is left out. Raises
     StorageError, CorpusError or InputError.

@@ -106,7 +106,10 @@ def read_plan(bucket: Bucket, config: SweepConfig) -> PlanRecord | None:
 
 
 def read_plan_of(bucket: Bucket, sweep: str) -> PlanRecord | None:
-    """Read the record of a sweep's newest run. Returns None if the bucket has none that this version can read."""
+    """Read the record of a sweep's newest run.
+
+    Returns None if the bucket has none that this version can read.
+    """
     try:
         return PlanRecord.model_validate(read_record(bucket, SweepLayout(sweep).plan))
     except (MissingObject, CorruptObject, ValidationError):  # the caller plans anew, which gives the same

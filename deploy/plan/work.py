@@ -1,4 +1,7 @@
-"""Tell what of a sweep is left to do, by its record and its state: neither model nor corpus is needed."""
+"""Tell what of a sweep is left to do, by its record and its state.
+
+Neither model nor corpus is needed.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,7 +42,10 @@ class Work:
         return [number for number in self.in_turn() if self.state.passes[number].unfinished][:1]
 
     def in_turn(self) -> list[int]:
-        """Return the passes' numbers as planned; where the disk has room for one pass, the one with shards comes first."""
+        """Return the passes' numbers as planned.
+
+        Where the disk has room for one pass, the one with shards comes first.
+        """
         numbers = range(len(self.record.passes))
         return sorted(numbers, key=lambda number: self.record.sheds and not self.state.passes[number].committed)
 

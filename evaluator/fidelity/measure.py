@@ -180,7 +180,7 @@ def measure(
 
 
 def rows_at_once(width: int) -> int:
-    """Return how many rows an SAE of so many latents is given at once, so that its latents fit `PIECE_BYTES`."""
+    """Return how many rows an SAE is given at once, to fit `PIECE_BYTES`."""
     return max(1, PIECE_BYTES // (LATENT_BYTES * width))
 
 

@@ -1,6 +1,8 @@
 """Read a model card from a model's configuration and tokenizer, without its weights."""
 
+import contextlib
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,13 @@ def describe(model: ModelConfig) -> ModelCard:
         kinds = layer_kinds(text)
         first = {kind: layer for layer, kind in reversed(list(enumerate(kinds)))}  # where each kind is seen
         clone = _clone(model, tokenizer, max(first.values()) + 1)
-        at = {kind: _sites_at(clone, layer) for kind, layer in first.items()}
+        given = _given(clone, sorted(first.values()))
+        at = {kind: _sites_at(clone, layer, given) for kind, layer in first.items()}
         embedded = clone.original_model.get_input_embeddings().weight.shape[0]
     widths = {site: width for site in SITES if (width := next((sites[site] for sites in at.values() if site in sites), None))}
     lacking = {site: tuple(layer for layer, kind in enumerate(kinds) if site not in at[kind]) for site in widths}
+    if not widths:
+        raise ModelError(f"model {model.name!r}: TransformerLens has no hook for any of the sites {', '.join(SITES)} in this architecture")
     bos, special = _special_tokens(model, tokenizer)
     _check_vocabulary(model, tokenizer, special, embedded)
     return ModelCard(
@@ -51,20 +56,37 @@ def describe(model: ModelConfig) -> ModelCard:
 
 
 def layer_kinds(config: Any) -> list[tuple[str, ...]]:
-    """Return each layer's kind: what every list of the configuration with one entry per layer says of it.
+    """Return what the configuration's lists of layers say of each layer.
 
     Hybrid models have layers with attention and layers without, so layers of several kinds may have several sets of sites.
     """
     layers = config.num_hidden_layers
-    lists = [getattr(config, name, None) for name in sorted({*config.to_dict(), *_KINDS})]
+    stated = config.to_dict()
+    lists = [stated[name] if name in stated else getattr(config, name, None) for name in sorted({*stated, *_KINDS})]
     of_layers = [values for values in lists if isinstance(values, list | tuple) and len(values) == layers]
     return [tuple(str(values[layer]) for values in of_layers) for layer in range(layers)]
 
 
-def _sites_at(clone: Any, layer: int) -> dict[str, int]:
-    """Return the width of each site that a layer has."""
-    there = [site for site, suffix in SITES.items() if f"blocks.{layer}.{suffix}" in clone.hook_dict]
-    return {site: _attention_width(clone, layer) if site == "attn_z" else clone.cfg.d_model for site in there}
+def _given(clone: Any, layers: list[int]) -> dict[str, Any]:
+    """Return what hooks of these layers give for some tokens, by name; nothing where the clone cannot run without its weights."""
+    found: dict[str, Any] = {}
+    names = [name for layer in layers for suffix in SITES.values() if (name := f"blocks.{layer}.{suffix}") in clone.hook_dict]
+    tokens = torch.zeros((1, 4), dtype=torch.int64, device=clone.original_model.get_input_embeddings().weight.device)
+    with contextlib.suppress(Exception), torch.inference_mode():  # some layers look at values, which a clone without weights lacks
+        clone.run_with_hooks(tokens, fwd_hooks=[(n, lambda x, hook: found.__setitem__(hook.name, x)) for n in names], return_type=None)
+    return found
+
+
+def _sites_at(clone: Any, layer: int, given: Mapping[str, Any]) -> dict[str, int]:
+    """Return the width of each site that a layer has; a hook that gives no tensor is none."""
+    widths = {}
+    for site, suffix in SITES.items():
+        x = given.get(name := f"blocks.{layer}.{suffix}")
+        if isinstance(x, torch.Tensor) and x.ndim > 2:
+            widths[site] = x.flatten(2).shape[-1]
+        elif x is None and name in clone.hook_dict:
+            widths[site] = _attention_width(clone, layer) if site == "attn_z" else clone.cfg.d_model
+    return widths
 
 
 def _attention_width(clone: Any, layer: int) -> int:

@@ -17,7 +17,7 @@ _state = threading.local()  # `refused`: the commands that were refused in this 
 
 @contextlib.contextmanager
 def nothing_installed() -> Iterator[list[str]]:
-    """Yield a list that gets each command by which the block's thread tries to install something. None is run."""
+    """Refuse installers in the block's thread, and yield the list of what was refused."""
     _listen()
     before, _state.refused = getattr(_state, "refused", None), []
     try:

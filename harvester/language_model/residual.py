@@ -1,7 +1,8 @@
-"""Check by identity that what is read as the residual stream's middle is its middle: pre + attention = mid, mid + MLP = post.
+"""Check by identity that resid_mid is the middle of the residual stream.
 
-A model may put its norms elsewhere than its family does (OPT with do_layer_norm_before=False), and the tensor at the usual place is then
-another one. Some models multiply what they add to the stream (Granite), so each sum may have one factor.
+That is, pre + attention = mid, and mid + MLP = post. A model may put its norms elsewhere than its family does (OPT with
+do_layer_norm_before=False), and the tensor at the usual place is then another one. Some models multiply what they add to the stream
+(Granite), so each sum may have one factor.
 """
 
 from collections.abc import Callable, Mapping

@@ -25,7 +25,7 @@ Life = Literal["alive", "dead", "unknown"]
 
 @dataclass(frozen=True)
 class Holder:
-    """Describe a process that holds a lease, for people and for other processes of its machine."""
+    """Describe a process that holds a lease, for people and other processes."""
 
     user: str
     host: str
@@ -85,7 +85,7 @@ class Watch:
         self._seen: dict[Hashable, tuple[bytes, float]] = {}
 
     def see(self, place: Hashable, data: bytes, clock: float) -> Life:
-        """Note the heartbeat at a place, read at this moment of one's own clock in seconds."""
+        """Note the heartbeat at a place, read at this moment in seconds."""
         beat = Heartbeat.parse(data)
         if beat and beat.released:
             return "dead"
@@ -106,7 +106,7 @@ class Tenure:
         self.beaten(started, ended)
 
     def beaten(self, started: float, ended: float) -> bool:
-        """Note a heartbeat that was written between these moments; return False if it came too late."""
+        """Note a heartbeat written between these moments; return False if too late."""
         if ended > self.until:  # others may have seen the old heartbeat for too long already
             self.until = float("-inf")
             return False
@@ -119,7 +119,10 @@ class Tenure:
 
 
 def now() -> float:
-    """Return the seconds of a clock that never jumps, and that goes on while the machine sleeps, if the system has one."""
+    """Return the seconds of a clock that never jumps.
+
+    It goes on while the machine sleeps, if the system has such a clock.
+    """
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 

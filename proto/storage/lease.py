@@ -1,7 +1,8 @@
-"""Hold a lease on the bucket: two runs that would disturb each other learn of each other by name.
+"""Hold a lease on the bucket.
 
-A lease is a folder. Exclusive holders are numbered: ``00007.json`` is created once, by one of several that try, and the highest number
-holds. ``00007.beat`` is its heartbeat. Shared holders have a heartbeat each, ``shared-<token>.beat``, and exclude exclusive ones only.
+Two runs that would disturb each other learn of each other by name. A lease is a folder. Exclusive holders are numbered: ``00007.json`` is
+created once, by one of several that try, and the highest number holds. ``00007.beat`` is its heartbeat. Shared holders have a heartbeat
+each, ``shared-<token>.beat``, and exclude exclusive ones only.
 """
 
 import re
@@ -91,9 +92,10 @@ class Lease:
         if tenure is None or not tenure.holds(started):
             return self._lose("its heartbeat could not be written in time")
         self._bucket.write(self._beat_path, self._heartbeat())
-        if not self._shared and (newest := _newest(self._bucket.names(self._root))) != self._number:
-            taker = self._parse(f"{self._root}/{newest:05d}.json")
-            return self._lose(f"{taker.holder} took it over" if taker else "its record was removed")
+        if not self._shared:
+            record = self._parse(f"{self._root}/{_newest(self._bucket.names(self._root)):05d}.json")
+            if record is None or record.holder.token != self._holder.token:
+                return self._lose(f"{record.holder} took it over" if record else "its record was removed")
         return tenure.beaten(started, self._clock()) or self._lose("its heartbeat could not be written in time")
 
     def holds(self) -> bool:

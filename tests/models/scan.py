@@ -5,6 +5,7 @@ site of every layer holds what some module of plain Hugging Face takes or gives 
 refused in one sentence from its configuration. The scan prints a table and fails if a family does neither.
 """
 
+import re
 import sys
 import tempfile
 import warnings
@@ -32,7 +33,7 @@ from scopemill.proto.hooks import Hook  # noqa: E402
 LAYERS, WIDTH, TOLERANCE = 4, 32, 1e-3
 # Sizes by the names that configurations have for them; a family gets those that it knows.
 TINY = {
-    "vocab_size": 2048, "hidden_size": WIDTH, "n_embd": WIDTH, "d_model": WIDTH, "word_embed_proj_dim": WIDTH, "num_hidden_layers": LAYERS,
+    "vocab_size": 2304, "hidden_size": WIDTH, "n_embd": WIDTH, "d_model": WIDTH, "word_embed_proj_dim": WIDTH, "num_hidden_layers": LAYERS,
     "n_layer": LAYERS, "n_layers": LAYERS, "num_layers": LAYERS, "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "attention_heads": 4,
     "num_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64, "ffn_dim": 64, "n_inner": 64, "d_ff": 64,
     "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4,
@@ -41,13 +42,23 @@ TINY = {
     "rotary_dim": 4, "sliding_window": 16, "state_size": 8, "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16,
     "mamba_d_ssm": 64, "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "lru_width": WIDTH,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 2048, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 2304, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 # What a family needs beyond these sizes.
 OWN: dict[str, dict] = {
     "falcon": {"new_decoder_architecture": False, "multi_query": False},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
+    "deepseek_v3": {"num_key_value_heads": 4, "head_dim": 4},
+    "glm4_moe_lite": {"num_key_value_heads": 4, "head_dim": 4},
+    "glm_moe_dsa": {"num_key_value_heads": 4, "head_dim": 4},
+    "youtu": {"num_key_value_heads": 4, "head_dim": 4},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
+    "nemotron_h": {"layers_block_type": ["mamba", "attention"] * (LAYERS // 2), "n_groups": 1},
+    "gemma3n": {"vision_config": None},
+    "zamba2": {"layer_types": ["mamba", "hybrid"] * (LAYERS // 2), "hybrid_layer_ids": [1, 3]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
 }
 
@@ -77,13 +88,14 @@ class Plain:
 
     def __init__(self, folder: str, tokens: torch.Tensor, layers: int):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        stack = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == layers)
+        stacks = [m for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and not re.search("vision|audio", name)]
+        stack = next(m for m in stacks if len(m) == layers)
         self.seen: list[dict[str, torch.Tensor]] = [{} for _ in stack]
         for layer, block in enumerate(stack):
             for name, module in block.named_modules():
                 module.register_forward_hook(self._note(self.seen[layer], name), with_kwargs=True)
         with torch.inference_mode():
-            model(tokens)
+            model(tokens, use_cache=False)
 
     @staticmethod
     def _note(seen: dict[str, torch.Tensor], name: str):
@@ -108,7 +120,7 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 def problems(card, captured: dict[str, torch.Tensor], plain: Plain) -> Iterator[str]:
     """What is wrong with the captured activations, hook by hook."""
     ends = {"resid_pre": (".in",), "resid_post": (".out",)}
-    for hook in card.hooks("all", "all"):
+    for hook in [hook for hook in card.hooks("all", "all") if hook.name in captured]:
         x = captured[hook.name]
         if x.shape[-1] != card.widths[hook.site]:
             yield f"{hook.name} is {x.shape[-1]} wide, planned were {card.widths[hook.site]}"
@@ -116,7 +128,8 @@ def problems(card, captured: dict[str, torch.Tensor], plain: Plain) -> Iterator[
         found = plain.where(hook.layer, x)
         if not found or (hook.site in ends and not set(ends[hook.site]) & set(found)):
             yield f"{hook.name} is nowhere in plain Hugging Face" + (f", only at {found[0]}" if found else "")
-    for layer in range(card.layers):
+    refused_middle = "resid_mid" in card.widths and not any(name.endswith("hook_resid_mid") for name in captured)
+    for layer in range(card.layers) if not refused_middle else ():  # such a model has its norms behind the sums
         x = {site: captured[name] for site in card.widths if (name := Hook(layer, site).name) in captured}
         if {"resid_pre", "attn_out", "mlp_out", "resid_post"} <= x.keys() and not _adds_up(x):
             yield f"layer {layer}: resid_pre, attn_out and mlp_out do not add up to resid_post"
@@ -153,21 +166,21 @@ def scan(architecture: str, kind: str, folder: Path) -> tuple[str, str]:
         return "wrong", f"describing it ended in {_line(error)}"
     try:
         lm = LanguageModel(model)
-        captured = {}
-        for hook in hooks:  # a hook that is refused at boot leaves the others
+        captured, refused = {}, {}
+        for hook in hooks:  # a site that is refused at boot leaves the others
             try:
                 captured.update(lm.capture(tokens, [hook]))
             except ModelError as error:
-                return "refused", _line(error)
+                refused[hook.site] = _line(error)
     except ModelError as error:
         return "refused at boot", _line(error)
     except Exception as error:
         return "wrong", f"reading it ended in {_line(error)}"
-    wrong = list(problems(card, captured, plain))
-    sites = ", ".join(
-        f"{site} (not at {', '.join(map(str, card.lacking[site]))})" if site in card.lacking else site for site in card.widths
-    )
-    return ("wrong", "; ".join(wrong[:4]) + f" ({len(wrong)} in all)") if wrong else ("right", sites)
+    if wrong := list(problems(card, captured, plain)):
+        return "wrong", "; ".join(wrong[:4]) + f" ({len(wrong)} in all)"
+    without = {site: f" (not at {', '.join(map(str, layers))})" for site, layers in card.lacking.items()}
+    sites = ", ".join(site + without.get(site, "") for site in card.widths if site not in refused)
+    return "right", "; ".join([sites, *refused.values()])
 
 
 def _line(error: Exception) -> str:

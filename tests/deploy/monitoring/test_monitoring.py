@@ -339,7 +339,7 @@ def test_one_command_brings_prometheus_up_and_ctrl_c_ends_it(tmp_path):
     with subprocess.Popen([*MONITOR, "--port", str(port)], env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline().split() == ["Prometheus", f"http://127.0.0.1:{port}"]
         asked = Prometheus(f"http://127.0.0.1:{port}", time.time())
-        assert f"{tmp_path}/scopemill/targets/*.json" in asked.ask("status/config")["yaml"]
+        assert f"{tmp_path}/scopemill-{os.getuid()}/targets/*.json" in asked.ask("status/config")["yaml"]
         assert [rule["name"] for rule in asked.ask("rules")["groups"][0]["rules"]] == [alert.name for alert in ALERTS]
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)

@@ -242,3 +242,15 @@ def test_a_watch_needs_no_common_clock():
     assert [watch.see("a", beat.to_bytes(), clock) for clock in (1e9, 1e9 + 59, 1e9 + 61)] == ["unknown", "unknown", "dead"]
     assert watch.see("a", replace(beat, count=2).to_bytes(), 1e9 + 62) == "alive"
     assert watch.see("a", replace(beat, count=2, released=True).to_bytes(), 1e9 + 63) == "dead"
+
+
+def test_a_lease_whose_folder_was_deleted_is_lost_also_to_one_of_the_same_number(strangers):
+    bucket = memory_bucket()
+    first = taken(bucket)
+    bucket.remove_tree(ROOT)
+    assert not first.beat() and not first.holds()
+    first = taken(bucket)
+    bucket.remove_tree(ROOT)
+    second = taken(bucket)
+    assert second._number == first._number == 1
+    assert not first.beat() and second.beat()
