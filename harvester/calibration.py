@@ -10,7 +10,7 @@ import torch
 
 from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.harvester.task import HarvestTask
-from scopemill.harvester.text.packed_text import load_sequences
+from scopemill.harvester.text.packed_text import load_sequences, packed_checksum
 from scopemill.harvester.text.packing import Sequences, row_mask
 from scopemill.proto.dataset import DatasetManifest, HookStats, pack_vector, read_manifest
 from scopemill.proto.storage.checksums import checksummed_record
@@ -42,6 +42,7 @@ def calibrate(task: HarvestTask, lm: LanguageModel, shards: int) -> DatasetManif
         shards=shards,
         seed=harvest.seed,
         calibration_rows=count,
+        text=packed_checksum(task),
     )
     task.bucket.create(task.layout.manifest, checksummed_record(manifest.model_dump(mode="json")))
     return read_manifest(task.bucket, task.dataset)  # of harvesters that calibrate at once, the first to commit decides

@@ -45,6 +45,7 @@ def clean(
     file: SweepFile,
     set: Overrides = [],  # noqa: A002, B006
     dry_run: Annotated[bool, typer.Option(help="List the objects, and remove none.")] = False,
+    verify: Annotated[bool, typer.Option(help="Read all that later runs need, and take back what is damaged.")] = False,
 ) -> None:
     """Remove what broken runs of a sweep left behind.
 
@@ -53,10 +54,19 @@ def clean(
     from scopemill.deploy.catalog.clean import clean as remove
 
     if dry_run:
-        found = remove(*record_of(file, set), dry_run=True)
+        bucket, record = record_of(file, set)
     else:
         plan = plan_of(file, set)
-        found = remove(plan.bucket, plan.record, dry_run=False)
+        bucket, record = plan.bucket, plan.record
+    if verify:
+        from scopemill.deploy.catalog.verify import take_back_damaged
+
+        damaged = take_back_damaged(bucket, record, dry_run)
+        for problem in damaged:
+            print_line(problem)
+        rest = "" if dry_run or not damaged else ": run the sweep again to make them again"
+        print_line(f"{len(damaged)} damaged things {'would be' if dry_run else 'were'} taken back{rest}")
+    found = remove(bucket, record, dry_run)
     for path in found:
         print_line(path)
     print_line(f"{len(found)} objects {'would be' if dry_run else 'were'} removed")

@@ -11,7 +11,8 @@ from typing import Any
 from scopemill.deploy.cluster.ray_cluster import check_place, needs, room_for
 from scopemill.deploy.cluster.scrape_targets import Targets
 from scopemill.deploy.orchestrator.actor_group import ActorGroup, ask, get
-from scopemill.deploy.orchestrator.rolling import RollingHarvest, announce, check_all_fit, remove_shard
+from scopemill.deploy.orchestrator.rolling import RollingHarvest, announce, check_all_fit
+from scopemill.deploy.orchestrator.schedule import SaeOutcome
 from scopemill.deploy.orchestrator.training import Training, summary
 from scopemill.deploy.plan.evaluations import read_evaluations
 from scopemill.deploy.plan.state import PassState, SweepState
@@ -24,6 +25,9 @@ from scopemill.harvester.task import IN_FLIGHT
 from scopemill.proto import metrics
 from scopemill.proto.dataset import DatasetManifest
 from scopemill.proto.errors import InputError, ScopemillError
+from scopemill.proto.shards import remove_shard
+
+REPAIRS = 3  # rounds of training for one pass: a disk that loses shards again and again ends the sweep
 
 
 class SweepDriver:
@@ -156,17 +160,29 @@ class SweepDriver:
             look()
 
     def _train(self, part: Pass, state: PassState) -> None:
-        manifest, todo = state.harvested_manifest(), part.named(state.unfinished)
-        if part.config.harvest.rolling:
-            check_all_fit(part, part.trainers(todo))
-            with RollingHarvest(part, manifest, self.targets, self._reporter) as harvest:
-                endings = Training(part, state, todo, self.targets, self._reporter).run(harvest.look)
-        else:
-            endings = Training(part, state, todo, self.targets, self._reporter).run()
+        """Train a pass's SAEs. Shards that were lost meanwhile are made again, and the SAEs that need them train on."""
+        endings = self._train_once(part, state, state.unfinished)
+        for _ in range(REPAIRS):
+            if not (interrupted := [name for name, ending in endings.items() if ending.state == "interrupted"]):
+                break
+            now = self.plan.read_state().passes[self.plan.passes.index(part)]
+            self._reporter.say(f"{len(interrupted)} SAEs wait for lost shards, which are made again")
+            if not now.harvested:
+                self._harvest(part, now)
+                now = self.plan.read_state().passes[self.plan.passes.index(part)]
+            endings |= self._train_once(part, now, interrupted)
         self._reporter.show(summary(endings))
-        if failed := [f"  {name}: {ending.reason}" for name, ending in endings.items() if ending.state == "failed"]:
+        if failed := [f"  {name}: {ending.reason}" for name, ending in endings.items() if ending.state in ("failed", "interrupted")]:
             listed = "\n".join(failed)
-            raise ScopemillError(f"{len(failed)} of {len(todo)} SAEs failed; the others are finished:\n{listed}")
+            raise ScopemillError(f"{len(failed)} of {len(endings)} SAEs failed; the others are finished:\n{listed}")
+
+    def _train_once(self, part: Pass, state: PassState, names: Collection[str]) -> dict[str, SaeOutcome]:
+        manifest, todo = state.harvested_manifest(), part.named(names)
+        if not part.config.harvest.rolling:
+            return Training(part, state, todo, self.targets, self._reporter).run()
+        check_all_fit(part, part.trainers(todo))
+        with RollingHarvest(part, manifest, self.targets, self._reporter) as harvest:
+            return Training(part, state, todo, self.targets, self._reporter).run(harvest.look)
 
     def _shed(self, part: Pass, state: PassState) -> bool:
         """Delete the shards of a pass whose SAEs are finished; True if there were any. The text stays, to make them again."""

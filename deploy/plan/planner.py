@@ -35,7 +35,7 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     """
     located = config.located()
     bucket = Bucket(located.bucket)
-    bucket.check_writable()
+    bucket.check_writable(commits=True)
     card = describe(located.model)
     hooks = hooks_of(config, card)
     check_context(config, card)

@@ -29,9 +29,9 @@ def settings_of(config: EvaluationConfig, dataset: str, context_length: int) -> 
 
 
 def committed(bucket: Bucket, job: Job, settings: dict[str, Any]) -> Evaluation | None:
-    """Return the committed evaluation of a checkpoint; None if there is none with these settings."""
+    """Return the committed evaluation of a checkpoint; None if there is no whole one with these settings."""
     path = SaeLayout(job.root).checkpoint(job.step).metrics
     if not bucket.exists(path):
         return None
-    evaluation = Evaluation.read(bucket, path)
-    return evaluation if evaluation.settings == settings else None
+    evaluation = Evaluation.find(bucket, path)
+    return evaluation if evaluation and evaluation.settings == settings else None

@@ -1,6 +1,7 @@
 """Collect results: one row per evaluated checkpoint, the sweep's table, and selections of rows."""
 
 import io
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -10,10 +11,12 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as parquet
 
+from scopemill.proto.errors import CorruptObject
 from scopemill.proto.layout import SweepLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record, read_record
 
+log = logging.getLogger(__name__)
 Quality = Literal["fvu", "delta_loss"]
 
 
@@ -75,9 +78,21 @@ class Evaluation:
 
     @staticmethod
     def read(bucket: Bucket, path: str) -> "Evaluation":
-        """Read an evaluation. Raises CorruptObject if its checksum does not match."""
+        """Read an evaluation. Raises CorruptObject if it is damaged or not one."""
         data = read_record(bucket, path)
-        return Evaluation(Result(**data["result"]), Histogram(**data["histogram"]), data["evaluated_tokens"], data["settings"])
+        try:
+            return Evaluation(Result(**data["result"]), Histogram(**data["histogram"]), data["evaluated_tokens"], data["settings"])
+        except (KeyError, TypeError) as error:
+            raise CorruptObject(f"{bucket.place(path)} is not an evaluation: {type(error).__name__} {error}") from error
+
+    @staticmethod
+    def find(bucket: Bucket, path: str) -> "Evaluation | None":
+        """Read an evaluation; None, with a warning, for a damaged one, which counts as not done."""
+        try:
+            return Evaluation.read(bucket, path)
+        except CorruptObject as error:
+            log.warning("an evaluation is left out: %s", error)
+            return None
 
 
 _ARROW_TYPES: dict[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), str: pa.string()}

@@ -1,5 +1,6 @@
 """Tokenize a corpus, pack it into buckets and store them: packed text."""
 
+import hashlib
 from collections.abc import Iterator
 from itertools import islice
 
@@ -39,18 +40,25 @@ def pack_corpus(task: HarvestTask) -> int:
     if task.reserved:
         _reserve(task, packed)
     spare = int(harvest.rows_per_shard * harvest.outlier_spare) if harvest.outlier_norm else 0
-    shards = 0
+    shards, digest = 0, hashlib.sha256()
     complete = group_into_buckets(packed, harvest.rows_per_shard + spare, task.card.special)
     for block in islice(complete, harvest.tokens // harvest.rows_per_shard):
         save_sequences(bucket, layout.packed(shards), block)
+        digest.update(block.tokens.tobytes())
         shards += 1
     if not shards:
         raise CorpusError(
             f"corpus {task.corpus.source!r} is shorter than one shard: lower harvest.rows_per_shard ({harvest.rows_per_shard}) "
             "or add text to the corpus"
         )
-    bucket.create(layout.packing, checksummed_record({"shards": shards, "identity": task.text_identity}))
+    record = {"shards": shards, "identity": task.text_identity, "text": digest.hexdigest()}
+    bucket.create(layout.packing, checksummed_record(record))
     return shards
+
+
+def packed_checksum(task: HarvestTask) -> str | None:
+    """Return the checksum of the packed text; None for text that an earlier version has packed."""
+    return read_record(task.bucket, task.text_layout.packing).get("text")
 
 
 def _reserve(task: HarvestTask, packed: Iterator[Sequences]) -> None:

@@ -48,7 +48,7 @@ OWN_WORDS: dict[str, type[Sae]] = {
     "scopemill.per_layer_transcoder": PerLayerTranscoder,
 }
 FINISHED_ACTIVATIONS = ("relu", "gated", "jumprelu", "topk")
-CONFIG, WEIGHTS = (path.lstrip("/") for path in (SaeLayout("").config, SaeLayout("").weights))
+CONFIG, WEIGHTS, PROVENANCE = (path.lstrip("/") for path in (SaeLayout("").config, SaeLayout("").weights, SaeLayout("").provenance))
 _HOOKS = ("hook_name", "hook_name_out", "model_name")  # fields of the metadata; other fields are kept unchanged
 # The metadata of an older, flat cfg.json.
 _LEGACY_METADATA = (
@@ -93,7 +93,7 @@ def read_saelens(folder: str) -> FinishedSae:
     """
     bucket = Bucket(folder)
     place, config = bucket.place(CONFIG), _read_config(bucket)
-    tensors = read_safetensors(bucket, WEIGHTS)
+    tensors = read_safetensors(bucket, WEIGHTS, PROVENANCE)
     sae = _empty(place, config)
     factors = tensors.pop("scaling_factor", None) if config["architecture"] in WORDS else None  # a finetuned SAE's
     sae = filled(bucket.place(WEIGHTS), sae, tensors, _names(sae))
