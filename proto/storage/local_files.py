@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scopemill.proto.errors import StorageError
-
 if sys.platform == "darwin":
     import fcntl
 
@@ -51,10 +49,8 @@ class LocalFiles:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            raise StorageError(
-                f"{full} cannot be committed, because its file system has no hard links: put the bucket on another file system, "
-                "or into an object store"
-            ) from error
+            reason = "commits need hard links, which its file system has not: put the bucket on another one, or into an object store"
+            raise OSError(error.errno, reason) from error
         self._sync_names(Path(full).parent)
 
     def sync(self, paths: Iterable[str]) -> None:

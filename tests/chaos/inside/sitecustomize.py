@@ -56,7 +56,8 @@ def strike(call: str, when: str, arguments: tuple[Any, ...]) -> None:
             shutil.rmtree(Path(order["bucket"], "activations/tiny/shards"))
         case "checkpoint":
             weights = Path(order["bucket"], str(arguments[0])).with_name("weights.safetensors")
-            weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+            whole = weights.read_bytes()
+            weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
             os.kill(os.getpid(), signal.SIGKILL)
         case "power":
             cut_power()

@@ -385,7 +385,7 @@ def test_a_file_system_without_hard_links_is_found_before_anything_is_committed(
     monkeypatch.setattr(os, "link", link)
     local.check_writable()  # enough for copies, which are only written
     for refused in (lambda: local.check_writable(commits=True), lambda: local.create("a", b"1")):
-        with pytest.raises(StorageError, match="has no hard links: put the bucket on another file system"):
+        with pytest.raises(StorageError, match="commits need hard links, which its file system has not"):
             refused()
     assert files_below(folder) == []
 
