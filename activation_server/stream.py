@@ -153,7 +153,7 @@ class _ReadingThread:
             index, slot, stop = job
             problem: ScopemillError | None = None
             try:
-                self._reader.read(index, slot.memory, stop)
+                self._reader.read_whole(index, slot.memory, stop)
             except ScopemillError as error:
                 problem = error
             except Exception as error:  # must reach the trainers, not end this thread silently

@@ -3,9 +3,12 @@
 An object store is read chunk by chunk (`chunk_reader`), local files block by block (`block_reader`).
 """
 
+import logging
 import threading
 import time
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -14,12 +17,15 @@ from scopemill.activation_server.chunk_reader import ChunkFetcher, ChunkReader
 from scopemill.activation_server.order import Order, Piece
 from scopemill.proto.chunks import ArraySpec
 from scopemill.proto.dataset import DatasetManifest, ShardCommit, read_commit, read_rolling
-from scopemill.proto.errors import MissingObject, Stopped
+from scopemill.proto.errors import CorruptObject, MissingObject, ShardLost, Stopped, StorageError
 from scopemill.proto.layout import DatasetLayout
+from scopemill.proto.shards import take_back
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import StreamSpec
 
 ROLLING_POLL_SECONDS = 1.0  # longest pause between two looks for a shard that is not made yet
+log = logging.getLogger(__name__)
+REPAIRS = 3  # of one shard: a disk that damages it again and again ends the stream
 FIRST_POLL_SECONDS = 0.05  # first pause; each later one is twice as long, so that small shards are noticed soon
 
 
@@ -41,6 +47,8 @@ class StreamReader:
         self._readers: dict[tuple[int, str], ChunkReader | BlockReader] = {}  # by place in the group and hook
         self.bytes_read = 0
         self._interrupted = threading.Event()
+        self._damaged: int | None = None  # the shard that the last read failed at
+        self._repairs: Counter[int] = Counter()  # by shard
         self._look_again = 0.0
 
     @property
@@ -64,7 +72,8 @@ class StreamReader:
         for spec in self._specs:  # all pieces that are not fetched yet are fetched side by side
             for piece in pieces:
                 next_shard = next_shards[piece.place] if piece.place < len(next_shards) else None
-                self._reader(piece.place, spec).prepare(piece.shard, piece.start, next_shard)
+                with self._noted(piece.shard):
+                    self._reader(piece.place, spec).prepare(piece.shard, piece.start, next_shard)
         start = 0
         for spec in self._specs:
             stop_byte = start + self._batch_size * spec.row_bytes
@@ -73,6 +82,35 @@ class StreamReader:
         with self._lock:
             for shard in self._commits.keys() - {*shards, *next_shards}:
                 del self._commits[shard]
+
+    def read_whole(self, k: int, into: memoryview, stop: int) -> None:
+        """Do as `read`, but take back a damaged shard, so that it is made again.
+
+        In rolling mode the shard is waited for. Otherwise ShardLost is raised: the harvest makes the shard before training resumes.
+        """
+        while True:
+            self._damaged = None
+            try:
+                return self.read(k, into, stop)
+            except (CorruptObject, MissingObject) as error:
+                if self._damaged is None or not self._take_back(self._damaged):
+                    raise
+                if read_rolling(self._bucket, self._manifest.dataset) is None:
+                    raise ShardLost(f"shard {self._damaged} is taken back, to be made again: {error}") from error
+
+    def _take_back(self, shard: int) -> bool:
+        """Delete the commit record of a shard; return False if that cannot be or was done too often."""
+        self._repairs[shard] += 1
+        with self._lock:
+            self._commits.pop(shard, None)
+        if self._repairs[shard] > REPAIRS:
+            return False
+        try:
+            take_back(self._bucket, self._manifest.dataset, shard)
+        except StorageError:
+            return False
+        log.warning("shard %d of %s is damaged and taken back", shard, self._bucket.place(self._layout.root))
+        return True
 
     def interrupt(self) -> None:
         """End a `read` that waits for shards, with Stopped. May be called from any thread."""
@@ -90,7 +128,8 @@ class StreamReader:
         done = 0
         for piece in pieces:
             n = piece.stop - piece.start
-            self._reader(piece.place, spec).read(piece.shard, piece.start, rows[done : done + n])
+            with self._noted(piece.shard):
+                self._reader(piece.place, spec).read(piece.shard, piece.start, rows[done : done + n])
             done += n
 
     def _next_shards(self, k: int, stop: int) -> tuple[int, ...]:
@@ -100,7 +139,7 @@ class StreamReader:
         return shards if self._are_committed(shards) else ()
 
     def _wait_for_shards(self, k: int) -> None:
-        """Wait in rolling mode until batch k's shards are made; raise MissingObject for deleted shards."""
+        """Wait in rolling mode until batch k's shards are made; raise MissingObject for deleted shards, ShardLost for others."""
         if self._commits.keys() >= set(self._order.shards(k)):
             return
         for position in self._order.positions(k):
@@ -108,10 +147,12 @@ class StreamReader:
             while not self._is_committed(shard):
                 rolling = read_rolling(self._bucket, self._manifest.dataset)
                 if rolling is None or position < rolling.low:
-                    reason = "is not committed: run the harvest again to make it" if rolling is None else (
-                        "was deleted, because every trainer of the sweep had passed it: start the sweep again to make it again"
-                    )  # fmt: skip
-                    raise MissingObject(f"batch {k} needs shard {shard} of {self._bucket.place(self._layout.root)}, which {reason}")
+                    needed = f"batch {k} needs shard {shard} of {self._bucket.place(self._layout.root)}, which "
+                    if rolling is None:
+                        raise ShardLost(needed + "is not committed: run the harvest again to make it")
+                    raise MissingObject(
+                        needed + "was deleted, because every trainer of the sweep had passed it: start the sweep again to make it again"
+                    )
                 if self._interrupted.wait(min(pause, ROLLING_POLL_SECONDS)):
                     raise Stopped(f"stopped while batch {k} waited for shard {shard}, which was not harvested yet")
                 pause *= 2
@@ -128,9 +169,22 @@ class StreamReader:
 
     def _is_committed(self, shard: int) -> bool:
         with suppress(MissingObject):
-            self._commit(shard)
-            return True
+            try:
+                self._commit(shard)
+                return True
+            except CorruptObject:
+                self._damaged = shard
+                raise
         return False
+
+    @contextmanager
+    def _noted(self, shard: int) -> Iterator[None]:
+        """Note the shard at which a read fails."""
+        try:
+            yield
+        except (CorruptObject, MissingObject):
+            self._damaged = shard
+            raise
 
     def _reader(self, place: int, spec: ArraySpec) -> ChunkReader | BlockReader:
         if (place, spec.name) not in self._readers:

@@ -12,7 +12,7 @@ import torch
 from scopemill.harvester.finite import check_norms
 from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.harvester.task import HarvestTask
-from scopemill.harvester.text.packed_text import load_sequences
+from scopemill.harvester.text.packed_text import load_sequences, packed_checksum
 from scopemill.harvester.text.packing import Sequences
 from scopemill.proto.dataset import DatasetManifest, HookStats, pack_vector, read_manifest
 from scopemill.proto.errors import CorpusError, ModelError
@@ -49,6 +49,7 @@ def calibrate(task: HarvestTask, lm: LanguageModel, shards: int) -> tuple[Datase
         shards=shards,
         seed=harvest.seed,
         calibration_rows=count,
+        text=packed_checksum(task),
     )
     task.bucket.create(task.layout.manifest, checksummed_record(manifest.model_dump(mode="json")))
     # Of harvesters that calibrate at once, the first to commit decides.

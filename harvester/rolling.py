@@ -7,7 +7,7 @@ positions [low, low + ahead). `low` is the first position that some trainer may 
 bytes are a pure function of the plan, so a deleted shard can be made again: for the next epoch, or for a late trainer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 
@@ -47,6 +47,10 @@ class Rolling:
         self.making.discard(shard)
         self.made.add(shard)
         return self._drop()
+
+    def keep(self, committed: Collection[int]) -> None:
+        """Forget the shards that are not committed any more: a reader found them damaged."""
+        self.made.intersection_update(committed)
 
     def failed(self, shard: int) -> None:
         """Record that making a shard failed, so that it can be claimed again."""

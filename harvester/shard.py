@@ -14,6 +14,7 @@ from scopemill.harvester.finite import not_finite
 from scopemill.proto.chunks import ArraySpec, block_checksums, chunk_parts
 from scopemill.proto.dataset import LOGICAL_DTYPE, ROW_LABELS, DatasetManifest, HookSums, ShardCommit, pack_vector
 from scopemill.proto.layout import DatasetLayout
+from scopemill.proto.shards import chunk_paths
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record
 
@@ -30,17 +31,12 @@ class ShardBuffers:
     def __init__(self, manifest: DatasetManifest):
         self.manifest, self._rows = manifest, manifest.rows_per_shard
         self._dtype, self._scales = TORCH_DTYPES[manifest.dtype], {h.name: h.scale for h in manifest.hooks}
-        self._arrays = {spec.name: np.empty((self._rows + 1, *spec.shape[1:]), spec.dtype) for spec in self.specs}
-
-    @property
-    def specs(self) -> list[ArraySpec]:
-        """Return the arrays of a shard: the hooks', then the labels'."""
-        return [self.manifest.array(h.name) for h in self.manifest.hooks] + self.manifest.label_arrays
+        self._arrays = {spec.name: np.empty((self._rows + 1, *spec.shape[1:]), spec.dtype) for spec in self.manifest.arrays}
 
     @property
     def nbytes(self) -> int:
         """Return the size of a shard's arrays in bytes."""
-        return sum(self.stored(spec).nbytes for spec in self.specs)
+        return sum(self.stored(spec).nbytes for spec in self.manifest.arrays)
 
     def scaled(self, hook: str, rows: torch.Tensor) -> torch.Tensor:
         """Return raw rows [..., d] of a hook as stored, [n, d], on their device.
@@ -97,20 +93,22 @@ def write_shard(bucket: Bucket, shard: int, buffers: ShardBuffers, dropped_outli
     """Write every object of a shard, its commit record last, and return the record.
 
     Paths and bytes are a pure function of the plan. So a second writer replaces the objects of a dead one, and of two
-    writers at once either may commit. Raises NotFinite, and writes nothing, if a row is not finite.
+    writers at once either may commit. All objects are synced together, before the record that names them. Raises
+    NotFinite, and writes nothing, if a row is not finite.
     """
     sums = buffers.checked_sums(shard)
     manifest = buffers.manifest
     layout = DatasetLayout(manifest.dataset)
-    for path, metadata in zarr_metadata(manifest, buffers.specs).items():
-        bucket.write(f"{layout.shard(shard)}/{path}", metadata)
+    metadata = {f"{layout.shard(shard)}/{path}": data for path, data in zarr_metadata(manifest, manifest.arrays).items()}
+    for path, data in metadata.items():
+        bucket.write(path, data, durable=False)
     checksums: dict[str, list[int]] = {}
     blocks: dict[str, str] = {}
-    for spec in buffers.specs:
-        data = buffers.stored(spec)
-        checksums[spec.name] = _write_array(bucket, layout.array(shard, spec.name), spec, data)
+    for spec in manifest.arrays:
+        rows = buffers.stored(spec)
+        checksums[spec.name] = _write_array(bucket, layout.array(shard, spec.name), spec, rows)
         if spec.width is not None:
-            blocks[spec.name] = base64.b64encode(block_checksums(data, spec)).decode("ascii")
+            blocks[spec.name] = base64.b64encode(block_checksums(rows, spec)).decode("ascii")
     commit = ShardCommit(
         shard=shard,
         rows=manifest.rows_per_shard,
@@ -119,6 +117,7 @@ def write_shard(bucket: Bucket, shard: int, buffers: ShardBuffers, dropped_outli
         checksums=checksums,
         blocks=blocks,
     )
+    bucket.sync([*metadata, *chunk_paths(manifest, shard)])
     bucket.create(layout.commit(shard), checksummed_record(commit.model_dump(mode="json")))
     return commit
 
@@ -128,7 +127,7 @@ def _write_array(bucket: Bucket, folder: str, spec: ArraySpec, data: np.ndarray)
     checksums = []
     for i in range(spec.chunks):
         crc, parts = chunk_parts(data[i * spec.chunk_rows : (i + 1) * spec.chunk_rows])
-        bucket.write(f"{folder}/{spec.chunk_key(i)}", *parts)
+        bucket.write(f"{folder}/{spec.chunk_key(i)}", *parts, durable=False)
         checksums.append(crc)
     return checksums
 

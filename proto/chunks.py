@@ -12,8 +12,9 @@ import crc32c
 import numpy as np
 
 from scopemill.proto.errors import CorruptObject
-from scopemill.proto.storage.bucket import Bucket, Bytes
+from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import retry_corrupt_read
+from scopemill.proto.storage.local_files import Bytes
 
 # 32 MiB is large enough for object storage, and small enough to read K shards side by side.
 CHUNK_BYTES = 32 * 2**20
@@ -136,13 +137,9 @@ def _read_chunk(bucket: Bucket, path: str, spec: ArraySpec, committed_crc: int, 
 
 def wrong_size(place: str, size: int, spec: ArraySpec) -> CorruptObject:
     """Return the error for a chunk object of another size than committed."""
-    return CorruptObject(
-        f"{place} has {size} bytes, not the committed {spec.chunk_bytes}: delete the shard and its commit record, and harvest again"
-    )
+    return CorruptObject(f"{place} has {size} bytes, not the committed {spec.chunk_bytes}: the shard has to be made again")
 
 
 def wrong_checksum(place: str) -> CorruptObject:
     """Return the error for a chunk object with other bytes than committed."""
-    return CorruptObject(
-        f"{place} does not match its checksum in the commit record: delete the shard and its commit record, and harvest again"
-    )
+    return CorruptObject(f"{place} does not match its checksum in the commit record: the shard has to be made again")

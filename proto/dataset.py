@@ -66,6 +66,7 @@ class DatasetManifest(_Record):
     shards: int
     seed: int
     calibration_rows: int
+    text: str | None = None  # SHA-256 of the packed tokens; absent from datasets of earlier versions
 
     @field_validator("format")
     @classmethod
@@ -91,6 +92,11 @@ class DatasetManifest(_Record):
     def array(self, hook: str) -> ArraySpec:
         """Return the spec of a hook's array in every shard."""
         return ArraySpec.of(hook, self.rows_per_shard, self.hook(hook).d, STORED_DTYPES[self.dtype])
+
+    @property
+    def arrays(self) -> list[ArraySpec]:
+        """Return the specs of all arrays of a shard: the hooks', then the labels'."""
+        return [self.array(hook.name) for hook in self.hooks] + self.label_arrays
 
     @property
     def label_arrays(self) -> list[ArraySpec]:

@@ -10,6 +10,7 @@
     │   └── TemplateError     a template that is absent or not valid
     ├── StorageError          a request to the bucket failed
     │   ├── MissingObject     an object that a commit record names is absent
+    │   │   └── ShardLost     a shard was damaged or deleted, and has to be made again
     │   ├── CorruptObject     an object's checksum or size differs from the committed one
     │   └── Conflict          another object already lies where this one would be written
     ├── PartlyFailed          some of a phase's work failed, and the rest of it is done
@@ -60,6 +61,10 @@ class StorageError(ScopemillError):
 
 class MissingObject(StorageError):
     """Report an absent object."""
+
+
+class ShardLost(MissingObject):
+    """Report a shard that was damaged or deleted, and has to be made again."""
 
 
 class CorruptObject(StorageError):

@@ -4,6 +4,7 @@ import re
 
 from scopemill.proto.errors import InputError
 
+RESUMABLE = 2  # the newest checkpoints of an SAE, which keep their optimizer states
 LIVE = "live"  # folder of the rows that a training run reports while it runs
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -38,16 +38,20 @@ def list_saes(bucket: str, match: str = "*") -> list[SaeEntry]:
     layouts = [SaeLayout(path.rpartition("/")[0]) for path in sorted(objects) if _is_config(path)]
     chosen = [layout for layout in layouts if fnmatch(layout.root.removeprefix("saes/"), match)]
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        return list(threads.map(lambda layout: _entry(place, layout, objects), chosen))
+        return [entry for entry in threads.map(lambda layout: _entry(place, layout, objects), chosen) if entry]
 
 
 def _is_config(path: str) -> bool:
     return path == SaeLayout(path.rpartition("/")[0]).config and path.count("/") >= len(("model", "hook", "width", "kind", "id")) + 1
 
 
-def _entry(bucket: Bucket, layout: SaeLayout, objects: Iterable[str]) -> SaeEntry:
+def _entry(bucket: Bucket, layout: SaeLayout, objects: Iterable[str]) -> SaeEntry | None:
+    """Return an SAE's entry; None for a cfg.json that is empty or broken, which makes no finished SAE."""
     model, hook, _, architecture, _ = layout.root.removeprefix("saes/").rsplit("/", 4)
-    width = json.loads(bucket.read(layout.config))["d_sae"]
+    try:
+        width = json.loads(bucket.read(layout.config))["d_sae"]
+    except (ValueError, LookupError, TypeError):
+        return None
     result = {}
     if layout.metrics in objects:
         try:

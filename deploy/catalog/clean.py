@@ -7,7 +7,7 @@ import re
 
 from scopemill.deploy.plan.record import PlanRecord
 from scopemill.deploy.plan.state import SweepState, objects_of
-from scopemill.proto.layout import DatasetLayout, SaeLayout
+from scopemill.proto.layout import RESUMABLE, DatasetLayout, SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 
 _SHARD = re.compile(r"/shards/(\d{5,})\.zarr/")
@@ -52,4 +52,4 @@ def _stale_checkpoints(objects: list[str], layout: SaeLayout, steps: tuple[int, 
     of_checkpoints = {path for path in objects if path.startswith(f"{layout.checkpoints}/")}
     whole = tuple(f"{layout.checkpoint(step).root}/" for step in steps)
     unfinished = {path for path in of_checkpoints if not path.startswith(whole)}
-    return unfinished | (of_checkpoints & {layout.checkpoint(step).optimizer for step in steps[:-1]})
+    return unfinished | (of_checkpoints & {layout.checkpoint(step).optimizer for step in steps[:-RESUMABLE]})

@@ -8,9 +8,10 @@ import fsspec
 
 from scopemill.deploy.progress import Reporter
 from scopemill.proto.errors import Conflict, InputError, SaeFormatError
+from scopemill.proto.finished import is_finished
 from scopemill.proto.layout import SaeLayout, checked_name
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.trainer.formats import FORMATS, read_finished, write_finished
+from scopemill.trainer.formats import FORMATS, read_finished, write_finished, write_saelens
 from scopemill.trainer.formats.gemma_scope_paths import GENERATION_1, GENERATION_2, Generation
 
 TREES: dict[str, Generation] = {FORMATS["gemma-scope"].weights: GENERATION_1, FORMATS["gemma-scope-2"].weights: GENERATION_2}
@@ -38,9 +39,9 @@ def import_tree(source: str, destination: str, pattern: str, reporter: Reporter)
         for done, (root, folder) in enumerate(planned.items(), start=1):
             if not _is_imported(bucket, SaeLayout(root), folder):
                 finished = read_finished(folder)
+                finished.check(bucket.place(root))
                 provenance = {"scopemill": importlib.metadata.version("scopemill"), "imported_from": folder}
-                bucket.write(SaeLayout(root).provenance, json.dumps(provenance, indent=1).encode())
-                write_finished(bucket.place(root), "saelens", finished)
+                write_saelens(bucket, SaeLayout(root), finished, provenance)
             reporter.update("SAEs", done)
     return list(planned)
 
@@ -85,7 +86,7 @@ def _root(folder: str, generation: Generation) -> str:
 
 
 def _is_imported(bucket: Bucket, layout: SaeLayout, folder: str) -> bool:
-    if not bucket.exists(layout.config):
+    if not is_finished(bucket, layout):
         return False
     try:
         imported_from = json.loads(bucket.read(layout.provenance)).get("imported_from")

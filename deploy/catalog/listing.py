@@ -8,7 +8,8 @@ from rich.table import Table
 from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.deploy.plan.stopped import read_stopped
 from scopemill.evaluator.fidelity.results import Evaluation, Result
-from scopemill.proto.errors import CorruptObject, InputError
+from scopemill.proto.errors import InputError
+from scopemill.proto.finished import is_finished
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 
@@ -40,7 +41,8 @@ def finished_entries(source: str, pattern: str = "*") -> list[FinishedEntry]:
 
     def entry(folder: str) -> FinishedEntry:
         path = SaeLayout(folder).metrics
-        return FinishedEntry(folder.removeprefix("saes/"), _quality(bucket, path) if path in there else None)
+        evaluation = Evaluation.find(bucket, path) if path in there else None
+        return FinishedEntry(folder.removeprefix("saes/"), evaluation.result if evaluation else None)
 
     return side_by_side(entry, _finished(bucket, objects, pattern))
 
@@ -70,17 +72,11 @@ def finished_table(entries: list[FinishedEntry]) -> Table:
     return table
 
 
-def _quality(bucket: Bucket, path: str) -> Result | None:
-    """Return the figures of an evaluation; None for a damaged one, which the next evaluation replaces."""
-    try:
-        return Evaluation.read(bucket, path).result
-    except CorruptObject:
-        return None
-
-
 def _finished(bucket: Bucket, objects: list[str], pattern: str) -> list[str]:
     folders = [path.removesuffix("/cfg.json") for path in objects if path.endswith("/cfg.json")]
-    chosen = [folder for folder in folders if fnmatch(folder.removeprefix("saes/"), pattern)]
+    matching = [folder for folder in folders if fnmatch(folder.removeprefix("saes/"), pattern)]
+    finished = side_by_side(lambda folder: is_finished(bucket, SaeLayout(folder)), matching)
+    chosen = [folder for folder, whole in zip(matching, finished, strict=True) if whole]
     if not chosen:
         found = f"{len(folders)} finished SAEs, such as {folders[0].removeprefix('saes/')}" if folders else "no finished SAE"
         raise InputError(f"nothing in {bucket.url} matches {pattern!r}: it holds {found}")

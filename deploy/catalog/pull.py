@@ -4,7 +4,8 @@ import json
 
 from scopemill.deploy.catalog.listing import finished_folders
 from scopemill.evaluator.fidelity.results import Evaluation
-from scopemill.proto.errors import InputError
+from scopemill.proto.errors import CorruptObject, InputError, MissingObject, ScopemillError
+from scopemill.proto.finished import read_weights
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 
@@ -14,26 +15,40 @@ def pull(source: str, destination: str, pattern: str = "*", word: str = "saelens
 
     Returns their folders at the destination. The pattern is of their path below ``saes/``. SAELens' folders are copied as they
     are, with their metrics; equal files at the destination are not written again. InputError if nothing matches, or if the format
-    cannot hold an SAE.
+    cannot hold an SAE. An SAE whose weights are missing or damaged is not copied: the others are, and ScopemillError names it.
     """
     bucket, target = Bucket(source), Bucket(destination)
     chosen = finished_folders(bucket, pattern)
     target.check_writable()
     if word == "saelens":
-        return [_copied(bucket, SaeLayout(folder), target) for folder in chosen]
+        return _copied(bucket, chosen, target)
     if word == "gemma-scope":
         return _converted(bucket, chosen, target)
     raise InputError(f"--format {word!r} cannot be pulled: choose saelens or gemma-scope")
 
 
-def _copied(bucket: Bucket, layout: SaeLayout, target: Bucket) -> str:
-    for path in (layout.weights, layout.metrics, layout.provenance, layout.history, layout.config):  # cfg.json last: it marks a whole SAE
+def _copied(bucket: Bucket, folders: list[str], target: Bucket) -> list[str]:
+    damaged = []
+    for folder in folders:
+        try:
+            _copy(bucket, SaeLayout(folder), target)
+        except (CorruptObject, MissingObject) as error:
+            damaged.append(f"  {error}")
+    if damaged:
+        listed = "\n".join(damaged)
+        raise ScopemillError(f"{len(damaged)} of {len(folders)} SAEs are damaged and were not copied; the others were:\n{listed}")
+    return [folder.removeprefix("saes/") for folder in folders]
+
+
+def _copy(bucket: Bucket, layout: SaeLayout, target: Bucket) -> None:
+    files = {layout.weights: read_weights(bucket, layout)}
+    for path in (layout.metrics, layout.provenance, layout.history, layout.config):  # cfg.json last: it marks a whole SAE
         if bucket.exists(path):
-            data = bucket.read(path)
-            copy = path.removeprefix("saes/")
-            if not target.exists(copy) or target.read(copy) != data:
-                target.write(copy, data)
-    return layout.root.removeprefix("saes/")
+            files[path] = bucket.read(path)
+    for path, data in files.items():
+        copy = path.removeprefix("saes/")
+        if not target.exists(copy) or target.read(copy) != data:
+            target.write(copy, data)
 
 
 def _converted(bucket: Bucket, folders: list[str], target: Bucket) -> list[str]:

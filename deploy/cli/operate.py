@@ -15,6 +15,8 @@ from scopemill.proto.errors import ScopemillError, Stopped
 
 if TYPE_CHECKING:
     from scopemill.deploy.cluster.jobs import Jobs
+    from scopemill.deploy.plan.record import PlanRecord
+    from scopemill.proto.storage.bucket import Bucket
 
 
 def logs(
@@ -45,6 +47,7 @@ def clean(
     file: SweepFile,
     set: Overrides = [],  # noqa: A002, B006
     dry_run: Annotated[bool, typer.Option(help="List the objects, and remove none.")] = False,
+    verify: Annotated[bool, typer.Option(help="Read all that later runs need, and take back what is damaged.")] = False,
 ) -> None:
     """Remove what broken runs of a sweep left behind.
 
@@ -54,16 +57,31 @@ def clean(
 
     bucket, record = record_of(file, set)
     if dry_run:
-        found = remove(bucket, record, dry_run=True)
+        found, damaged = remove(bucket, record, dry_run=True), _damaged(bucket, record, verify, dry_run=True)
     else:
         from scopemill.deploy.cluster.leases import held, leases_of
         from scopemill.deploy.plan.state import SweepState
 
         with held(bucket, leases_of(record, SweepState.read(bucket, record), alone=True), False, print_line):
+            damaged = _damaged(bucket, record, verify, dry_run=False)
             found = remove(bucket, record, dry_run=False)
+    for problem in damaged:
+        print_line(problem)
+    if verify:
+        rest = "" if dry_run or not damaged else ": run the sweep again to make them again"
+        print_line(f"{len(damaged)} damaged things {'would be' if dry_run else 'were'} taken back{rest}")
     for path in found:
         print_line(path)
     print_line(f"{len(found)} objects {'would be' if dry_run else 'were'} removed")
+
+
+def _damaged(bucket: "Bucket", record: "PlanRecord", verify: bool, dry_run: bool) -> list[str]:
+    """Take back what is damaged, if asked to; return a sentence for each thing."""
+    if not verify:
+        return []
+    from scopemill.deploy.catalog.verify import take_back_damaged
+
+    return take_back_damaged(bucket, record, dry_run)
 
 
 def keys(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")]) -> None:

@@ -13,7 +13,8 @@ from scopemill.deploy.cluster.scrape_targets import Targets
 from scopemill.deploy.orchestrator.actor_group import ActorGroup, ask, get
 from scopemill.deploy.orchestrator.failures import failed_checkpoints, not_evaluated
 from scopemill.deploy.orchestrator.finetuning import finetune_sweep
-from scopemill.deploy.orchestrator.rolling import RollingHarvest, announce, check_all_fit, remove_shard
+from scopemill.deploy.orchestrator.rolling import RollingHarvest, announce, check_all_fit
+from scopemill.deploy.orchestrator.schedule import SaeOutcome
 from scopemill.deploy.orchestrator.training import Training, summary
 from scopemill.deploy.plan.state import PassState, SweepState
 from scopemill.deploy.plan.sweep_plan import Pass, SweepPlan
@@ -25,6 +26,9 @@ from scopemill.harvester.task import IN_FLIGHT
 from scopemill.harvester.text.packed_text import what_was_read
 from scopemill.proto.dataset import DatasetManifest
 from scopemill.proto.errors import InputError, PartlyFailed, ScopemillError
+from scopemill.proto.shards import remove_shard
+
+REPAIRS = 3  # rounds of training for one pass: a disk that loses shards again and again ends the sweep
 
 
 class SweepDriver:
@@ -155,17 +159,29 @@ class SweepDriver:
             look()
 
     def _train(self, part: Pass, state: PassState) -> None:
-        manifest, todo = state.harvested_manifest(), part.named(state.unfinished)
-        if part.config.harvest.rolling:
-            check_all_fit(part, part.trainers(todo))
-            with RollingHarvest(part, manifest, self.targets, self._reporter) as harvest:
-                endings = Training(part, state, todo, self.targets, self._reporter).run(harvest.look)
-        else:
-            endings = Training(part, state, todo, self.targets, self._reporter).run()
+        """Train a pass's SAEs. Shards that were lost meanwhile are made again, and the SAEs that need them train on."""
+        endings = self._train_once(part, state, state.unfinished)
+        for _ in range(REPAIRS):
+            if not (interrupted := [name for name, ending in endings.items() if ending.state == "interrupted"]):
+                break
+            now = self.plan.read_state().passes[self.plan.passes.index(part)]
+            self._reporter.say(f"{len(interrupted)} SAEs wait for lost shards, which are made again")
+            if not now.harvested:
+                self._harvest(part, now)
+                now = self.plan.read_state().passes[self.plan.passes.index(part)]
+            endings |= self._train_once(part, now, interrupted)
         self._reporter.show(summary(endings))
-        if failed := [f"  {name}: {ending.reason}" for name, ending in endings.items() if ending.state == "failed"]:
+        if failed := [f"  {name}: {ending.reason}" for name, ending in endings.items() if ending.state in ("failed", "interrupted")]:
             listed = "\n".join(failed)
-            raise PartlyFailed(f"{len(failed)} of {len(todo)} SAEs failed; the others are finished:\n{listed}")
+            raise PartlyFailed(f"{len(failed)} of {len(endings)} SAEs failed; the others are finished:\n{listed}")
+
+    def _train_once(self, part: Pass, state: PassState, names: Collection[str]) -> dict[str, SaeOutcome]:
+        manifest, todo = state.harvested_manifest(), part.named(names)
+        if not part.config.harvest.rolling:
+            return Training(part, state, todo, self.targets, self._reporter).run()
+        check_all_fit(part, part.trainers(todo))
+        with RollingHarvest(part, manifest, self.targets, self._reporter) as harvest:
+            return Training(part, state, todo, self.targets, self._reporter).run(harvest.look)
 
     def _shed(self, part: Pass, state: PassState) -> bool:
         """Delete the shards of a pass whose SAEs are finished; True if there were any. The text stays, to make them again."""

@@ -81,5 +81,6 @@ def assignment_of(plan: Pass, manifest: DatasetManifest, sae: PlannedSae) -> Ass
         model=plan.card.name,
         metadata=metadata,
         provenance=provenance,
+        text=manifest.text,
         monitors=plan.config.train.monitors,
     )

@@ -22,6 +22,7 @@ from scopemill.harvester.task import IN_FLIGHT
 from scopemill.proto.dataset import DatasetManifest, RollingRecord, committed_shards
 from scopemill.proto.errors import InputError
 from scopemill.proto.layout import DatasetLayout
+from scopemill.proto.shards import remove_shard
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record
 from scopemill.trainer.training import checkpoint
@@ -80,6 +81,7 @@ class RollingHarvest:
             self._delete(self._rolling.commit(shard))
         if time.monotonic() >= self._next_look or not self._training.issuperset(training):
             self._training, self._next_look = set(training), time.monotonic() + LOOK_SECONDS
+            self._rolling.keep(committed_shards(self._plan.bucket, self._manifest.dataset))
             self._advance(self._low())
         while self._free and (claimed := self._rolling.claim()) is not None:
             actor = self._free.pop(0)
@@ -121,13 +123,3 @@ def check_all_fit(plan: Pass, trainers: int) -> None:
 def announce(bucket: Bucket, dataset: str, low: int) -> None:
     """Record that a dataset is in rolling mode and that positions before ``low`` are gone."""
     bucket.write(DatasetLayout(dataset).rolling, checksummed_record(RollingRecord(low=low).model_dump()))
-
-
-def remove_shard(bucket: Bucket, dataset: str, shard: int) -> None:
-    """Delete a shard, its commit record first.
-
-    A shard without a record does not exist.
-    """
-    layout = DatasetLayout(dataset)
-    bucket.remove(layout.commit(shard))
-    bucket.remove_tree(layout.shard(shard))

@@ -15,8 +15,8 @@ from typing import Literal
 
 from scopemill.deploy.plan.cohorts import Entry, cohorts_of, divided, slots_of
 
-State = Literal["waiting", "training", "finished", "stopped", "failed"]
-ENDED: tuple[State, ...] = ("finished", "stopped", "failed")
+State = Literal["waiting", "training", "finished", "stopped", "interrupted", "failed"]
+ENDED: tuple[State, ...] = ("finished", "stopped", "interrupted", "failed")
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,10 @@ class Schedule:
     def stopped(self, name: str, reason: str) -> None:
         """Note that an SAE in training was stopped early for good."""
         self._end(name, "stopped", reason)
+
+    def interrupted(self, name: str, reason: str) -> None:
+        """Note that an SAE cannot train on before lost shards are made again."""
+        self._end(name, "interrupted", reason)
 
     def withdraw(self, name: str, reason: str) -> bool:
         """Stop an SAE that waits for a retry.

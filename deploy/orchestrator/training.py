@@ -26,7 +26,7 @@ from scopemill.deploy.plan.state import PassState
 from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae, entries
 from scopemill.deploy.progress import Reporter
 from scopemill.proto import metrics
-from scopemill.proto.errors import Conflict, InputError, ScopemillError
+from scopemill.proto.errors import Conflict, InputError, ScopemillError, ShardLost
 from scopemill.trainer.training import checkpoint
 from scopemill.trainer.worker.actor import TrainerActor
 from scopemill.trainer.worker.sae_trainer import Outcome, Progress
@@ -36,7 +36,7 @@ CLOSE_SECONDS = 5.0  # for the other ranks of a wide SAE to end when one has die
 
 
 class Training:
-    """Train SAEs until each is finished, failed for good, or stopped because rivals dominate it."""
+    """Train SAEs until each is finished, failed for good, interrupted by a lost shard, or stopped because rivals dominate it."""
 
     def __init__(self, plan: Pass, state: PassState, todo: list[PlannedSae], targets: Targets, reporter: Reporter):
         self._plan, self._manifest, self._targets, self._reporter = plan, state.harvested_manifest(), targets, reporter
@@ -49,6 +49,7 @@ class Training:
         self._stopping = EarlyStopping(plan, state, todo)
         self._leaving: dict[str, str] = {}  # by SAE that was asked to stop early: the reason
         self._running: dict[Any, Group] = {}  # by Ray's reference of the call
+        self._warned: set[str] = set()  # sentences that were shown
         self._next_watch = 0.0
 
     def run(self, look: Callable[[Collection[str]], None] = lambda training: None) -> dict[str, SaeOutcome]:
@@ -191,6 +192,9 @@ class Training:
     def _failed(self, name: str, error: ScopemillError) -> None:
         if name in self._leaving:
             self._schedule.stopped(name, self._leaving[name])
+        elif isinstance(error, ShardLost):
+            self._reporter.say(f"{name} is interrupted: {error}")
+            self._schedule.interrupted(name, str(error))
         elif self._schedule.failed(name, str(error), is_transient=not isinstance(error, (InputError, Conflict))):
             self._reporter.say(f"{name} failed and will be retried after the others: {error}")
         else:
@@ -214,6 +218,10 @@ class Training:
                 self._settle(group, outcomes)
 
     def _note(self, group: Group, progress: Progress) -> None:
+        for warning in progress.warnings:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                self._reporter.say(f"{progress.name}: {warning}")
         if progress.outcome is None and (progress.name in self._leaving or progress.name in group.settled):
             group.leader.actor.leave.remote(progress.name)  # again: a restarted process does not know
         if progress.name not in group.settled:

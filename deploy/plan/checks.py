@@ -46,7 +46,7 @@ def check_work(plan: SweepPlan, work: Work, packed: bool) -> str:
     left, located, card = work.left(), plan.config, plan.card
     read = []
     if left:
-        plan.bucket.check_writable()
+        plan.bucket.check_writable(commits=True)
     if "harvest" in left and not packed:
         read.append(check_corpus(located.model, card, located.corpus).sentence())
     if located.evaluation.corpus and {"train", "evaluate"}.intersection(left):

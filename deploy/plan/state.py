@@ -7,10 +7,13 @@ import posixpath
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from scopemill.deploy.plan.record import PassRecord, PlanRecord
+from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.proto.dataset import DatasetManifest, committed_shards, read_manifest
 from scopemill.proto.errors import MissingObject
+from scopemill.proto.finished import is_finished
 from scopemill.proto.layout import CheckpointLayout, SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 
@@ -39,7 +42,7 @@ class SaeState:
         places: dict[int, CheckpointLayout] = {step: layout.checkpoint(step) for step in sorted(numbers)}
         steps = [step for step, place in places.items() if place.record in objects]
         return SaeState(
-            finished=layout.config in objects,
+            finished=layout.config in objects and layout.weights in objects,
             stopped=layout.stopped in objects,
             history=layout.history in objects,
             checkpoints=tuple(steps),
@@ -85,10 +88,15 @@ class SweepState:
     def read(bucket: Bucket, plan: PlanRecord) -> "SweepState":
         """Read the state in few listings.
 
-        One listing serves all SAEs; each pass takes two listings and its manifest.
+        One listing serves all SAEs, and of the finished ones `cfg.json` is read; each pass takes two listings and its manifest.
         """
         objects = objects_of(bucket, [sae.root for sae in plan.saes])
-        saes = {sae.name: SaeState.of(sae.layout, set(objects[sae.root])) for sae in plan.saes}
+        there = {root: set(paths) for root, paths in objects.items()}
+        ended = [sae.layout for sae in plan.saes if sae.layout.config in there[sae.root]]
+        for layout, finished in zip(ended, side_by_side(partial(is_finished, bucket), ended), strict=True):
+            if not finished:  # an empty or broken cfg.json: the SAE is exported again
+                there[layout.root].discard(layout.config)
+        saes = {sae.name: SaeState.of(sae.layout, there[sae.root]) for sae in plan.saes}
         return SweepState(tuple(_pass_state(bucket, plan, part, saes) for part in plan.passes), saes)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from scopemill.proto.errors import MissingObject
+from scopemill.proto.errors import CorruptObject, MissingObject
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import read_record
@@ -27,8 +27,8 @@ class Stopped:
 
 
 def read_stopped(bucket: Bucket, layout: SaeLayout) -> Stopped | None:
-    """Read an SAE's record; None if it was not stopped."""
+    """Read an SAE's record; None if it was not stopped, or its record is damaged."""
     try:
         return Stopped(**read_record(bucket, layout.stopped))
-    except MissingObject:
+    except (MissingObject, CorruptObject):
         return None

@@ -1,7 +1,6 @@
 """Fine-tune finished SAEs and measure each before and after, in a Ray actor."""
 
 import importlib.metadata
-import json
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -180,9 +179,8 @@ class Finetuner:
         bucket.write(layout.finetuned, checksummed_record(asdict(record)))
         bucket.write(layout.metrics, evaluation.to_record())
         provenance = {"scopemill": importlib.metadata.version("scopemill"), "finetuned": tuned.metadata["finetuned"]}
-        bucket.write(layout.provenance, json.dumps(provenance, indent=1).encode())
         bucket.remove(layout.config)
-        write_saelens(bucket, layout.root, tuned)  # cfg.json last: it makes the folder a finished SAE
+        write_saelens(bucket, layout, tuned, provenance)  # cfg.json last: it makes the folder a finished SAE
         bucket.remove_tree(layout.checkpoints)
 
 

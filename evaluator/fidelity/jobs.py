@@ -5,7 +5,7 @@ from typing import Any
 
 from scopemill.evaluator.config import EvaluationConfig
 from scopemill.evaluator.fidelity.results import Evaluation
-from scopemill.proto.errors import CorruptObject, MissingObject
+from scopemill.proto.errors import MissingObject
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 
@@ -35,9 +35,9 @@ def settings_of(config: EvaluationConfig, dataset: str, context_length: int, out
 
 
 def committed(bucket: Bucket, job: Job, settings: dict[str, Any]) -> Evaluation | None:
-    """Return the committed evaluation of a checkpoint; None if there is none with these settings, or a damaged one."""
+    """Return the committed evaluation of a checkpoint; None if there is no whole one with these settings."""
     try:
-        evaluation = Evaluation.read(bucket, SaeLayout(job.root).checkpoint(job.step).metrics)
-    except (CorruptObject, MissingObject):
+        evaluation = Evaluation.find(bucket, SaeLayout(job.root).checkpoint(job.step).metrics)
+    except MissingObject:
         return None
-    return evaluation if evaluation.settings == settings else None
+    return evaluation if evaluation and evaluation.settings == settings else None

@@ -1,6 +1,7 @@
 """Collect results: one row per evaluated checkpoint, the sweep's table, and selections of rows."""
 
 import io
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -16,6 +17,7 @@ from scopemill.proto.layout import SweepLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record, read_record
 
+log = logging.getLogger(__name__)
 Quality = Literal["fvu", "delta_loss"]
 
 
@@ -92,6 +94,15 @@ class Evaluation:
             return Evaluation(**data | made | {"probes": tuple(ProbeScore(**score) for score in data.get("probes", ()))})
         except (LookupError, TypeError) as error:
             raise CorruptObject(f"{bucket.place(path)} is not an evaluation: {type(error).__name__} {error}") from error
+
+    @staticmethod
+    def find(bucket: Bucket, path: str) -> "Evaluation | None":
+        """Read an evaluation; None, with a warning, for a damaged one, which counts as not done."""
+        try:
+            return Evaluation.read(bucket, path)
+        except CorruptObject as error:
+            log.warning("an evaluation is left out: %s", error)
+            return None
 
 
 _ARROW_TYPES: dict[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), float | None: pa.float64(), str: pa.string()}

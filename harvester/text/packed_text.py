@@ -1,5 +1,6 @@
 """Pack a corpus into buckets and store them: packed text."""
 
+import hashlib
 from collections.abc import Iterator
 from itertools import islice
 
@@ -30,17 +31,19 @@ def pack_corpus(task: HarvestTask) -> int:
     if task.reserved:
         _reserve(task, packed)
     spare = int(harvest.rows_per_shard * harvest.outlier_spare) if harvest.outlier_norm else 0
-    shards = 0
+    shards, digest = 0, hashlib.sha256()
     complete = group_into_buckets(packed, harvest.rows_per_shard + spare, task.card.special)
     for block in islice(complete, harvest.tokens // harvest.rows_per_shard):
         save_sequences(bucket, layout.packed(shards), block)
+        digest.update(block.tokens.tobytes())
         shards += 1
     if not shards:
         raise CorpusError(
             f"corpus {task.corpus.source!r} is shorter than one shard: lower harvest.rows_per_shard ({harvest.rows_per_shard}) "
             f"or add text to the corpus (it gave {tally.sentence()})"
         )
-    record = {"shards": shards, "identity": task.text_identity, "corpus": tally.to_record(), "read": tally.sentence()}
+    read = {"corpus": tally.to_record(), "read": tally.sentence(), "text": digest.hexdigest()}
+    record = {"shards": shards, "identity": task.text_identity} | read
     bucket.create(layout.packing, checksummed_record(record))
     return shards
 
@@ -51,6 +54,11 @@ def what_was_read(bucket: Bucket, layout: DatasetLayout) -> str:
     It is empty for text that an earlier version packed.
     """
     return str(read_record(bucket, layout.packing).get("read", "")) if bucket.exists(layout.packing) else ""
+
+
+def packed_checksum(task: HarvestTask) -> str | None:
+    """Return the checksum of the packed text; None for text that an earlier version has packed."""
+    return read_record(task.bucket, task.text_layout.packing).get("text")
 
 
 def _reserve(task: HarvestTask, packed: Iterator[Sequences]) -> None:

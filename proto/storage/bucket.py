@@ -4,8 +4,9 @@ import errno
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import BinaryIO, TypeVar
 
 import fsspec
@@ -13,19 +14,20 @@ from fsspec.implementations.local import LocalFileSystem
 
 from scopemill.proto import metrics
 from scopemill.proto.errors import InputError, MissingObject, StorageError
+from scopemill.proto.storage.local_files import TEMPORARY, Bytes, LocalFiles
 from scopemill.proto.storage.retry import retry
 
-Bytes = bytes | bytearray | memoryview
 T = TypeVar("T")
-TEMPORARY = ".tmp-"  # prefix of a file that is still being written, beside its final name
 PIECE_BYTES = 256 * 1024  # of a local file per read: fits a core's cache
+DELETES_AT_ONCE = 16  # requests
 
 
 class Bucket:
     """Read and write objects by relative path, as ``bucket.read("activations/demo/dataset.json")``.
 
     A reader never sees half an object: a local file is written under a temporary name and renamed, and S3 shows an object
-    when its upload ends. ``create`` is the commit: the bytes of exactly one of several writers are kept.
+    when its upload ends. ``create`` is the commit: the bytes of exactly one of several writers are kept. What ``write`` and
+    ``create`` have written, and ``remove`` has deleted, stays so after a power cut.
 
     Every method is idempotent, and retries transient failures (`retry`). A remaining failure is one StorageError that
     names the object.
@@ -39,7 +41,7 @@ class Bucket:
             self._fs, self._root = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
             raise InputError(f"bucket {url!r} cannot be opened: {error}") from error
-        self._local = isinstance(self._fs, LocalFileSystem)
+        self._local, self._files = isinstance(self._fs, LocalFileSystem), LocalFiles(self._root)
         if not self._local:  # other processes write here too: a cached listing would be wrong
             self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
 
@@ -109,12 +111,22 @@ class Bucket:
             raise StorageError(f"cannot read {place}: {error.strerror or error}") from error
         return filled
 
-    def write(self, path: str, *parts: Bytes) -> None:
+    def write(self, path: str, *parts: Bytes, durable: bool = True) -> None:
         """Write an object, or replace it.
 
-        A local file is written part by part, without a joined copy.
+        A local file is written part by part, without a joined copy. A power cut may take an object that is not ``durable``, so
+        `sync` has to follow before a record names it.
         """
-        self._do("write", path, lambda full: self._put(full, parts))
+        self._do("write", path, lambda full: self._put(full, parts, durable))
+
+    def sync(self, paths: Iterable[str]) -> None:
+        """Make objects durable that were written with ``durable=False``.
+
+        There is no retry: a system that failed to write pages forgets that they are not written, and the next sync would succeed.
+        """
+        if self._local and (files := list(paths)):
+            with self._errors("sync", files[0]):
+                self._files.sync([self._full(path) for path in files])
 
     def create(self, path: str, data: Bytes) -> bool:
         """Write an object unless it exists. Return True if the object holds these bytes.
@@ -126,8 +138,7 @@ class Bucket:
         def create(full: str) -> bool:
             try:
                 if self._local:
-                    with self._beside(full, [data]) as temporary:
-                        os.link(temporary, full)
+                    self._files.create(full, data)
                 else:
                     self._fs.pipe_file(full, bytes(data), mode="create")
             except OSError as error:  # s3fs reports a lost race of If-None-Match as EINVAL
@@ -166,30 +177,35 @@ class Bucket:
 
         def remove(full: str) -> None:
             with suppress(FileNotFoundError):
-                self._fs.rm_file(full)
+                self._files.remove(full) if self._local else self._fs.rm_file(full)
 
         self._do("delete", path, remove)
 
     def remove_tree(self, path: str) -> None:
         """Delete all objects below a folder; do nothing if there are none."""
 
-        def remove(full: str) -> None:
-            with suppress(FileNotFoundError):
-                self._fs.rm(full, recursive=True)
+        if self._local:
+            self._do("delete", path, self._files.remove_tree)
+            return
+        # fsspec's rm takes a path for a pattern: below a folder `run[1]` it would delete the objects of `run1`.
+        objects = self.find(path) + self.find(path, temporary=True)
+        with ThreadPoolExecutor(DELETES_AT_ONCE) as threads:
+            list(threads.map(self.remove, objects))
 
-        self._do("delete", path, remove)
-
-    def check_writable(self) -> None:
-        """Raise StorageError unless an object can be written here.
+    def check_writable(self, commits: bool = False) -> None:
+        """Raise StorageError unless an object can be written here, and with ``commits`` also created.
 
         There is no retry: a wrong URL should fail at once.
         """
         probe = f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
             with self._errors("write", probe):
-                self._put(self._full(probe), [b""])
+                if commits and self._local:
+                    self._files.create(self._full(probe), b"")
+                else:
+                    self._put(self._full(probe), [b""], durable=False)
         except StorageError as error:
-            raise StorageError(f"bucket {self.url} cannot be written: {error.__cause__}") from error
+            raise StorageError(f"bucket {self.url} cannot be written: {error.__cause__ or error}") from error
         self.remove(probe)
 
     def _check_fits(self, path: str, size: int, buffer: memoryview) -> None:
@@ -208,27 +224,11 @@ class Bucket:
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def _put(self, full: str, parts: Iterable[Bytes]) -> None:
+    def _put(self, full: str, parts: Iterable[Bytes], durable: bool) -> None:
         if self._local:
-            with self._beside(full, parts) as temporary:
-                os.replace(temporary, full)
+            self._files.replace(full, parts, durable)
         else:
             self._fs.pipe_file(full, b"".join(parts))
-
-    @contextmanager
-    def _beside(self, full: str, parts: Iterable[Bytes]) -> Iterator[str]:
-        folder = Path(full).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
-        try:
-            with open(temporary, "xb", buffering=0) as file:
-                for part in parts:
-                    rest = memoryview(part).cast("B")
-                    while rest:
-                        rest = rest[file.write(rest) :]
-            yield str(temporary)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _do(self, verb: str, path: str, attempt: Callable[[str], T]) -> T:
         """Return the attempt's result on the full path, with retries; raise StorageError otherwise."""

@@ -13,7 +13,8 @@ import crc32c
 
 from scopemill.proto import metrics
 from scopemill.proto.errors import CorruptObject
-from scopemill.proto.storage.bucket import Bucket, Bytes
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.proto.storage.local_files import Bytes
 
 SEAL = "crc32c"
 _LENGTH = 8  # bytes of the number that opens a safetensors file: the header's length
@@ -33,18 +34,30 @@ def checksummed_record(fields: dict[str, Any]) -> bytes:
     return json.dumps(fields | {SEAL: _checksum(fields)}, indent=1).encode()
 
 
-def read_tensors(bucket: Bucket, path: str) -> bytes:
-    """Read a checksummed safetensors object; raise CorruptObject for a damaged or another object."""
+def checksum_of(header: Bytes) -> str:
+    """Return the checksum that a safetensors object carries, from the first part of `checksummed_tensors`."""
+    checksum: str = _parts(bytes(header))[0]["__metadata__"][SEAL]
+    return checksum
+
+
+def read_tensors(bucket: Bucket, path: str, checksum: str | None = None) -> bytes:
+    """Read a checksummed safetensors object; raise CorruptObject for a damaged or another object.
+
+    ``checksum`` is what another record says of the object.
+    """
 
     def read() -> bytes:
         data = bucket.read(path)
         try:
             header, body = _parts(data)
-            whole = header.pop("__metadata__")[SEAL] == _checksum(header, body)
+            carried = header.pop("__metadata__")[SEAL]
+            whole = carried == _checksum(header, body)
         except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
             whole = False
         if not whole:
             raise _corrupt(bucket.place(path))
+        if checksum not in (None, carried):
+            raise CorruptObject(f"{bucket.place(path)} has the checksum {carried}, but {checksum} belongs here: it is another file")
         return data
 
     return retry_corrupt_read(read)

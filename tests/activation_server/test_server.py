@@ -642,21 +642,24 @@ def test_a_failure_that_nobody_foresaw_is_told_to_who_caused_it_and_ends_nothing
     assert trainee.finish() == all_of(wanted)
 
 
-def test_a_corrupt_shard_is_reported_to_every_client_by_its_object(serve, bucket):
+def test_a_corrupt_shard_is_taken_back_and_reported_to_every_client(serve, bucket):
     manifest = make_dataset(bucket, hooks={A: WIDTH}, shards=4, rows=256)
     piece = Order(manifest, spec()).pieces(9)[0]
     path = f"{DatasetLayout('synthetic').array(piece.shard, A)}/c/0/0"
-    whole = bucket.read(path)
+    record = DatasetLayout("synthetic").commit(piece.shard)
+    whole, commit = bucket.read(path), bucket.read(record)
     bucket.write(path, whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
     server = serve(bucket)
     for name in ("a", "b"):
         server.expect(spec(), name, 0, 16)
     for trainee in [Trainee(server, "a", stop=16), Trainee(server, "b", stop=16)]:
-        with pytest.raises(errors.CorruptObject, match=path):
+        with pytest.raises(errors.ShardLost, match=rf"shard {piece.shard} .*({path}|is not committed)"):
             trainee.finish()
+        assert not bucket.exists(record)
         assert [k for k, _ in trainee.got] == list(range(len(trainee.got)))
     soon(lambda: not server._streams, "both have left, and so has the stream")
     bucket.write(path, whole)
+    bucket.write(record, commit)
     assert len(Trainee(server, "a", stop=16).finish()) == 16  # what was mended is read again
 
 

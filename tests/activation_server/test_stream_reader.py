@@ -19,8 +19,8 @@ from scopemill.activation_server import stream_reader as reader_module
 from scopemill.activation_server.chunk_reader import ChunkFetcher
 from scopemill.activation_server.order import Order
 from scopemill.activation_server.stream_reader import StreamReader
-from scopemill.proto.dataset import STORED_DTYPES, DatasetManifest
-from scopemill.proto.errors import CorruptObject, MissingObject, Stopped, StorageError
+from scopemill.proto.dataset import STORED_DTYPES, DatasetManifest, committed_shards
+from scopemill.proto.errors import CorruptObject, MissingObject, ShardLost, Stopped, StorageError
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record
@@ -379,3 +379,64 @@ def test_a_read_that_waits_for_a_shard_can_be_interrupted(bucket):
     with pytest.raises(Stopped, match="stopped while batch 0 waited for shard"):
         read(reader, manifest, stream, 0)
     reader.close()
+
+
+# Damaged shards
+
+
+def damage(bucket: Bucket, path: str) -> bytes:
+    whole = bucket.read(path)
+    bucket.write(path, whole[:50] + bytes([whole[50] ^ 1]) + whole[51:])
+    return whole
+
+
+def read_whole(reader: StreamReader, k: int) -> bytes:
+    into = np.empty(reader.batch_bytes, np.uint8)
+    reader.read_whole(k, memoryview(into), 99)
+    return into.tobytes()
+
+
+@pytest.mark.parametrize("what", ["chunk", "missing chunk", "record"])
+def test_a_damaged_shard_is_taken_back(bucket, both_ways, what):
+    manifest, stream = make_dataset(bucket, shards=4, rows=24), spec()
+    shard, layout = Order(manifest, stream).shards(0)[1], DatasetLayout("synthetic")
+    path = layout.commit(shard) if what == "record" else f"{layout.array(shard, A)}/c/0/0"
+    bucket.remove(path) if what == "missing chunk" else damage(bucket, path)
+    reader = StreamReader(bucket, manifest, stream)
+    with pytest.raises(ShardLost, match=f"shard {shard} is taken back, to be made again: .*{path}"):
+        read_whole(reader, 0)
+    assert committed_shards(bucket, "synthetic") == set(range(4)) - {shard}
+    make_dataset(bucket, shards=4, rows=24)
+    assert read_whole(reader, 0) == b"".join(x.tobytes() for x in gathered(bucket, manifest, stream, 0))
+    reader.close()
+
+
+def test_in_rolling_mode_a_damaged_shard_is_waited_for_until_it_is_made_again(bucket, both_ways, monkeypatch):
+    monkeypatch.setattr(reader_module, "ROLLING_POLL_SECONDS", 0.01)
+    manifest, stream = make_dataset(bucket, shards=4, rows=24), spec()
+    wanted = b"".join(x.tobytes() for x in gathered(bucket, manifest, stream, 0))
+    shard, layout = Order(manifest, stream).shards(0)[0], DatasetLayout("synthetic")
+    damage(bucket, f"{layout.array(shard, A)}/c/0/0")
+    roll(bucket, 0)
+    reader, got = StreamReader(bucket, manifest, stream), []
+    thread = threading.Thread(target=lambda: got.append(read_whole(reader, 0)))
+    thread.start()
+    deadline = time.monotonic() + 20
+    while bucket.exists(layout.commit(shard)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert committed_shards(bucket, "synthetic") == set(range(4)) - {shard}
+    make_dataset(bucket, shards=4, rows=24)
+    thread.join(20)
+    assert got == [wanted]
+    reader.close()
+
+
+def test_a_shard_that_is_damaged_again_and_again_ends_the_stream(bucket, monkeypatch):
+    manifest, stream = make_dataset(bucket, shards=4, rows=24), spec()
+    shard, layout = Order(manifest, stream).shards(0)[0], DatasetLayout("synthetic")
+    damage(bucket, f"{layout.array(shard, A)}/c/0/0")
+    roll(bucket, 0)
+    record = bucket.read(layout.commit(shard))
+    monkeypatch.setattr(reader_module, "take_back", lambda *_: bucket.write(layout.commit(shard), record))
+    with pytest.raises(CorruptObject, match="does not match its checksum"):
+        read_whole(StreamReader(bucket, manifest, stream), 0)

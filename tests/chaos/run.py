@@ -1,7 +1,7 @@
-"""Run the restart matrix: kill each process of a tiny sweep at its worst moments, resume, and compare every bit.
+"""Run the restart matrix: strike each part of a tiny sweep at its worst moments, resume, and compare every bit.
 
 ``python tests/chaos/run.py`` prints the matrix and fails unless every row ends as the undisturbed run did; ``--short``
-runs the three rows that a user meets first. No process is searched for: `inside/sitecustomize.py` makes the process of
+runs the four rows that a user meets first. No process is searched for: `inside/sitecustomize.py` makes the process of
 a row kill itself at a chosen call, and the driver is a child of this process.
 """
 
@@ -29,7 +29,11 @@ BUDGET_SECONDS = 480.0  # after which no further row starts
 
 @dataclass(frozen=True)
 class Row:
-    """Describe one kill: the process ``victim``, before or after a call, in one phase."""
+    """Describe one blow: what it strikes, before or after a call, in one phase.
+
+    Victims: the process ``self``, the ``driver``, the ``raylet`` with all processes of the cluster; ``power``, which also takes what
+    was not synced; the newest ``checkpoint``, damaged before its trainer dies; all ``shards``, deleted while nobody dies.
+    """
 
     name: str
     phase: str
@@ -39,6 +43,10 @@ class Row:
     nth: int = 1
     victim: str = "self"
     short: bool = False
+
+    @property
+    def ends_the_command(self) -> bool:
+        return self.victim in ("driver", "raylet", "power")
 
 
 ROWS = [
@@ -50,11 +58,14 @@ ROWS = [
     Row("trainer, between two steps", "train", "Loop.step", "after", nth=10),
     Row("trainer, in the middle of a checkpoint", "train", "Bucket.write", "before", "00000016/optimizer", short=True),
     Row("trainer, in the middle of one object", "train", "os.replace", "before", "00000024/weights"),
-    Row("trainer, just after a checkpoint", "train", "Bucket.create", "after", "00000016/checkpoint.json"),
+    Row("trainer, just after a checkpoint", "train", "Bucket.write", "after", "00000016/checkpoint.json"),
     Row("trainer, during its export", "train", "Bucket.write", "before", "/cfg.json"),
+    Row("trainer, its newest checkpoint damaged", "train", "Bucket.write", "after", "00000024/checkpoint.json", victim="checkpoint"),
+    Row("nobody; all shards deleted during training", "train", "Loop.step", "after", nth=4, victim="shards", short=True),
     Row("evaluator, before its commit", "evaluate", "Bucket.write", "before", "00000016/metrics.json"),
     Row("driver, during training", "train", "Loop.step", "after", nth=10, victim="driver"),
     Row("the whole Ray cluster, during training", "train", "Loop.step", "after", nth=10, victim="raylet"),
+    Row("the power, just after a checkpoint", "train", "Bucket.write", "after", "00000024/checkpoint.json", victim="power"),
 ]
 
 
@@ -100,8 +111,8 @@ class Bench:
             (self.orders / leftover).unlink(missing_ok=True)
         return place
 
-    def order(self, row: Row) -> None:
-        (self.orders / "order.json").write_text(json.dumps(asdict(row)))
+    def order(self, row: Row, place: Path) -> None:
+        (self.orders / "order.json").write_text(json.dumps(asdict(row) | {"bucket": str(place / "bucket")}))
 
     def struck(self) -> bool:
         return (self.orders / "struck").exists()
@@ -148,9 +159,9 @@ def run_row(bench: Bench, number: int, row: Row) -> Outcome:
     if time.monotonic() - bench.began > BUDGET_SECONDS:
         return Outcome(row.name, 0, 0, 0.0, [f"not started: {BUDGET_SECONDS:.0f} seconds have passed"])
     place = bench.place(f"row-{number}", row.phase)
-    bench.order(row)
+    bench.order(row, place)
     began, repeated = time.monotonic(), 0
-    if row.victim == "self":
+    if not row.ends_the_command:
         try:
             drive(place, row.phase)
         except ScopemillError:
@@ -164,7 +175,7 @@ def run_row(bench: Bench, number: int, row: Row) -> Outcome:
         lost = time.monotonic() - began - bench.command_seconds
         if status:
             return Outcome(row.name, repeated, 0, lost, [f"the repeated command ended with exit status {status}"])
-    wrong = [] if bench.struck() else ["no process was killed"]
+    wrong = [] if bench.struck() else ["nothing was struck"]
     if row.phase == "train":
         wrong += journal_problems(planned(place), bench.journal(), bench.batches)
     from scopemill.deploy.catalog.clean import clean
@@ -253,13 +264,13 @@ def matrix(short: bool) -> list[Outcome]:
                 bench.seconds[phase] = time.monotonic() - began
             bench.batches = {(sae, k): digest for _, sae, k, digest in bench.journal()}
             outcomes = [] if short else [shown(run_otherwise(bench))]
-            outcomes += [shown(run_row(bench, i, row)) for i, row in enumerate(rows) if row.victim == "self"]
+            outcomes += [shown(run_row(bench, i, row)) for i, row in enumerate(rows) if not row.ends_the_command]
         if not short:
             began = time.monotonic()
             command(bench.place("undisturbed", "train"))
             bench.command_seconds = time.monotonic() - began
             outcomes += [shown(run_undisturbed(bench, row)) for row in people.ROWS]
-        return outcomes + [shown(run_row(bench, 100 + i, row)) for i, row in enumerate(rows) if row.victim != "self"]
+        return outcomes + [shown(run_row(bench, 100 + i, row)) for i, row in enumerate(rows) if row.ends_the_command]
 
 
 def shown(outcome: Outcome) -> Outcome:
@@ -274,7 +285,7 @@ def say(line: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="run only the three rows of `make test`")
+    parser.add_argument("--short", action="store_true", help="run only the four rows of `make test`")
     short = parser.parse_args().short
     inherited = [str(HERE / "inside"), str(HERE.parents[1] / ".import"), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in inherited if path)

@@ -78,6 +78,12 @@ class RollingMachine(RuleBasedStateMachine):
         del self.trainers[data.draw(st.sampled_from(sorted(self.trainers)))]
         self.delete(self.rolling.passed(self.low()))
 
+    @precondition(lambda self: self.disk)
+    @rule(data=st.data())
+    def a_reader_takes_a_damaged_shard_back(self, data):
+        self.disk.remove(data.draw(st.sampled_from(sorted(self.disk))))
+        self.rolling.keep(self.disk)
+
     @rule()
     def the_driver_starts_again(self):
         """What was being made is forgotten; what is committed is found."""

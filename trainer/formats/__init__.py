@@ -8,10 +8,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from scopemill.proto.errors import CorruptObject, InputError, MissingObject, SaeFormatError, StorageError
+from scopemill.proto.finished import with_checksum
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import read_record
@@ -60,25 +62,31 @@ def read_finished(folder: str) -> FinishedSae:
 def write_finished(folder: str, word: str, finished: FinishedSae) -> None:
     """Write a finished SAE into a folder, in a format.
 
-    Raises SaeFormatError, and writes nothing, if the format cannot hold it.
+    What is known of an older SAE in the folder, its metrics and provenance, is deleted. Raises SaeFormatError, and changes nothing, if
+    the format cannot hold the new one.
     """
     format = FORMATS.get(word)
     if not format or not format.files:
         raise InputError(f"format {word!r} is not written; choose from {', '.join(WRITTEN)}.")
     finished.check(folder)
     bucket, files = Bucket(folder), format.files(folder, finished)
-    bucket.remove(list(files)[-1])  # the file that makes an older SAE in this folder a finished one
+    older = SaeLayout("")
+    for path in (f"/{list(files)[-1]}", older.metrics, older.provenance):  # first the file that makes an older SAE a finished one
+        bucket.remove(path.lstrip("/"))
     for name, data in files.items():
         bucket.write(name, data)
 
 
-def write_saelens(bucket: Bucket, root: str, finished: FinishedSae) -> None:
-    """Write a trained SAE into the folder ``root`` of a bucket, in SAELens' format.
+def write_saelens(bucket: Bucket, layout: SaeLayout, finished: FinishedSae, provenance: dict[str, Any]) -> None:
+    """Write an SAE into its folder of a bucket, in SAELens' format, with its provenance.
 
-    Its values are not checked.
+    The provenance binds the weights by a checksum. Values are not checked.
     """
-    for name, data in saelens.saelens_files(bucket.place(root), finished).items():
-        bucket.write(f"{root}/{name}", data)
+    files = saelens.saelens_files(bucket.place(layout.root), finished)
+    bucket.remove(layout.config)  # an older or damaged one: without it the folder is not finished
+    bucket.write(layout.provenance, with_checksum(provenance, files[saelens.WEIGHTS]))
+    for name, data in files.items():
+        bucket.write(f"{layout.root}/{name}", data)
 
 
 def load_sae(place: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Sae:

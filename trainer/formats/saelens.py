@@ -49,7 +49,7 @@ OWN_WORDS: dict[str, type[Sae]] = {
     "scopemill.per_layer_transcoder": PerLayerTranscoder,
 }
 FINISHED_ACTIVATIONS = ("relu", "gated", "jumprelu", "topk")
-CONFIG, WEIGHTS = (path.lstrip("/") for path in (SaeLayout("").config, SaeLayout("").weights))
+CONFIG, WEIGHTS, PROVENANCE = (path.lstrip("/") for path in (SaeLayout("").config, SaeLayout("").weights, SaeLayout("").provenance))
 _FLAGS = {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm": False, "finetuning_scaling_factor": False}
 _OWN = ("activation", "inputs", "outputs")  # of our own words
 _READ = {"architecture", "d_in", "d_sae", "d_out", "k", "normalize_activations", "reshape_activations", "metadata", *_OWN, *_FLAGS}
@@ -97,7 +97,7 @@ def read_saelens(folder: str) -> FinishedSae:
     """
     bucket = Bucket(folder)
     place, config = bucket.place(CONFIG), _read_config(bucket)
-    tensors = read_safetensors(bucket, WEIGHTS)
+    tensors = read_safetensors(bucket, WEIGHTS, PROVENANCE)
     sae = _empty(place, config)
     factors = tensors.pop("scaling_factor", None) if config["architecture"] in WORDS else None  # a finetuned SAE's
     if factors is None and config.get("finetuning_scaling_factor"):

@@ -11,7 +11,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from scopemill.proto.errors import MissingObject, SaeFormatError
+from scopemill.proto.errors import CorruptObject, MissingObject, SaeFormatError
+from scopemill.proto.finished import check_weights
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.weights import check_tensors
@@ -44,10 +45,19 @@ def read_config(bucket: Bucket, name: str) -> dict[str, Any]:
     return config
 
 
-def read_safetensors(bucket: Bucket, name: str) -> Tensors:
-    """Return the tensors of a safetensors file. SaeFormatError if the file is missing or damaged."""
+def read_safetensors(bucket: Bucket, name: str, provenance: str | None = None) -> Tensors:
+    """Return the tensors of a safetensors file. SaeFormatError if the file is missing or damaged.
+
+    The file of the name ``provenance``, where there is one, says which weights belong here.
+    """
+    data = read_bytes(bucket, name)
+    if provenance and bucket.exists(provenance):
+        try:
+            check_weights(bucket.place(name), data, bucket.read(provenance))
+        except CorruptObject as error:
+            raise SaeFormatError(str(error)) from error
     try:
-        return safetensors.torch.load(read_bytes(bucket, name))
+        return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise SaeFormatError(f"{bucket.place(name)} cannot be read: {error}") from error
 

@@ -2,22 +2,23 @@
 
 They hold all that a trainer needs to resume as if it had never stopped. Weights, optimiser state and dead counters are safetensors.
 ``checkpoint.json`` is written last and commits the checkpoint; its ``step`` is the next batch of the stream, which is all the state of
-the data. Every file carries a checksum. Where the SAE is sharded, rank 0 gathers what it writes and scatters what it reads, so the
-files have the unsharded format.
+the data. Every file carries a checksum, and the record holds those of its parts. The last two checkpoints can be resumed. Where the
+SAE is sharded, rank 0 gathers what it writes and scatters what it reads, so the files have the unsharded format.
 """
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import safetensors.torch
 import torch
 
-from scopemill.proto.errors import Conflict, SaeFormatError
-from scopemill.proto.layout import SaeLayout
+from scopemill.proto.errors import Conflict, CorruptObject, MissingObject, SaeFormatError
+from scopemill.proto.layout import RESUMABLE, SaeLayout
 from scopemill.proto.storage import checksums as seal
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.proto.storage.checksums import checksummed_record, checksummed_tensors
+from scopemill.proto.storage.checksums import checksum_of, checksummed_record, checksummed_tensors
 from scopemill.trainer.config.identity import LATER, PACE, recorded_config
 from scopemill.trainer.config.recipe import SaeConfig, only_read
 from scopemill.trainer.config.wiring import Shape, Wiring
@@ -27,6 +28,9 @@ from scopemill.trainer.sae.registry import initial_sae
 from scopemill.trainer.sae.weights import check_tensors
 from scopemill.trainer.training.history import History
 from scopemill.trainer.training.loop import Loop
+
+log = logging.getLogger(__name__)
+TEXT = "the checksum of the packed text"
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,22 @@ class CheckpointRecord:
     tokens: int
     wiring: dict[str, Any]  # see `Wiring`
     config: dict[str, Any]
+    # Absent from records of earlier versions.
+    text: str | None = None  # checksum of the packed text that the rows come from, see `DatasetManifest`
+    parts: dict[str, str] = field(default_factory=dict)  # checksums of the files ``weights`` and ``optimizer``
 
     @property
     def sae_config(self) -> SaeConfig:
         """Return the SAE's configuration."""
         return recorded_config(self.config)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Describe the activations that an SAE is trained on."""
+
+    wiring: Wiring
+    text: str | None  # None: not known, of a dataset of an earlier version
 
 
 def steps_of(bucket: Bucket, layout: SaeLayout) -> list[int]:
@@ -59,20 +74,56 @@ def newest(bucket: Bucket, layout: SaeLayout) -> int:
     return max(steps_of(bucket, layout), default=0)
 
 
-def save(bucket: Bucket, layout: SaeLayout, wiring: Wiring, loop: Loop) -> None:
-    """Commit a checkpoint, then remove older optimiser states.
+def newest_whole(bucket: Bucket, layout: SaeLayout, warn: Callable[[str], None] = log.warning) -> int:
+    """Return the step of the newest checkpoint that can be resumed; 0 if there is none.
 
-    Only the newest is ever resumed. Other ranks call `send_state`.
+    A damaged newer one is taken back, with a warning: its record is deleted, and training makes it again.
     """
-    record = CheckpointRecord(loop.step_number, loop.skipped, loop.tokens, wiring.to_json(), loop.config.model_dump(mode="json"))
-    place = layout.checkpoint(record.step)
-    older = [step for step in steps_of(bucket, layout) if step < record.step]
-    shard = loop.sae.shard
-    bucket.write(place.weights, *checksummed_tensors(safetensors.torch.save(shard.gather(loop.sae.state_dict()))))
-    bucket.write(place.optimizer, *checksummed_tensors(safetensors.torch.save(shard.gather(loop.state()))))
-    bucket.create(place.record, checksummed_record(vars(record)))
-    for step in older:
+    for step in steps_of(bucket, layout)[: -RESUMABLE - 1 : -1]:
+        try:
+            verify(bucket, layout, step)
+            return step
+        except (CorruptObject, MissingObject) as error:
+            place = layout.checkpoint(step)
+            warn(f"{bucket.place(place.root)} is damaged and passed over: {error}")
+            bucket.remove(place.record)
+    return 0
+
+
+def verify(bucket: Bucket, layout: SaeLayout, step: int, optimizer: bool = True) -> None:
+    """Read a checkpoint's files; raise MissingObject or CorruptObject for a damaged one.
+
+    Those that are not resumed have no ``optimizer``.
+    """
+    record, place = read_record(bucket, layout, step), layout.checkpoint(step)
+    seal.read_tensors(bucket, place.weights, record.parts.get("weights"))
+    if optimizer:
+        seal.read_tensors(bucket, place.optimizer, record.parts.get("optimizer"))
+
+
+def save(bucket: Bucket, layout: SaeLayout, wiring: Wiring, loop: Loop, text: str | None = None) -> None:
+    """Commit a checkpoint, then remove the optimiser states of all but the last two.
+
+    ``text`` is the checksum of the packed text. Other ranks call `send_state`.
+    """
+    place, shard = layout.checkpoint(loop.step_number), loop.sae.shard
+    older = [step for step in steps_of(bucket, layout) if step < loop.step_number]
+    parts = {
+        "weights": _write(bucket, place.weights, shard.gather(loop.sae.state_dict())),
+        "optimizer": _write(bucket, place.optimizer, shard.gather(loop.state())),
+    }
+    config = loop.config.model_dump(mode="json")
+    record = CheckpointRecord(loop.step_number, loop.skipped, loop.tokens, wiring.to_json(), config, text, parts)
+    bucket.write(place.record, checksummed_record(asdict(record)))  # also over the record of a damaged checkpoint
+    for step in older[: 1 - RESUMABLE]:
         bucket.remove(layout.checkpoint(step).optimizer)
+
+
+def _write(bucket: Bucket, path: str, tensors: dict[str, torch.Tensor]) -> str:
+    """Write tensors, and return their checksum."""
+    header, body = checksummed_tensors(safetensors.torch.save(tensors))
+    bucket.write(path, header, body)
+    return checksum_of(header)
 
 
 def send_state(loop: Loop) -> None:
@@ -97,7 +148,7 @@ def load_sae(bucket: Bucket, layout: SaeLayout, step: int) -> tuple[Sae, Checkpo
     """
     record, place = read_record(bucket, layout, step), layout.checkpoint(step)
     sae = _described(bucket, place.record, record)
-    _fill(sae.shard, sae.state_dict(), bucket, place.weights)
+    _fill(sae.shard, sae.state_dict(), bucket, place.weights, record.parts.get("weights"))
     return sae, record
 
 
@@ -106,13 +157,15 @@ def load_loop(
     layout: SaeLayout,
     step: int,
     config: SaeConfig,
+    data: Data | None = None,
+    history: History | None = None,
     device: torch.device | str = "cpu",
     waited: Callable[[], float] = lambda: 0.0,
     shard: LatentShard | None = None,
 ) -> Loop:
-    """Return a loop that resumes after a checkpoint.
+    """Return a loop that resumes after a checkpoint, on ``data``.
 
-    Raises Conflict if its configuration differs in more than how often it saves and logs. Other ranks call `receive_loop`.
+    Raises Conflict if its data differ, or its configuration in more than how often it saves and logs. Other ranks call `receive_loop`.
     """
     record, wanted = read_record(bucket, layout, step), config.model_dump(mode="json")
     defaults = {name: field.default for name, field in type(config).model_fields.items() if not field.is_required()}
@@ -125,10 +178,12 @@ def load_loop(
         )
     place = layout.checkpoint(step)
     sae = _described(bucket, place.record, record, shard).to(device)
-    _fill(sae.shard, sae.state_dict(), bucket, place.weights)
-    loop = Loop(sae, config, History.load(bucket, layout.history, step), waited)
+    if data:
+        _check_data(bucket.place(layout.root), record, data)
+    _fill(sae.shard, sae.state_dict(), bucket, place.weights, record.parts.get("weights"))
+    loop = Loop(sae, config, history or History.load(bucket, layout.history, step), waited)
     state = loop.state()
-    _fill(sae.shard, state, bucket, place.optimizer)
+    _fill(sae.shard, state, bucket, place.optimizer, record.parts.get("optimizer"))
     loop.restore(step, state)
     return loop
 
@@ -143,6 +198,23 @@ def receive_loop(config: SaeConfig, shape: Shape, step: int, device: torch.devic
     return loop
 
 
+def _check_data(place: str, record: CheckpointRecord, data: Data) -> None:
+    """Raise Conflict, naming the difference, unless a checkpoint was trained on the same activations."""
+    trained, present = _facts(Wiring.from_json(record.wiring), record.text), _facts(data.wiring, data.text)
+    for name in trained | present:
+        if trained.get(name) != present.get(name) and not (name == TEXT and None in (trained[name], present[name])):
+            raise Conflict(
+                f"{place} was trained on other activations: {name} was {trained.get(name)}, and now is {present.get(name)}. Restore the "
+                "corpus and model that it was trained on, or delete this folder to train it anew"
+            )
+
+
+def _facts(wiring: Wiring, text: str | None) -> dict[str, object]:
+    """Return what tells activations apart, by name."""
+    ports = {f"{side} {i}": port for side, ports in vars(wiring).items() for i, port in enumerate(ports, 1)}
+    return {f"the {key} of {name}": value for name, port in ports.items() for key, value in vars(port).items()} | {TEXT: text}
+
+
 def _described(bucket: Bucket, path: str, record: CheckpointRecord, shard: LatentShard | None = None) -> Sae:
     """Return the SAE of a record, or one rank's shard, weights still to be filled in."""
     try:
@@ -155,19 +227,19 @@ def _blank(config: SaeConfig, shape: Shape, shard: LatentShard | None = None) ->
     return initial_sae(config, shape, torch.zeros(shape.d_out), shard)
 
 
-def _fill(shard: LatentShard, into: dict[str, torch.Tensor], bucket: Bucket, path: str) -> None:
+def _fill(shard: LatentShard, into: dict[str, torch.Tensor], bucket: Bucket, path: str, checksum: str | None) -> None:
     """Fill this rank's tensors from a file; SaeFormatError unless the file holds exactly these tensors."""
 
     def whole() -> dict[str, torch.Tensor]:
-        tensors = _read(bucket, path)
+        tensors = _read(bucket, path, checksum)
         check_tensors(bucket.place(path), tensors, {name: shard.full_shape(name, tensor) for name, tensor in into.items()})
         return tensors
 
     shard.scatter(into, whole)
 
 
-def _read(bucket: Bucket, path: str) -> dict[str, torch.Tensor]:
-    data = seal.read_tensors(bucket, path)
+def _read(bucket: Bucket, path: str, checksum: str | None) -> dict[str, torch.Tensor]:
+    data = seal.read_tensors(bucket, path, checksum)
     try:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:

@@ -5,6 +5,7 @@ The rows are kept as Parquet beside the SAE.
 
 import io
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 
 from scopemill.proto.storage.bucket import Bucket
@@ -41,22 +42,22 @@ class History:
         self.rows = rows or []
 
     @staticmethod
-    def load(bucket: Bucket, path: str, up_to_step: int) -> "History":
-        """Return the history up to a step.
+    def load(bucket: Bucket, path: str, up_to_step: int, warn: Callable[[str], None] = log.warning) -> "History":
+        """Return the history up to a step; an empty one, with a warning, for a damaged file.
 
-        Later rows belong to work that a restart repeats. A damaged history counts as none: it decides nothing of the training.
+        Later rows belong to work that a restart repeats. No weight depends on a history, so a damaged one stops nothing.
         """
         if not bucket.exists(path):
             return History()
-        import pyarrow.parquet as parquet  # here, since training in memory does without pyarrow
+        import pyarrow as pa  # here, since training in memory does without pyarrow
+        import pyarrow.parquet as parquet
 
-        data = bucket.read(path)
         try:
-            rows = [Row(**row) for row in parquet.read_table(io.BytesIO(data)).to_pylist()]
-        except (ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:  # pyarrow's are of these kinds
-            log.warning("%s is damaged and left out: %s", bucket.place(path), " ".join(str(error).split()))
+            table = parquet.read_table(io.BytesIO(bucket.read(path)), page_checksum_verification=True)
+            return History([Row(**row) for row in table.to_pylist() if row["step"] <= up_to_step])
+        except (pa.ArrowException, OSError, TypeError, KeyError) as error:
+            warn(f"{bucket.place(path)} is damaged and its rows are left out: {' '.join(str(error).split())}")
             return History()
-        return History([row for row in rows if row.step <= up_to_step])
 
     def save(self, bucket: Bucket, path: str) -> None:
         """Write all rows."""
@@ -65,5 +66,5 @@ class History:
 
         schema = pa.schema([(f.name, pa.int64() if f.type is int else pa.float64()) for f in fields(Row)])
         buffer = io.BytesIO()
-        parquet.write_table(pa.Table.from_pylist([asdict(row) for row in self.rows], schema=schema), buffer)
+        parquet.write_table(pa.Table.from_pylist([asdict(row) for row in self.rows], schema=schema), buffer, write_page_checksum=True)
         bucket.write(path, buffer.getvalue())

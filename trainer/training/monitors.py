@@ -238,7 +238,7 @@ def _write_parts(bucket: Bucket, first: int, lines: Sequence[str]) -> int:
     """Write lines from the start of part ``first`` on; return the number of rows that are on the bucket."""
     for start in range(0, len(lines), PART_ROWS):
         part = first + start // PART_ROWS
-        bucket.write(f"{LIVE}/{history_part(part)}", "".join(lines[start : start + PART_ROWS]).encode())
+        bucket.write(f"{LIVE}/{history_part(part)}", "".join(lines[start : start + PART_ROWS]).encode(), durable=False)
     return first * PART_ROWS + len(lines)
 
 

@@ -47,6 +47,7 @@ class Assignment:
     model: str
     metadata: dict[str, Any]  # for users of SAELens, such as context_size
     provenance: dict[str, Any]
+    text: str | None = None  # checksum of the packed text that the rows come from
     monitors: tuple[MonitorName, ...] = ()  # told each row of the history as it is made
 
     @property

@@ -4,7 +4,6 @@ Nothing here knows the stream. If the SAE is sharded, this process is rank 0 and
 """
 
 import importlib.metadata
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ import torch
 
 from scopemill.proto import metrics
 from scopemill.proto.errors import ScopemillError
+from scopemill.proto.finished import is_finished
 from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.formats import FinishedSae, write_saelens
@@ -42,6 +42,7 @@ class Progress:
     last: Row | None
     at: dict[int, Row]
     outcome: Outcome | None  # None while the SAE trains
+    warnings: tuple[str, ...] = ()  # of damaged files that were passed over
 
 
 class SaeTrainer:
@@ -62,6 +63,7 @@ class SaeTrainer:
         self._leaving = threading.Event()
         self._loop: Loop | None = None
         self._saved = 0  # the step of the newest checkpoint
+        self._warnings: list[str] = []
 
     @property
     def step(self) -> int:
@@ -139,7 +141,8 @@ class SaeTrainer:
         """Return the progress, with existing history rows at ``steps``."""
         outcome = self.outcome  # read first, so that a reported outcome never comes with an older step
         rows = list(self._loop.history.rows) if self._loop else []
-        return Progress(self.name, self.step, rows[-1] if rows else None, {row.step: row for row in rows if row.step in steps}, outcome)
+        at = {row.step: row for row in rows if row.step in steps}
+        return Progress(self.name, self.step, rows[-1] if rows else None, at, outcome, tuple(self._warnings))
 
     @contextmanager
     def _errors_as_outcome(self) -> Iterator[None]:
@@ -153,12 +156,18 @@ class SaeTrainer:
         return self._loop
 
     def _resume_or_start(self) -> Loop:
-        config = self._assignment.config
-        step = checkpoint.newest(self._bucket, self._layout)
+        assignment, config = self._assignment, self._assignment.config
+        step = checkpoint.newest_whole(self._bucket, self._layout, self._warn)
         self._shard.send_command(Command.START, step)
         if not step:
-            return Loop(new_sae(self._assignment, self._shard).to(self._device), config, History(), self._waited)
-        return checkpoint.load_loop(self._bucket, self._layout, step, config, self._device, self._waited, self._shard)
+            return Loop(new_sae(assignment, self._shard).to(self._device), config, History(), self._waited)
+        history = History.load(self._bucket, self._layout.history, step, self._warn)
+        trained_on = checkpoint.Data(assignment.wiring, assignment.text)
+        return checkpoint.load_loop(self._bucket, self._layout, step, config, trained_on, history, self._device, self._waited, self._shard)
+
+    def _warn(self, sentence: str) -> None:
+        log.warning("%s", sentence)
+        self._warnings.append(sentence)
 
     def _checkpoint(self, loop: Loop) -> None:
         with self._timed("checkpoint"):
@@ -166,20 +175,19 @@ class SaeTrainer:
             self._shard.send_command(Command.SAVE)
             loop.flush()
             loop.history.save(self._bucket, self._layout.history)
-            checkpoint.save(self._bucket, self._layout, self._assignment.wiring, loop)
+            checkpoint.save(self._bucket, self._layout, self._assignment.wiring, loop, self._assignment.text)
         self._saved = loop.step_number
         metrics.TRAINER_CHECKPOINT.labels(self.name).set_to_current_time()
 
     def _export(self, loop: Loop) -> None:
-        if not self._bucket.exists(self._layout.config):
+        if not is_finished(self._bucket, self._layout):
             wiring, config = self._assignment.wiring, self._assignment.config
             sae = fold(self._whole(loop), wiring.input_units(config), wiring.output_units(config))
             provenance = {"scopemill": importlib.metadata.version("scopemill")} | self._assignment.provenance
-            self._bucket.write(self._layout.provenance, json.dumps(provenance, indent=1).encode())
             inputs, outputs = (tuple(port.hook for port in ports) for ports in (wiring.inputs, wiring.outputs))
             sae.with_cfg(sae.describe(inputs, outputs[: len(wiring.targets)], self._assignment.model, self._assignment.metadata))
             finished = FinishedSae(sae, inputs, outputs, self._assignment.model, self._assignment.metadata)
-            write_saelens(self._bucket, self._layout.root, finished)
+            write_saelens(self._bucket, self._layout, finished, provenance)
 
     def _whole(self, loop: Loop) -> Sae:
         """Return the unsharded SAE on the CPU. The other ranks have ended, so a sharded SAE is read from its last checkpoint."""

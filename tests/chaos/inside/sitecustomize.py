@@ -1,4 +1,4 @@
-"""Kill this process at a chosen call; loaded by every Python process of a chaos run, Ray's workers too.
+"""Kill this process at a chosen call, or damage its files; loaded by every Python process of a chaos run, Ray's workers too.
 
 The folder ``SCOPEMILL_CHAOS`` holds ``order.json`` (the row to carry out), ``struck`` once that was done, and ``journal``:
 a line for every batch that a trainer received.
@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -26,6 +27,9 @@ WATCHED = {
     "scopemill.activation_server.client": ("StreamClient", ()),
 }
 calls: dict[str, int] = {}
+written: set[tuple[int, int]] = set()  # files by device and number
+synced: set[tuple[int, int]] = set()
+unsynced: dict[str, set[str]] = {}  # by folder: names since its last sync
 
 
 def strike(call: str, when: str, arguments: tuple[Any, ...]) -> None:
@@ -48,19 +52,64 @@ def strike(call: str, when: str, arguments: tuple[Any, ...]) -> None:
     match order["victim"]:
         case "self":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "shards":  # nobody dies
+            shutil.rmtree(Path(order["bucket"], "activations/tiny/shards"))
+        case "checkpoint":
+            weights = Path(order["bucket"], str(arguments[0])).with_name("weights.safetensors")
+            whole = weights.read_bytes()
+            weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "power":
+            cut_power()
+            os.kill(os.getppid(), signal.SIGKILL)
         case "raylet":
             os.kill(os.getppid(), signal.SIGKILL)
         case "driver":  # `run.py` kills the driver as soon as ``struck`` exists; until then this process waits
             time.sleep(60)
 
 
+def cut_power() -> None:
+    """Take what this process has written and not synced: names, or else the bytes behind them."""
+    for names in unsynced.values():
+        for name in names:
+            Path(name).unlink(missing_ok=True)
+    for place in Path(json.loads((FOLDER / "order.json").read_text())["bucket"]).rglob("*"):
+        if place.is_file() and number(place) in written - synced:
+            place.write_bytes(b"")
+
+
+def number(place: int | str | Path) -> tuple[int, int]:
+    status = os.stat(place)
+    return status.st_dev, status.st_ino
+
+
+def noting_syncs() -> None:
+    """Note what is written and synced, for `cut_power`."""
+    fsync, replace, link = os.fsync, os.replace, os.link
+
+    def noted_fsync(file: int) -> None:
+        fsync(file)
+        synced.add(number(file))
+        unsynced.pop(os.path.realpath(f"/proc/self/fd/{file}"), None)
+
+    def noted_name(name: Callable[..., None]) -> Callable[..., None]:
+        def call(source: Any, target: Any) -> None:
+            written.add(number(source))
+            name(source, target)
+            unsynced.setdefault(os.path.realpath(os.path.dirname(target)), set()).add(str(target))
+
+        return call
+
+    os.fsync, os.replace, os.link = noted_fsync, struck_before(noted_name(replace)), noted_name(link)
+
+
 def watched(cls: type, name: str) -> None:
     method = getattr(cls, name)
 
     @functools.wraps(method)
-    def call(self, *arguments):
+    def call(self, *arguments, **options):
         strike(f"{cls.__name__}.{name}", "before", arguments)
-        result = method(self, *arguments)
+        result = method(self, *arguments, **options)
         strike(f"{cls.__name__}.{name}", "after", arguments)
         return result
 
@@ -107,7 +156,7 @@ class Watch:
             if kind == "StreamClient":
                 journalled(cls)
             if kind == "Bucket":  # here a local object is whole on disk, and not yet in its place
-                module.os.replace = struck_before(os.replace)
+                noting_syncs()
 
         spec.loader.exec_module = exec_module
         return spec

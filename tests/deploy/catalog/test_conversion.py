@@ -18,6 +18,7 @@ from scopemill.deploy.catalog.pull import pull
 from scopemill.deploy.progress import Reporter
 from scopemill.evaluator.fidelity.results import Evaluation, Histogram, Result
 from scopemill.proto.errors import Conflict, InputError, SaeFormatError
+from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.formats import FinishedSae, read_finished, write_finished, write_saelens
 
@@ -98,7 +99,7 @@ def test_what_does_not_parse_clashes_or_is_broken_is_refused_and_nothing_of_it_i
 
 def put(bucket: Bucket, root: str, finished: FinishedSae, l0: float | None) -> None:
     """An SAE as a sweep leaves it, with what was measured."""
-    write_saelens(bucket, root, finished)
+    write_saelens(bucket, SaeLayout(root), finished, {})
     if l0 is not None:
         result = Result(RESID, 3, "resid_post", "jumprelu", F, 1e-3, 10, 100, l0, 0.1, 0.0, *[1.0] * 7, root)
         bucket.write(f"{root}/metrics.json", Evaluation(result, Histogram([0, 1], [3], 0), 10, {}).to_record())

@@ -60,6 +60,7 @@ def large(text) -> SweepPlan:
                 for path in (place.weights, place.optimizer, place.record):
                     write(path, b"1")
         if kind == 1:
+            write(layout.weights, b"1")
             write(layout.config, b"{}")
         if kind == 2:
             write(layout.stopped, checksummed_record(asdict(Stopped(rung, 1.0, 1.0, ["another"]))))
@@ -87,11 +88,11 @@ class Counted:
         self._bucket._fs = self._fs
 
 
-def test_reading_the_state_of_many_saes_lists_their_folder_once_and_reads_none(large):
+def test_reading_the_state_of_many_saes_lists_their_folder_once_and_reads_finished_ones_alone(large):
     with Counted(large) as requests:
         state = large.read_state()
     assert requests.count("find") == 1
-    assert len(requests.log) <= 1 + 3 * len(large.passes)
+    assert len(requests.log) <= 1 + 3 * len(large.passes) + SAES // 5
     assert len(state.saes) == SAES and len(state.unfinished) == SAES * 3 // 5
 
 
@@ -117,6 +118,21 @@ def test_the_state_is_what_asking_for_each_sae_gives(large):
         assert own.step == checkpoint.newest(large.bucket, sae.layout)
         for path, there in ((sae.layout.config, own.finished), (sae.layout.stopped, own.stopped), (sae.layout.history, own.history)):
             assert large.bucket.exists(path) == there
+
+
+@pytest.mark.parametrize("broken", [b"", b"{", b"[]", None])
+def test_an_sae_is_finished_only_with_its_weights_and_a_cfg_that_is_json(text, tmp_path, broken):
+    plan = plan_of(text, str(tmp_path / "bucket"), 2)
+    layouts = [sae.layout for sae in plan.saes]
+    for layout in layouts:
+        plan.bucket.write(layout.weights, b"1")
+        plan.bucket.write(layout.config, b"{}")
+    assert plan.read_state().unfinished == []
+    if broken is None:
+        plan.bucket.remove(layouts[0].weights)
+    else:
+        plan.bucket.write(layouts[0].config, broken)
+    assert plan.read_state().unfinished == [plan.saes[0].name]
 
 
 def test_a_status_reads_each_sae_at_most_twice(large):

@@ -523,7 +523,7 @@ def evaluator(bucket, model, card, lm, tokens, monkeypatch) -> Evaluator:
         loop = Loop(sae, CONFIG, History())
         loop.step_number = step
         checkpoint.save(bucket, LAYOUT, WIRING, loop)
-    write_saelens(bucket, LAYOUT.root, FinishedSae(fold(sae, [20.0], [20.0]), WIRING.hooks, WIRING.hooks, "m"))
+    write_saelens(bucket, LAYOUT, FinishedSae(fold(sae, [20.0], [20.0]), WIRING.hooks, WIRING.hooks, "m"), {})
     monkeypatch.setattr(actor, "LanguageModel", lambda model: lm)
     return Evaluator(bucket.url, "d", model, card, EVALUATION, CONTEXT)
 

@@ -1,5 +1,6 @@
 """What every store promises, asked of a local folder and of a real S3 server alike, and what only one of them can promise."""
 
+import errno
 import os
 import pickle
 import signal
@@ -225,6 +226,26 @@ def test_a_removed_folder_is_gone_with_all_below_it_and_its_neighbours_stay(stor
     assert store.find("folder2") == ["folder2/c"]
 
 
+@pytest.mark.parametrize("kind", ["local", "memory", "s3"])
+def test_a_folder_named_like_a_pattern_is_no_pattern(request, tmp_path, kind):
+    """fsspec's own rm of `run[1]/shards` deletes `run1/shards`, and that of `run*/shards` all of them."""
+    base = {"local": str(tmp_path), "memory": f"memory://{tmp_path.name}"}.get(
+        kind
+    ) or f"{request.getfixturevalue('s3_url')}/{tmp_path.name}"
+    names = ["run1", "run[1]", "run2", "run*", "runs"]
+    buckets = {name: Bucket(f"{base}/{name}") for name in names}
+    for name, bucket in buckets.items():
+        for path in ("shards/a", "shards/b[0]/c", "kept"):
+            bucket.write(path, name.encode())
+    for gone in ("run[1]", "run*"):
+        buckets[gone].remove_tree("shards")
+        names.remove(gone)
+        assert buckets[gone].find("shards") == [] and buckets[gone].read("kept") == gone.encode()
+    for name in names:
+        assert buckets[name].find("shards") == ["shards/a", "shards/b[0]/c"]
+        assert buckets[name].read("shards/b[0]/c") == name.encode() and buckets[name].names("shards") == ["a", "b[0]"]
+
+
 def test_what_is_not_there_can_be_removed(store):
     store.remove("never/was")
     store.remove_tree("never")
@@ -355,6 +376,33 @@ def test_what_a_killed_writer_left_is_not_listed(local, folder):
     (folder / "a" / f".tmp-{'0' * 32}").write_bytes(b"half")
     assert local.names("a") == ["object"]
     assert local.find("a") == ["a/object"]
+
+
+def test_a_file_system_without_hard_links_is_found_before_anything_is_committed(local, folder, monkeypatch):
+    def link(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    local.check_writable()  # enough for copies, which are only written
+    for refused in (lambda: local.check_writable(commits=True), lambda: local.create("a", b"1")):
+        with pytest.raises(StorageError, match="commits need hard links, which its file system has not"):
+            refused()
+    assert files_below(folder) == []
+
+
+def test_a_failed_sync_is_not_tried_again(local, monkeypatch):
+    """After an EIO the system takes the lost pages for written: a second fsync would succeed."""
+    calls = []
+
+    def fsync(file):
+        calls.append(file)
+        raise OSError(errno.EIO, "Input/output error")
+
+    local.write("chunk", b"1", durable=False)
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(StorageError, match="cannot sync .*chunk"):
+        local.sync(["chunk"])
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("verb", [Bucket.check_writable, lambda b: b.write("a/b", b"1"), lambda b: b.create("a/b", b"1")])

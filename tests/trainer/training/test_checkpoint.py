@@ -1,6 +1,7 @@
 """Checkpoints: there or not there, never half; and what does not fit is said in one sentence."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Port, Shape, Wiring
 from scopemill.trainer.sae.registry import ARCHITECTURES, initial_sae
 from scopemill.trainer.training import checkpoint
-from scopemill.trainer.training.history import History
+from scopemill.trainer.training.history import History, Row
 from scopemill.trainer.training.loop import Loop
 
 D, F = 6, 10
@@ -146,15 +147,93 @@ def test_steps_are_in_the_order_of_their_numbers(bucket):
     assert checkpoint.steps_of(bucket, LAYOUT) == [20, 300, 99_999_999, 10**8]
 
 
-def test_only_the_newest_keeps_the_optimisers_state_and_all_keep_their_weights(bucket):
+def test_the_last_two_keep_the_optimisers_state_and_all_keep_their_weights(bucket):
     for step in (10, 20, 30):
         save(bucket, step, make_config())
     places = [LAYOUT.checkpoint(step) for step in (10, 20, 30)]
-    assert [bucket.exists(p.optimizer) for p in places] == [False, False, True]
+    assert [bucket.exists(p.optimizer) for p in places] == [False, True, True]
     assert all(bucket.exists(p.weights) and bucket.exists(p.record) for p in places)
     assert checkpoint.load_sae(bucket, LAYOUT, 10)[1].step == 10
     with pytest.raises(MissingObject):
         checkpoint.load_loop(bucket, LAYOUT, 10, make_config())
+
+
+DAMAGES = {
+    "weights": lambda bucket, place: bucket.write(place.weights, bucket.read(place.weights)[:-1]),
+    "optimizer": lambda bucket, place: bucket.write(place.optimizer, b""),
+    "a missing optimizer": lambda bucket, place: bucket.remove(place.optimizer),
+    "record": lambda bucket, place: bucket.write(place.record, b""),
+    "weights of another checkpoint": lambda bucket, place: bucket.write(place.weights, bucket.read(LAYOUT.checkpoint(10).weights)),
+    "a state of another checkpoint": lambda bucket, place: bucket.write(place.optimizer, bucket.read(LAYOUT.checkpoint(20).optimizer)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning_and_made_again(bucket, damage):
+    for seed, step in enumerate((10, 20, 30)):
+        save(bucket, step, make_config(), seed)
+    place, warnings = LAYOUT.checkpoint(30), []
+    wanted = {path: bucket.read(path) for path in (place.weights, place.optimizer, place.record)}
+    damage(bucket, place)
+    assert checkpoint.newest_whole(bucket, LAYOUT, warnings.append) == 20 == checkpoint.newest(bucket, LAYOUT)
+    assert len(warnings) == 1 and f"{place.root} is damaged and passed over" in warnings[0]
+    assert checkpoint.load_loop(bucket, LAYOUT, 20, make_config()).step_number == 20
+    save(bucket, 30, make_config(), seed=2)
+    assert {path: bucket.read(path) for path in wanted} == wanted
+    assert checkpoint.newest_whole(bucket, LAYOUT, warnings.append) == 30 and len(warnings) == 1
+
+
+def test_if_both_are_damaged_training_starts_anew_and_older_weights_stay(bucket):
+    for step in (10, 20, 30):
+        save(bucket, step, make_config())
+    for step in (20, 30):
+        bucket.write(LAYOUT.checkpoint(step).weights, b"")
+    assert checkpoint.newest_whole(bucket, LAYOUT) == 0
+    assert checkpoint.steps_of(bucket, LAYOUT) == [10]
+    assert checkpoint.load_sae(bucket, LAYOUT, 10)[1].step == 10
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed_with_what_it_has(bucket):
+    save(bucket, 500, make_config())
+    unbind(bucket)
+    assert checkpoint.newest_whole(bucket, LAYOUT) == 500
+    data = checkpoint.Data(WIRING, "a text")
+    assert checkpoint.load_loop(bucket, LAYOUT, 500, make_config(), data).step_number == 500
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (checkpoint.Data(Wiring((replace(WIRING.inputs[0], scale=3.0),)), "a text"), r"the scale of inputs 1 was 12\.5, and now is 3\.0"),
+        (checkpoint.Data(Wiring((replace(WIRING.inputs[0], hook="blocks.9.mlp.hook_in"),)), "a text"), "the hook of inputs 1"),
+        (checkpoint.Data(Wiring(WIRING.inputs * 2), "a text"), "the hook of inputs 2 was None"),
+        (checkpoint.Data(WIRING, "another text"), "the checksum of the packed text was a text, and now is another text"),
+    ],
+)
+def test_an_sae_does_not_train_on_with_other_activations(bucket, data, named):
+    checkpoint.save(bucket, LAYOUT, WIRING, make_loop(make_config(), 0), "a text")
+    for same in (checkpoint.Data(WIRING, "a text"), checkpoint.Data(WIRING, None)):
+        assert checkpoint.load_loop(bucket, LAYOUT, 500, make_config(), same).step_number == 500
+    with pytest.raises(Conflict, match=named) as caught:
+        checkpoint.load_loop(bucket, LAYOUT, 500, make_config(), data)
+    assert LAYOUT.root in str(caught.value)
+
+
+def test_a_damaged_history_stops_nothing(bucket):
+    row = Row(500, 1, 0.5, 0.4, 50.0, 50.0, 0.4, 0, 1e-3, 1e-3, 1.0, 2.0, 0.0)
+    save(bucket, 500, make_config())
+    History([row]).save(bucket, LAYOUT.history)
+    whole = bucket.read(LAYOUT.history)
+    assert checkpoint.load_loop(bucket, LAYOUT, 500, make_config()).history.rows == [row]
+    for i in range(0, len(whole), 41):  # a flipped bit is found, or in a place that no row depends on
+        bucket.write(LAYOUT.history, whole[:i] + bytes([whole[i] ^ 8]) + whole[i + 1 :])
+        assert History.load(bucket, LAYOUT.history, 500).rows in ([], [row])
+    for damaged in (b"", whole[: len(whole) // 2]):
+        bucket.write(LAYOUT.history, damaged)
+        warnings = []
+        assert History.load(bucket, LAYOUT.history, 500, warnings.append).rows == []
+        assert len(warnings) == 1 and LAYOUT.history in warnings[0]
+        assert checkpoint.load_loop(bucket, LAYOUT, 500, make_config()).step_number == 500
 
 
 @pytest.mark.parametrize(
@@ -177,6 +256,13 @@ def test_a_key_that_only_the_checkpoint_knows_is_a_conflict_too(bucket):
     bucket.write(path, checksummed_record(record))
     with pytest.raises(Conflict, match="auxiliary_loss = 3"):
         checkpoint.load_loop(bucket, LAYOUT, 500, config)
+
+
+def unbind(bucket: Bucket) -> None:
+    """Make the record one of an earlier version, which names no checksums."""
+    path = LAYOUT.checkpoint(500).record
+    fields = read_record(bucket, path)
+    bucket.write(path, checksummed_record({key: value for key, value in fields.items() if key not in ("parts", "text")}))
 
 
 def tensors_of(bucket: Bucket, path: str) -> dict[str, torch.Tensor]:
@@ -210,6 +296,9 @@ def test_weights_that_do_not_fit_are_a_format_error_that_names_the_file(bucket, 
     weights = tensors_of(bucket, path)
     change(weights)
     bucket.write(path, *checksummed_tensors(safetensors.torch.save(weights)))
+    with pytest.raises(CorruptObject, match="it is another file"):
+        checkpoint.load_sae(bucket, LAYOUT, 500)
+    unbind(bucket)
     with pytest.raises(SaeFormatError) as caught:
         checkpoint.load_sae(bucket, LAYOUT, 500)
     assert path in str(caught.value) and "\n" not in str(caught.value)
@@ -243,6 +332,9 @@ def test_an_optimisers_state_that_is_not_whole_is_a_format_error(bucket, missing
     state = tensors_of(bucket, path)
     del state[missing]
     bucket.write(path, *checksummed_tensors(safetensors.torch.save(state)))
+    with pytest.raises(CorruptObject, match="it is another file"):
+        checkpoint.load_loop(bucket, LAYOUT, 500, make_config())
+    unbind(bucket)
     with pytest.raises(SaeFormatError, match="optimizer.safetensors"):
         checkpoint.load_loop(bucket, LAYOUT, 500, make_config())
 
