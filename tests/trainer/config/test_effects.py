@@ -22,7 +22,7 @@ OTHER = {
     "lr_warmup_steps": 5, "lr_decay_fraction": 0.9, "initial_scale": "least_squares", "dead_after_tokens": ROWS * 3, "log_every": 3,
     "seed": 7, "adam_beta2": 0.5, "adam_epsilon": 1e-2, "clip_gradient": 1e-6, "sparsity_warmup_steps": 4, "sparsity_warmup_fraction":
     0.9, "pre_activation_coefficient": 0.3, "initial_threshold": 0.2, "initial_l0": 9.0, "bandwidth": 2.0, "frequency_limit": 0.05,
-    "target_coefficient": 0.5, "tanh_scale": 9.0, "auxk_coefficient": 0.9, "auxk_latents": 3, "initial_decoder_bias": "mean", "prefixes":
+    "target_coefficient": 0.5, "tanh_scale": 9.0, "auxk_coefficient": 0.9, "auxk_latents": 1, "initial_decoder_bias": "mean", "prefixes":
     [0.25, 1.0], "skip_rank": 3, "resample_every": 2, "resample_until": 0.2,
 }  # fmt: skip
 # Read elsewhere: by the planner and by the checkpoints; parts of a batch are added up to the same gradient; a folder for `initial_sae`.
