@@ -116,6 +116,7 @@ def check_template(template: "Template") -> None:
     """
     from pydantic import ValidationError
 
+    from scopemill.trainer.config.effects import switched_off
     from scopemill.trainer.config.grid import TrainConfig
     from scopemill.trainer.config.recipe import Recipe, only_read
 
@@ -124,8 +125,10 @@ def check_template(template: "Template") -> None:
         raise TemplateError(f"template {template.name!r} lacks {', '.join(missing)}")
     if "template" in template.fields:
         raise TemplateError(f"template {template.name!r}: remove the field template: a template cannot build on another one")
+    off = switched_off(template.fields)
+    fields = {field: value for field, value in only_read(template.fields).items() if field not in off}
     try:
-        TrainConfig.model_validate_json(json.dumps({"widths": [1024], "sparsities": [0.5]} | only_read(template.fields)))
+        TrainConfig.model_validate_json(json.dumps({"widths": [1024], "sparsities": [0.5]} | fields))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -179,7 +179,6 @@ class Finetuner:
         bucket.write(layout.finetuned, checksummed_record(asdict(record)))
         bucket.write(layout.metrics, evaluation.to_record())
         provenance = {"scopemill": importlib.metadata.version("scopemill"), "finetuned": tuned.metadata["finetuned"]}
-        bucket.remove(layout.config)
         write_saelens(bucket, layout, tuned, provenance)  # cfg.json last: it makes the folder a finished SAE
         bucket.remove_tree(layout.checkpoints)
 

@@ -16,6 +16,7 @@ from pydantic import (
 
 from scopemill.proto.config import Config, NodeLabels
 from scopemill.proto.errors import TemplateError
+from scopemill.trainer.config.effects import switched_off
 from scopemill.trainer.config.finetuning import FinetuneConfig
 from scopemill.trainer.config.recipe import UNDIVIDED, Recipe, SaeConfig, kind_of, only_read, readers, sae_config
 from scopemill.trainer.config.templates import load_template
@@ -85,13 +86,18 @@ class Grid(Recipe):
     @model_serializer(mode="wrap")
     def _without_unread(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Return what a sweep file has to say, and no field that would be refused there."""
-        dropped = Recipe.model_fields.keys() - self._told
+        dropped = (Recipe.model_fields.keys() - self._told) | self._unspoken
         return {name: value for name, value in serialize(self).items() if name not in dropped}
 
     @property
     def _told(self) -> set[str]:
         """Return the recipe's fields that a dump names."""
         return kind_of(self.filled).reads
+
+    @property
+    def _unspoken(self) -> set[str]:
+        """Return the recipe's fields that its other fields leave without effect."""
+        return set(switched_off(self.filled))
 
     @property
     def makes_saes(self) -> bool:
@@ -213,6 +219,10 @@ class TrainConfig(Grid):
         return set(self._given) if self.variants else super()._told
 
     @property
+    def _unspoken(self) -> set[str]:
+        return set() if self.variants else super()._unspoken
+
+    @property
     def makes_saes(self) -> bool:
         """Return whether the section itself is the sweep's only recipe."""
         return not self.variants
@@ -274,7 +284,8 @@ def _variant(section: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_read(given: Mapping[str, Any], recipes: Iterable[Mapping[str, Any]], place: str = "") -> None:
-    """ValueError if a given field of the recipe is read by none of the filled recipes."""
+    """ValueError if a given field of the recipe changes nothing in any of the filled recipes."""
+    recipes = list(recipes)
     kinds = list(dict.fromkeys(kind_of(recipe) for recipe in recipes))
     read = set().union(*(kind.reads for kind in kinds))
     unread = [field for field in given if field in Recipe.model_fields and given[field] is not None and field not in read]
@@ -286,3 +297,7 @@ def _check_read(given: Mapping[str, Any], recipes: Iterable[Mapping[str, Any]], 
                 for field in unread
             )
         )
+    for field, value in given.items():
+        reasons = [switched_off(recipe).get(field) for recipe in recipes if field in kind_of(recipe).reads]
+        if value is not None and reasons and all(reasons):
+            raise ValueError(f"{place}{field} ({value!r}) has no effect: {reasons[0]}; leave {field} out")
