@@ -92,8 +92,9 @@ class Optimizer:
         if encoder.grad is not None:
             decoder.grad = encoder.grad if decoder.grad is None else decoder.grad + encoder.grad
             encoder.grad = None
-        for term in gradients.of(encoder) if gradients else []:
-            gradients.add(decoder, term)
+        if gradients is not None:
+            for term in gradients.of(encoder):
+                gradients.add(decoder, term)
 
     def _clip(self, parameters: Mapping[str, torch.Tensor], limit: float) -> None:
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
