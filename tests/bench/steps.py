@@ -93,16 +93,28 @@ def dense_over_plain(size: Size) -> Figure:
     return figure
 
 
-def state_over_adam(size: Size) -> Figure:
+def first_moments_over_none(size: Size) -> Figure:
+    """Seconds of a sparse step with first moments, which moves every row, over those of a step without."""
+    x, loops = white_noise(size), [loop_of("jumprelu", size, size.l0, adam_beta1=beta1) for beta1 in (0.9, 0.0)]
+    for loop in loops:
+        loop.step(x)  # dense, as nothing is known of the density yet
+    works = {name: timed(lambda loop=loop: loop.step(x)) for name, loop in zip(("beta1 .9", "beta1 0"), loops, strict=True)}
+    figure = alternate(works, ROUNDS).figure(f"jumprelu step with first moments / without {size}", "beta1 .9", "beta1 0", "")
+    assert all(loop.sparse for loop in loops), "a step became dense, so it is not what is to be measured"
+    return figure
+
+
+def state_over_adam(size: Size, beta1: float, goal: str) -> Figure:
     """Bytes of parameters and optimiser state over those with torch's Adam, counted tensor by tensor."""
-    loop, x = loop_of("jumprelu", size, size.l0), white_noise(size)
+    loop, x = loop_of("jumprelu", size, size.l0, adam_beta1=beta1), white_noise(size)
     plain = plain_of(loop)
     plain.step(x, 1e-3)  # torch makes its state in the first step
-    ours = [*loop.sae.parameters(), *loop.optimizer.second_moments.values(), *loop.optimizer.updated.values()]
+    state = loop.optimizer
+    ours = [*loop.sae.parameters(), *state.first_moments.values(), *state.second_moments.values(), *state.updated.values()]
     theirs = [*plain.parameters(), *(t for state in plain.optimizer.state.values() for t in state.values())]
     mib = {name: sum(t.nbytes for t in tensors) / 2**20 for name, tensors in (("ours, MiB", ours), ("torch's Adam, MiB", theirs))}
     one, other = mib.values()
-    return Figure(f"parameters and optimiser state / torch's Adam {size}", one / other, "<= 2/3", mib)
+    return Figure(f"parameters and optimiser state, beta1 {beta1:g} / torch's Adam {size}", one / other, goal, mib)
 
 
 def check() -> None:
@@ -134,4 +146,6 @@ def figures() -> Iterator[Figure]:
             yield step_over_encoder(architecture, size)
     for size in SIZES:
         yield dense_over_plain(size)
-    yield state_over_adam(SIZES[0])
+    yield first_moments_over_none(SIZES[0])
+    yield state_over_adam(SIZES[0], 0.0, "<= 2/3")
+    yield state_over_adam(SIZES[0], 0.9, "<= 1.01")  # and the number of each row's last update

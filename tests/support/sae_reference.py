@@ -91,6 +91,8 @@ CASES = {
     "matryoshka topk": Case("matryoshka", k=4, options={"activation": "topk"}),
     "matryoshka batchtopk": Case("matryoshka", k=4),
     "matryoshka jumprelu": Case("matryoshka", options=jump()),
+    "matryoshka coefficients": Case("matryoshka", k=4, options={"prefix_coefficients": (0.3, 0.0, 1.0)}),
+    "matryoshka detached": Case("matryoshka", options=jump(detached_prefixes=True, prefix_coefficients=(0.5, 2.0, 1.0))),
     "matryoshka relu": Case("matryoshka", options=RELU),
     "skip jumprelu": Case("skip", options=jump()),
     "skip gated": Case("skip", options={"activation": "gated"}),
@@ -226,8 +228,15 @@ class Reference:
     def loss(self, p: dict, f: np.ndarray | None = None, firing: np.ndarray | None = None) -> float:
         f = self.latents(p) if f is None else f
         firing = self.on.mean(axis=0) if firing is None else firing
-        shares = self.config.prefixes if self.config.architecture == "matryoshka" else (1,)
-        error = sum(((self.y - self.rebuilt(p, f, round(share * f.shape[1]))) ** 2).sum(axis=1).mean() for share in shares)
+        nested = self.config.architecture == "matryoshka"
+        ends = [round(share * f.shape[1]) for share in (self.config.prefixes if nested else (1,))]
+        coefficients = (nested and self.config.prefix_coefficients) or [1] * len(ends)
+        error = 0.0
+        for coefficient, smaller, end in zip(coefficients, [0, *ends], ends, strict=False):
+            rebuilt = self.rebuilt(p, f, end)
+            if nested and self.config.detached_prefixes:  # the smaller prefix is held still
+                rebuilt += self.rebuilt(self.p, self.f, smaller) - self.p["b_dec"] - (self.rebuilt(p, f, smaller) - p["b_dec"])
+            error += coefficient * ((self.y - rebuilt) ** 2).sum(axis=1).mean()
         if self.config.counts_latents:
             error /= ((self.y - self.y.mean(axis=0)) ** 2).sum(axis=1).mean()
         return error + self.config.coefficient * self.penalty(p, f, firing) + self.auxiliary(p)

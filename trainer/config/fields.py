@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from scopemill.proto.config import Config, Place
 
@@ -109,7 +109,7 @@ class Tied(Config):
 
     tied_weights: bool = Field(
         False,
-        description="Encode with the decoder's rows: one matrix for both, whose rows are then of any norm; saves a third of the memory.",
+        description="Encode with the decoder's rows: one matrix for both, whose rows are then of any norm; saves a quarter of the memory.",
     )
 
 
@@ -197,7 +197,7 @@ class MeanDecoderBias(Config):
 
 
 class Matryoshka(Config):
-    """Hold the field of Matryoshka SAEs."""
+    """Hold the fields of Matryoshka SAEs."""
 
     prefixes: tuple[float, ...] = Field(
         (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
@@ -206,12 +206,32 @@ class Matryoshka(Config):
         description="Sizes of Matryoshka's nested prefixes of the latents, as shares of the width that rise to 1.",
     )
 
+    prefix_coefficients: tuple[float, ...] | None = Field(
+        None,
+        strict=False,
+        description="Coefficients of the prefixes' errors, one for each prefix; the last, of all latents, is 1. Absent: 1 for each.",
+    )
+    detached_prefixes: bool = Field(
+        False,
+        description="Train each latent by one error alone, that of the smallest prefix that holds it; larger prefixes take it as given.",
+    )
+
     @field_validator("prefixes")
     @classmethod
     def _rise_to_1(cls, prefixes: tuple[float, ...]) -> tuple[float, ...]:
         if list(prefixes) != sorted(set(prefixes)) or prefixes[0] <= 0 or prefixes[-1] != 1:
             raise ValueError("prefixes: must be shares of the width that rise to 1, such as [0.25, 0.5, 1]")
         return prefixes
+
+    @model_validator(mode="after")
+    def _one_coefficient_each(self):
+        given = self.prefix_coefficients
+        if given is not None and (len(given) != len(self.prefixes) or min(given) < 0 or given[-1] != 1):
+            raise ValueError(
+                f"prefix_coefficients: must be a number of at least 0 for each of the {len(self.prefixes)} prefixes, the last of them 1, "
+                f"and are {list(given)}"
+            )
+        return self
 
 
 class Skip(Config):

@@ -92,7 +92,7 @@ class Optimizer:
         if encoder.grad is not None:
             decoder.grad = encoder.grad if decoder.grad is None else decoder.grad + encoder.grad
             encoder.grad = None
-        if gradients:
+        if gradients is not None:
             for term in gradients.of(encoder):
                 gradients.add(decoder, term)
 

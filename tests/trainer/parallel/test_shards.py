@@ -104,6 +104,8 @@ OPTIONS = {
     "more kept than a part holds": ("topk", "topk", {"sparsities": [90]}),
     "more of a batch kept than a part holds": ("batchtopk", "batchtopk", {"sparsities": [90]}),
     "more dead ones revived than a part holds": ("topk", "topk", {"auxk_latents": 90, "dead_after_tokens": B, "sparsities": [2]}),
+    "first moments, decay and one matrix": ("jumprelu", "jumprelu", {"adam_beta1": 0.9, "weight_decay": 0.1, "tied_weights": True}),
+    "prefixes on their own": ("matryoshka", "jumprelu", {"detached_prefixes": True, "prefix_coefficients": [0.1, 0.2, 0.5, 0.8, 1]}),
     "ends of prefixes inside a part": ("matryoshka", "jumprelu", {"prefixes": [0.1, 0.37, 0.6, 1]}),
 }
 

@@ -1,7 +1,7 @@
 """Define BatchTopK (arXiv 2412.06410): keep the B k largest latents of a batch.
 
 A batch has B rows, so rows may differ in L0. At inference there is no batch: a latent fires above a threshold, the running mean of the
-smallest value kept over about the last thousand training batches. A finished SAE is a JumpReLU with this threshold.
+smallest value kept over about the last twentieth of the training batches. A finished SAE is a JumpReLU with this threshold.
 """
 
 import torch
@@ -14,7 +14,9 @@ from scopemill.trainer.sae.activations.topk import TopK
 from scopemill.trainer.sparse.codes import Codes, DenseCodes, DensePre, Pre, SparsePre
 from scopemill.trainer.sparse.entries import Entries, scan
 
-AVERAGED = 1000  # batches of the running mean
+# Batches of the running mean: a share of those so far, and so many at most. Latents grow during training, so a longer mean would lag
+# behind, and more than k latents would fire in the finished SAE.
+AVERAGED, SHARE_AVERAGED = 1000, 0.05
 # Bounds that should lie below the batch's own threshold, as shares of the running mean. The bound with fewer entries comes first.
 NEAR = (0.95, 0.8)
 
@@ -84,7 +86,7 @@ class BatchTopK(TopK):
         """Update the running threshold."""
         for smallest in self._smallest:
             self.batches += 1
-            self.threshold += (smallest - self.threshold) / self.batches.clamp(max=AVERAGED)
+            self.threshold += (smallest - self.threshold) / (SHARE_AVERAGED * self.batches).clamp(1, AVERAGED)
         self._smallest.clear()
 
     @torch.no_grad()
