@@ -17,6 +17,9 @@ def measured_jobs(sae: SaeRecord, state: SaeState) -> list[Job]:
 
 
 def read_evaluations(bucket: Bucket, jobs: Sequence[Job], settings: dict[str, object]) -> dict[Job, Evaluation]:
-    """Read the evaluations that these jobs have; damaged ones, and those made with other settings, are left out."""
+    """Read the evaluations that these jobs have.
+
+    Damaged ones, and those made with other settings, are left out.
+    """
     read = side_by_side(lambda job: Evaluation.find(bucket, SaeLayout(job.root).checkpoint(job.step).metrics), jobs)
     return {job: evaluation for job, evaluation in zip(jobs, read, strict=True) if evaluation and evaluation.settings == settings}

@@ -29,7 +29,7 @@ def settings_of(config: EvaluationConfig, dataset: str, context_length: int) -> 
 
 
 def committed(bucket: Bucket, job: Job, settings: dict[str, Any]) -> Evaluation | None:
-    """Return the committed evaluation of a checkpoint; None if there is no whole one with these settings."""
+    """Return a checkpoint's committed evaluation; None without a whole one of these settings."""
     path = SaeLayout(job.root).checkpoint(job.step).metrics
     if not bucket.exists(path):
         return None
