@@ -1,4 +1,4 @@
-"""Tell a finished SAE's folder from a broken one, and bind its weights by a checksum.
+"""Tell finished SAEs from broken ones, and bind weights by a checksum.
 
 SAELens' two files have no place for a checksum: ``provenance.json`` beside them holds it.
 """

@@ -1,6 +1,7 @@
-"""Find what of a sweep is damaged, by reading all that a later run may need, and take it back.
+"""Find what of a sweep is damaged, and take it back.
 
-To take something back is to delete the object that commits it. The next run of the sweep then makes it again.
+All that a later run may need is read. To take something back is to delete the object that commits it. The next run of the sweep then
+makes it again.
 """
 
 from collections.abc import Callable, Iterator

@@ -36,7 +36,10 @@ CLOSE_SECONDS = 5.0  # for the other ranks of a wide SAE to end when one has die
 
 
 class Training:
-    """Train SAEs until each is finished, failed for good, interrupted by a lost shard, or stopped because rivals dominate it."""
+    """Train SAEs until each has an outcome.
+
+    An SAE is finished, failed for good, interrupted by a lost shard, or stopped because rivals dominate it.
+    """
 
     def __init__(self, plan: Pass, state: PassState, todo: list[PlannedSae], targets: Targets, reporter: Reporter):
         self._plan, self._manifest, self._targets, self._reporter = plan, state.harvested_manifest(), targets, reporter

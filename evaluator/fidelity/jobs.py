@@ -35,7 +35,7 @@ def settings_of(config: EvaluationConfig, dataset: str, context_length: int, out
 
 
 def committed(bucket: Bucket, job: Job, settings: dict[str, Any]) -> Evaluation | None:
-    """Return the committed evaluation of a checkpoint; None if there is no whole one with these settings."""
+    """Return a checkpoint's committed evaluation; None without a whole one of these settings."""
     try:
         evaluation = Evaluation.find(bucket, SaeLayout(job.root).checkpoint(job.step).metrics)
     except MissingObject:

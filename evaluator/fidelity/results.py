@@ -97,7 +97,7 @@ class Evaluation:
 
     @staticmethod
     def find(bucket: Bucket, path: str) -> "Evaluation | None":
-        """Read an evaluation; None, with a warning, for a damaged one, which counts as not done."""
+        """Read an evaluation; return None, with a warning, for a damaged one."""
         try:
             return Evaluation.read(bucket, path)
         except CorruptObject as error:

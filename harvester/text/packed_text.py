@@ -57,7 +57,7 @@ def what_was_read(bucket: Bucket, layout: DatasetLayout) -> str:
 
 
 def packed_checksum(task: HarvestTask) -> str | None:
-    """Return the checksum of the packed text; None for text that an earlier version has packed."""
+    """Return the checksum of the packed text; None where an earlier version packed it."""
     return read_record(task.bucket, task.text_layout.packing).get("text")
 
 

@@ -31,7 +31,10 @@ class LocalFiles:
         self._made: set[Path] = set()  # folders made here whose names are not durable yet
 
     def replace(self, full: str, parts: Iterable[Bytes], durable: bool) -> None:
-        """Write a file, or replace it; a file that is not durable needs `sync` before anything may rest on it."""
+        """Write a file, or replace it.
+
+        A file that is not ``durable`` needs `sync` before anything may rest on it.
+        """
         # Something may rest on a file that is there already: a late writer must not put bytes in its place that a power cut can take.
         with self._beside(full, parts, durable or os.path.exists(full)) as temporary:
             os.replace(temporary, full)
@@ -70,7 +73,7 @@ class LocalFiles:
         _sync_folder(Path(full).parent)
 
     def remove_tree(self, full: str) -> None:
-        """Delete a file, or a folder and all that is in it; do nothing if it is absent."""
+        """Delete a file or a folder with all in it, if it is there."""
         with suppress(FileNotFoundError):
             if os.path.isdir(full) and not os.path.islink(full):
                 shutil.rmtree(full)

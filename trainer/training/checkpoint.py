@@ -75,7 +75,7 @@ def newest(bucket: Bucket, layout: SaeLayout) -> int:
 
 
 def newest_whole(bucket: Bucket, layout: SaeLayout, warn: Callable[[str], None] = log.warning) -> int:
-    """Return the step of the newest checkpoint that can be resumed; 0 if there is none.
+    """Return the newest step that can be resumed; 0 without one.
 
     A damaged newer one is taken back, with a warning: its record is deleted, and training makes it again.
     """

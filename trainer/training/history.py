@@ -43,9 +43,10 @@ class History:
 
     @staticmethod
     def load(bucket: Bucket, path: str, up_to_step: int, warn: Callable[[str], None] = log.warning) -> "History":
-        """Return the history up to a step; an empty one, with a warning, for a damaged file.
+        """Return the history up to a step.
 
-        Later rows belong to work that a restart repeats. No weight depends on a history, so a damaged one stops nothing.
+        For a damaged file it is empty, with a warning: no weight depends on a history, so a damaged one stops nothing. Later rows belong
+        to work that a restart repeats.
         """
         if not bucket.exists(path):
             return History()
