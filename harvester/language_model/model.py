@@ -37,6 +37,7 @@ class LanguageModel:
         with quiet_libraries(), as_model_error(model):
             self._bridge = boot(model, dtype=TORCH_DTYPES[model.dtype], device=self.device)
         self._bridge.eval().requires_grad_(False)
+        self._bridge.original_model.config.get_text_config().use_cache = False  # nothing is generated, and some hybrids' caches refuse
         use_hugging_face_norms(self._bridge)
         use_hugging_face_attention(self._bridge)
         self._checked: set[Hook] = set()
