@@ -19,6 +19,7 @@ from scopemill.harvester.language_model.bridge import (
     use_hugging_face_norms,
 )
 from scopemill.harvester.language_model.residual import check_middle
+from scopemill.proto.errors import ModelError
 from scopemill.proto.hooks import Hook
 
 Edit = Callable[[torch.Tensor], torch.Tensor]  # [B, T, d] -> [B, T, d]
@@ -71,6 +72,8 @@ class LanguageModel:
 
         def visit_at(name: str) -> Callable:
             def hook_fn(x: torch.Tensor, hook: Any) -> None:
+                if not isinstance(x, torch.Tensor):
+                    raise ModelError(f"harvest.sites: {name} gives a {type(x).__name__} in this architecture, and no tensor: leave it out")
                 visitor(name, x.flatten(start_dim=2))
                 left.discard(name)
                 if not left:
