@@ -37,8 +37,9 @@ def describe(model: ModelConfig) -> ModelCard:
         given = _given(clone, sorted(first.values()))
         at = {kind: _sites_at(clone, layer, given) for kind, layer in first.items()}
         embedded = clone.original_model.get_input_embeddings().weight.shape[0]
-    widths = {site: width for site in SITES if (width := next((sites[site] for sites in at.values() if site in sites), None))}
-    lacking = {site: tuple(layer for layer, kind in enumerate(kinds) if site not in at[kind]) for site in widths}
+    widths = {site: width for site in SITES if (width := next((at[kind][site] for kind in kinds if site in at[kind]), None))}
+    # A site has one width, so layers where it has another one (Gemma 4's attn_z at layers of global attention) do not have it.
+    lacking = {site: tuple(n for n, kind in enumerate(kinds) if at[kind].get(site) != width) for site, width in widths.items()}
     if not widths:
         raise ModelError(f"model {model.name!r}: TransformerLens has no hook for any of the sites {', '.join(SITES)} in this architecture")
     bos, special = _special_tokens(model, tokenizer)

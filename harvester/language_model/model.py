@@ -39,6 +39,7 @@ class LanguageModel:
         self.dtype = TORCH_DTYPES[model.dtype]
         self.device = torch.device(self._bridge.cfg.device)  # of a model on several devices: the embedding's
         self._bridge.eval().requires_grad_(False)
+        self._bridge.original_model.config.get_text_config().use_cache = False  # nothing is generated, and some hybrids' caches refuse
         use_hugging_face_norms(self._bridge)
         use_hugging_face_attention(self._bridge)
         self._checked: set[Hook] = set()
@@ -72,6 +73,8 @@ class LanguageModel:
 
         def visit_at(name: str) -> Callable:
             def hook_fn(x: torch.Tensor, hook: Any) -> None:
+                if not isinstance(x, torch.Tensor):
+                    raise ModelError(f"harvest.sites: {name} gives a {type(x).__name__} in this architecture, and no tensor: leave it out")
                 visitor(name, x.flatten(start_dim=2))
                 left.discard(name)
                 if not left:
