@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.sae_reference import quick
 
-from scopemill.evaluator.config import EvaluationConfig
+from scopemill.evaluator.config import EvaluationConfig, ProbesConfig
 from scopemill.evaluator.fidelity import actor
 from scopemill.evaluator.fidelity.actor import Evaluator
 from scopemill.evaluator.fidelity.jobs import Job, committed, settings_of
 from scopemill.evaluator.fidelity.measure import LOG_FREQUENCY_EDGES, EvaluationText, Moments, _histogram, measure, measure_baseline
 from scopemill.evaluator.fidelity.results import Evaluation
+from scopemill.evaluator.probes.scores import ProbeSummary
 from scopemill.harvester.config import ModelConfig
 from scopemill.harvester.language_model.describe import load_tokenizer
 from scopemill.harvester.language_model.model import LanguageModel
@@ -508,3 +509,19 @@ def test_an_evaluator_that_was_asked_to_stop_begins_nothing(bucket, evaluator):
     with pytest.raises(Stopped):
         evaluator.evaluate(Job("a", LAYOUT.root, 20))
     assert not bucket.exists(LAYOUT.checkpoint(20).metrics)
+
+
+def test_the_evaluator_probes_latents_where_the_sweep_asks_for_it(bucket, evaluator, model, card, tmp_path):
+    """A word decides the target, so the dense probe finds it; the settings say that probes were asked for."""
+    rows = [f'"{word} number {i}",{word}' for i in range(24) for word in ("import", "return")]
+    (tmp_path / "words.csv").write_text("prompt,target\n" + "\n".join(rows))
+    asked = EVALUATION.model_copy(update={"probes": ProbesConfig(source=str(tmp_path), k=(1, 2))})
+    probing = Evaluator(bucket.url, "d", model, card, asked, CONTEXT)
+    for step in (10, 20):
+        probing.evaluate(Job("a", LAYOUT.root, step))
+    evaluation = committed(bucket, Job("a", LAYOUT.root, 20), settings_of(asked, "d", CONTEXT))
+    summary = ProbeSummary.of(evaluation.probes)
+    assert summary.tasks == 1 and list(summary.auc) == [1, 2] and {score.task for score in evaluation.probes} == {"words"}
+    assert len(evaluation.probes) == 3 * 2 + 1 and all(score.prompts == 48 for score in evaluation.probes)
+    assert committed(bucket, Job("a", LAYOUT.root, 20), settings_of(EVALUATION, "d", CONTEXT)) is None
+    assert summary.residual > 0.9
