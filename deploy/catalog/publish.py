@@ -14,7 +14,7 @@ from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.deploy.plan.state import SweepState
 from scopemill.deploy.plan.sweep_plan import SweepPlan
 from scopemill.evaluator.fidelity.results import write_table
-from scopemill.evaluator.probes.scores import write_probes
+from scopemill.evaluator.probes.table import write_probes
 from scopemill.evaluator.report.export import save
 from scopemill.evaluator.report.fidelity_figure import fidelity_figure
 from scopemill.evaluator.report.frequency_figure import frequency_figure

@@ -11,8 +11,8 @@ from scopemill.trainer.fit import train_sae
 # Penalties are for rows of E||x||^2 = 1. Those of standard and gated are chosen so that their L0 comes near the world's.
 COUNTED: dict[str, dict[str, Any]] = {"topk": {}, "batchtopk": {}, "matryoshka": {}}
 PENALIZED: dict[str, dict[str, Any]] = {
-    "standard": {"sparsity": 0.03},
-    "gated": {"sparsity": 0.1},
+    "standard": {"sparsity": 0.1},
+    "gated": {"sparsity": 0.4},
     "jumprelu": {"penalty": "target_l0"},
 }
 ARCHITECTURES = (*PENALIZED, *COUNTED)

@@ -73,7 +73,7 @@ def statistics(a: torch.Tensor, b: torch.Tensor, ours: World, theirs: SyntheticM
         yield f"mean magnitude of the {name} features", *((x[:, part].sum() / (x[:, part] > 0).sum()).item() for x in (a, b)), 0.05
     correlated = [torch.corrcoef(f[:, : CONFIG.roots].T) for f in fires]
     spread = [c[~torch.eye(CONFIG.roots, dtype=torch.bool)].std().item() for c in correlated]
-    yield "deviation of roots' correlations", *spread, 0.02
+    yield "deviation of roots' correlations", *spread, 0.01
     for_both = (ours.directions, theirs.feature_dict.feature_vectors.detach())
     yield "root mean square cosine of directions", *(rms(w.double()) for w in for_both), 0.01
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.sae_reference import quick
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scopemill.evaluator.config import EvaluationConfig
+from scopemill.evaluator.config import EvaluationConfig, ProbesConfig
 from scopemill.evaluator.fidelity import actor
 from scopemill.evaluator.fidelity import measure as measuring
 from scopemill.evaluator.fidelity.actor import Evaluator
@@ -29,6 +29,7 @@ from scopemill.evaluator.fidelity.measure import (
     measure_baseline,
 )
 from scopemill.evaluator.fidelity.results import Evaluation
+from scopemill.evaluator.probes.scores import ProbeSummary
 from scopemill.evaluator.report.page import render_report
 from scopemill.harvester.config import ModelConfig
 from scopemill.harvester.language_model.describe import load_tokenizer
@@ -687,3 +688,19 @@ def test_fewer_sequences_than_were_reserved_can_be_evaluated_and_more_are_refuse
     assert len(smaller._texts[0].tokens) == 2
     with pytest.raises(CorpusError, match=f"d reserved {S} sequences for evaluation, not {S + 1}"):
         Evaluator(bucket.url, "d", model, card, EVALUATION.model_copy(update={"sequences": S + 1}), CONTEXT)
+
+
+def test_the_evaluator_probes_latents_where_the_sweep_asks_for_it(bucket, evaluator, model, card, tmp_path):
+    """A word decides the target, so the dense probe finds it; the settings say that probes were asked for."""
+    rows = [f'"{word} number {i}",{word}' for i in range(24) for word in ("import", "return")]
+    (tmp_path / "words.csv").write_text("prompt,target\n" + "\n".join(rows))
+    asked = EVALUATION.model_copy(update={"probes": ProbesConfig(source=str(tmp_path), k=(1, 2))})
+    probing = Evaluator(bucket.url, "d", model, card, asked, CONTEXT)
+    for step in (10, 20):
+        probing.evaluate(Job("a", LAYOUT.root, step))
+    evaluation = committed(bucket, Job("a", LAYOUT.root, 20), settings_of(asked, "d", CONTEXT))
+    summary = ProbeSummary.of(evaluation.probes)
+    assert summary.tasks == 1 and list(summary.auc) == [1, 2] and {score.task for score in evaluation.probes} == {"words"}
+    assert len(evaluation.probes) == 3 * 2 + 1 and all(score.prompts == 48 for score in evaluation.probes)
+    assert committed(bucket, Job("a", LAYOUT.root, 20), settings_of(EVALUATION, "d", CONTEXT)) is None
+    assert summary.residual > 0.9

@@ -2,11 +2,13 @@
 
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from scopemill.evaluator.fidelity.results import Evaluation, Histogram, Result
+from scopemill.evaluator.probes.scores import ProbeScore
 from scopemill.evaluator.report.numbers import count, fraction, percent, signed
 from scopemill.evaluator.report.page import inline_svg, render_report
 from scopemill.trainer.training.history import Row
@@ -107,6 +109,34 @@ def test_frontier_and_best_are_marked(page):
     assert lowest_fvu == {by_path[f"saes/{layer}/0.001/00000100"][1] for layer in (2, 10)}
 
 
+def test_probes_stand_beside_their_baselines_and_what_beats_both_is_marked():
+    def probed(sparsity: float, auc: float) -> Evaluation:
+        scores = [
+            ProbeScore(task, owner, k, value + change, 0.5, 100)
+            for task, change in (("a", 0.1), ("b", -0.1))
+            for k in (1, 5)
+            for owner, value in (("sae", auc), ("random decoder", 0.7), ("random encoder", 0.6))
+        ]
+        dense = [ProbeScore(task, "residual", 64, 0.85, 0.5, 100) for task in "ab"]
+        return replace(evaluation(0, sparsity, l0=90 * sparsity), probes=(*scores, *dense))
+
+    page = Page(render_report("A sweep", FACTS, [probed(0.1, 0.8), probed(0.5, 0.65), evaluation(0, 0.9)], {}))
+    assert [row[4:] for row in page.tables["probes"]] == [
+        ["9.0", "0.800", "0.700", "0.600", "0.800", "0.700", "0.600", "0.850"],
+        ["45.0", "0.650", "0.700", "0.600", "0.650", "0.700", "0.600", "0.850"],
+    ]
+    text = " ".join("".join(page.text).split())
+    assert "over 2 binary tasks" in text and "k = 5, random encoder" in text
+    assert "k-sparse" not in render_report("A sweep", FACTS, SWEEP, {}), "where none was probed, nothing is said"
+
+
+def test_advice_on_l0_is_given_where_saes_differ_in_sparsity_alone():
+    rows = [evaluation(0, sparsity, l0=1 / sparsity, decoder_cosine=cosine) for sparsity, cosine in ((0.1, 0.3), (0.05, 0.2), (0.01, 0.4))]
+    text = " ".join("".join(Page(render_report("A sweep", FACTS, rows, {})).text).split())
+    assert "the decoder cosine is least (0.200) at L0 20.0: the right L0 is probably between 10.0 and 100." in text
+    assert "Advice on L0" not in render_report("A sweep", FACTS, SWEEP, {}), "those were measured before cosines were"
+
+
 def test_numbers_and_facts_are_there(page):
     text = " ".join("".join(page.text).split())
     for expected in ("A sweep", "standard library", "96.0%", "0.200", "3.000", "perplexity 20.09", "any of the 4,096 evaluated tokens"):
@@ -157,7 +187,7 @@ def test_measurements_that_are_no_numbers():
     broken = evaluation(fvu=math.nan, delta_loss=math.nan, l0=0.0, recovered_zero=math.inf, recovered_mean=math.nan, loss_clean=math.nan)
     page = Page(render_report("Broken", {}, [broken], {}))
     (row,) = page.tables["final"]
-    assert row.count("n/a") == 4 and not page.marked
+    assert row.count("n/a") == 5 and not page.marked  # the decoder cosine too: none was measured
 
 
 def test_mixed_settings_are_said_to_be():
