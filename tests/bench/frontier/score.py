@@ -60,4 +60,4 @@ def score(weights: Weights, x: np.ndarray) -> Score:
         variance += np.square(rows - mean).sum()
         fired += np.count_nonzero(f)
         ever |= f.any(0)
-    return Score(float(error / variance), fired / len(x), float(1 - ever.mean()))
+    return Score(float(error / variance), float(fired / len(x)), float(1 - ever.mean()))

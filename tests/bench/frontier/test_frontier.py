@@ -14,6 +14,7 @@ from curves import Point, cost_of, frontier, fvu_at  # noqa: E402
 from exported import batches  # noqa: E402
 from jobs import ARCHITECTURES, FULL, L0S, OURS, PACKAGES, QUICK, Result, merit, others, searches  # noqa: E402
 from report import comparison, summary  # noqa: E402
+from rows import HELD_OUT_ROWS, float32, given_rows  # noqa: E402
 from score import Weights, latents, score  # noqa: E402
 from train_ours import weights_of  # noqa: E402
 
@@ -113,3 +114,19 @@ def test_batches_keep_the_order_of_the_rows(tmp_path):
     np.save(tmp_path / "train.npy", rows)
     given = batches({"rows": str(tmp_path / "train.npy"), "steps": 4, "batch": 4})
     assert torch.cat(given).equal(torch.from_numpy(rows[:16])) and [len(batch) for batch in given] == [4] * 4
+
+
+def test_given_rows_hold_out_the_last_and_train_on_whole_batches(tmp_path):
+    x = np.arange((HELD_OUT_ROWS + 64 * 4 + 3) * 2, dtype=np.float32).reshape(-1, 2)
+    np.save(tmp_path / "x.npy", x)
+    train, held_out = (np.load(path) for path in given_rows(tmp_path / "x.npy", None, tmp_path / "split", 10**9, 4))
+    assert np.array_equal(held_out, x[-HELD_OUT_ROWS:])
+    assert np.array_equal(train[np.argsort(train[:, 0])], x[: 64 * 4]) and not np.array_equal(train, x[: 64 * 4])
+    with pytest.raises(SystemExit, match="holds"):
+        given_rows(tmp_path / "x.npy", None, tmp_path / "other", 10**9, 8)
+
+
+def test_shards_keep_the_upper_half_of_a_float32():
+    x = torch.randn(5, 3).bfloat16()
+    assert np.array_equal(float32(x.view(torch.uint16).numpy()), x.float().numpy())
+    assert float32(np.ones(2, np.float32)).tolist() == [1, 1]

@@ -1,6 +1,7 @@
 """dictionary_learning, as `exported` says: its trainers' `update` on rows that its scale normalises, as `trainSAE` does."""
 
 import numpy as np
+import torch
 from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
 from dictionary_learning.trainers.jumprelu import JumpReluTrainer
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
@@ -29,21 +30,17 @@ def train(job: Job):
     for step, batch in enumerate(given):
         trainer.update(step, batch / scale)
 
-    def export() -> Weights:
+    def export(x: torch.Tensor) -> tuple[Weights, torch.Tensor]:
         trainer.ae.scale_biases(scale)
-        held = {name: value.numpy().astype(np.float64) for name, value in trainer.ae.state_dict().items()}
-        names = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
-        held = {names.get(name, name): value for name, value in held.items()}
-        if "encoder.weight" not in trainer.ae.state_dict():
-            held["W_enc"] = held["W_enc"].T
+        own = {name: value.numpy().astype(np.float64) for name, value in trainer.ae.state_dict().items()}
+        if "encoder.weight" in own:
+            held = {"W_enc": own["encoder.weight"], "b_enc": own["encoder.bias"], "W_dec": own["decoder.weight"].T}
         else:
-            held["W_dec"] = held["W_dec"].T
-        if architecture == "jumprelu":
-            kept: dict[str, object] = {"threshold": held["threshold"]}
-        else:
-            held["b_enc"] = held["b_enc"] - held["W_enc"] @ held["b_dec"]
-            kept = {"k": np.array(settings["k"])} if architecture == "topk" else {"threshold": np.full(job["width"], held["threshold"])}
-        return Weights.of({name: held[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")} | kept)
+            held = {"W_enc": own["W_enc"].T, "b_enc": own["b_enc"], "W_dec": own["W_dec"]}
+        if architecture != "jumprelu":  # the others subtract the decoder's bias from the input
+            held["b_enc"] = held["b_enc"] - held["W_enc"] @ own["b_dec"]
+        chosen = {"k": own["k"]} if architecture == "topk" else {"threshold": np.full(job["width"], own["threshold"])}
+        return Weights.of(held | {"b_dec": own["b_dec"]} | chosen), trainer.ae(x)
 
     return export
 

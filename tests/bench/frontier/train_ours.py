@@ -12,7 +12,7 @@ def train(job: Job):
         iter(batches(job)), job["architecture"], job["width"], job["sparsity"], steps=job["steps"], batch_size=job["batch"],
         seed=job["seed"], learning_rate=job["learning_rate"], **job["settings"],
     )  # fmt: skip
-    return lambda: weights_of(sae)
+    return lambda x: (weights_of(sae), sae(x))
 
 
 def weights_of(sae: Sae) -> Weights:

@@ -9,8 +9,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from exported import NORM_BATCHES, Job, batches, serve
 from sae_lens import (
+    SAE,
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
     JumpReLUTrainingSAE,
@@ -59,15 +61,16 @@ def train(job: Job):
     )  # fmt: skip
     trained = trainer.fit()
 
-    def export() -> Weights:
+    def export(x: torch.Tensor) -> tuple[Weights, torch.Tensor]:
         with tempfile.TemporaryDirectory() as folder:
             weights, described = trained.save_inference_model(folder)
             held, cfg = load_file(weights), json.loads(Path(described).read_text())
+            rebuilt = SAE.load_from_disk(folder)(x * scale) / scale
         held = {name: value.astype(np.float64) for name, value in held.items()}
         if cfg["apply_b_dec_to_input"]:
             held["b_enc"] -= held["b_dec"] @ held["W_enc"]
         held |= {"W_enc": held["W_enc"].T * scale, "W_dec": held["W_dec"] / scale, "b_dec": held["b_dec"] / scale}
-        return Weights.of(held | ({"k": np.array(cfg["k"])} if cfg["architecture"] == "topk" else {}))
+        return Weights.of(held | ({"k": np.array(cfg["k"])} if cfg["architecture"] == "topk" else {})), rebuilt
 
     return export
 
