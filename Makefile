@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # sae-lens needs TransformerLens 3 and the mill needs 4, so this environment holds our core, sae-lens and its peers.
 INTEROP := .venv-interop
 
-.PHONY: demo real test test-fast test-pure test-maths check docs chaos test-interop test-models bench bench-peers clean
+.PHONY: demo real test test-fast test-pure test-maths check docs chaos test-interop test-models bench bench-peers frontier clean
 
 demo: $(READY)
 	@$(BIN)/scopemill demo
@@ -54,6 +54,10 @@ bench: $(READY)-test
 
 bench-peers: $(READY)-test $(INTEROP)/.ready
 	@$(BIN)/python tests/bench/peers/run.py $(INTEROP)/bin/python
+
+# FVU at L0 8 to 128 of ours and of other packages, on the same rows; QUICK=1 takes under 10 minutes. A run that was interrupted resumes.
+frontier: $(READY)-test $(INTEROP)/.ready
+	@$(BIN)/python tests/bench/frontier/run.py $(INTEROP)/bin/python $(if $(QUICK),--quick) $(if $(ROWS),--rows $(ROWS)) $(if $(HOOK),--hook $(HOOK))
 
 # Style, import contracts and types: people and CI run the same command.
 check: $(READY)-test
