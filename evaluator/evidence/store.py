@@ -1,7 +1,7 @@
 """Write an SAE's evidence: its objects first, the record that commits them last."""
 
 import base64
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import crc32c
@@ -26,20 +26,20 @@ OPTIONS = pa.ipc.IpcWriteOptions(
 def write_evidence(
     bucket: Bucket,
     layout: EvidenceLayout,
-    latents: pa.Table,
     examples: Iterable[pa.RecordBatch],
+    latents: Callable[[], pa.Table],
     vocabulary: Vocabulary,
     facts: dict[str, Any],
 ) -> EvidenceRecord:
     """Write all objects of an SAE's evidence, and commit them.
 
-    ``examples`` are batches of `BLOCK_LATENTS` latents in order, the last may be shorter. ``facts`` are the record's other fields.
+    ``examples`` are batches of `BLOCK_LATENTS` latents in order, the last may be shorter; ``latents`` is called after the last.
+    ``facts`` are the record's other fields.
     """
-    if not latents.schema.equals(LATENTS):
-        raise ValueError(f"latents have the schema {latents.schema}, not {LATENTS}")
     data, starts, checksums = arrow_file(examples)
+    table = latents().cast(LATENTS)
     objects = {
-        layout.latents: parquet_file(latents),
+        layout.latents: parquet_file(table),
         layout.examples: data,
         layout.tokens: parquet_file(token_table(vocabulary)),
     }
@@ -48,6 +48,7 @@ def write_evidence(
         bucket.write(path, content)
     record = EvidenceRecord(
         **facts,
+        alive=int((table.column("fired").to_numpy() > 0).sum()),
         objects={path.rsplit("/", 1)[-1]: _stored(content) for path, content in objects.items()},
         blocks=_packed(starts, "<u8"),
         block_checksums=_packed(checksums, "<u4"),
@@ -57,7 +58,7 @@ def write_evidence(
 
 
 def arrow_file(batches: Iterable[pa.RecordBatch]) -> tuple[bytes, list[int], list[int]]:
-    """Return an Arrow IPC file of record batches, with the place and CRC-32C of each batch.
+    """Return an Arrow IPC file of record batches, with the places and checksums of batches.
 
     The places are where each batch starts, and where the last one ends.
     """
@@ -80,14 +81,15 @@ def parquet_file(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def example_batches(latents: Sequence[int], examples: Sequence[list[dict[str, Any]]]) -> Iterator[pa.RecordBatch]:
+def example_batches(first: int, examples: pa.Array) -> Iterator[pa.RecordBatch]:
     """Yield the record batches of consecutive latents with their examples (see `EXAMPLE`).
 
-    The first latent is a multiple of `BLOCK_LATENTS`.
+    ``first`` is the first latent, a multiple of `BLOCK_LATENTS`.
     """
-    for start in range(0, len(latents), BLOCK_LATENTS):
-        part = slice(start, start + BLOCK_LATENTS)
-        yield pa.record_batch([list(latents[part]), list(examples[part])], schema=EXAMPLES)
+    for start in range(0, len(examples), BLOCK_LATENTS):
+        part = examples.slice(start, BLOCK_LATENTS)
+        latents = pa.array(range(first + start, first + start + len(part)), pa.int32())
+        yield pa.record_batch([latents, part], schema=EXAMPLES)
 
 
 def token_table(words: Vocabulary) -> pa.Table:

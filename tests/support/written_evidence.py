@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from scopemill.evaluator.evidence.reader import Evidence
-from scopemill.evaluator.evidence.schema import LATENTS
+from scopemill.evaluator.evidence.schema import EXAMPLES, LATENTS
 from scopemill.evaluator.evidence.store import example_batches, write_evidence
 from scopemill.proto.evidence import BINS, INTERVALS, TOP
 from scopemill.proto.layout import EvidenceLayout
@@ -50,11 +50,12 @@ def write(bucket: Bucket, sae: str, width: int = 40, window: int = 16, top: int 
     facts = {
         "sae": sae, "model": "tiny", "inputs": ["blocks.2.hook_resid_post"], "outputs": ["blocks.2.hook_resid_post"],
         "architecture": "jumprelu", "width": width, "source": "shards", "dataset": "demo", "dtype": "bfloat16", "rows": rows,
-        "sequences": 800, "context_length": 128, "alive": sum(1 for row in latents if row["fired"]),
+        "sequences": 800, "context_length": 128,
         "settings": {"top": top, "samples": samples, "window": window},
     }  # fmt: skip
     layout = EvidenceLayout(sae, HASH)
-    write_evidence(bucket, layout, pa.Table.from_pylist(latents, schema=LATENTS), example_batches(range(width), examples), words, facts)
+    batches = example_batches(0, pa.array(examples, EXAMPLES.field("examples").type))
+    write_evidence(bucket, layout, batches, lambda: pa.Table.from_pylist(latents, schema=LATENTS), words, facts)
     return Evidence.open(bucket, sae, HASH)
 
 
