@@ -28,7 +28,8 @@ class EvidenceRecord(_Record):
 
     format: int = FORMAT
     sae: str  # the SAE's folder in its bucket
-    model: str
+    model: str  # the last part of its name
+    model_place: str  # the Hugging Face id or folder that it was loaded from
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     architecture: str

@@ -9,14 +9,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from scopemill.deploy.cli import exchange, look, operate, run
+from scopemill.deploy.cli import evidence, exchange, look, operate, run
 from scopemill.deploy.cli.templates import templates_app
 from scopemill.proto.errors import InputError, ScopemillError, Stopped
 
 EXIT_ERROR, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 COMMANDS = {
     "Run": (run.sweep, run.plan, run.harvest, run.evaluate, run.submit, run.demo),
-    "Look": (look.status, look.ls),
+    "Look": (look.status, look.ls, evidence.evidence, evidence.latent, evidence.latents, evidence.search),
     "Exchange": (exchange.pull, exchange.convert, exchange.import_),
     "Operate": (operate.logs, operate.stop, operate.clean, operate.keys, operate.monitor),
 }

@@ -31,7 +31,7 @@ def sweep(
 
         planned = plan_of(file, set)
         return print_facts(facts(planned, planned.read_state()))
-    _drive(file, set, ("harvest", "train", "evaluate"))
+    _drive(file, set, ("harvest", "train", "evaluate", "evidence"))
 
 
 def plan(
@@ -98,7 +98,7 @@ def demo(set: Overrides = []) -> None:  # noqa: A002, B006
     """
     from scopemill.deploy.demo.run import write_sweep
 
-    _drive(write_sweep(), set, ("harvest", "train", "evaluate"))
+    _drive(write_sweep(), set, ("harvest", "train", "evaluate", "evidence"))
 
 
 def heed_signals() -> None:

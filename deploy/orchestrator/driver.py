@@ -11,6 +11,7 @@ from typing import Any
 from scopemill.deploy.cluster.ray_cluster import check_place, needs, room_for
 from scopemill.deploy.cluster.scrape_targets import Targets
 from scopemill.deploy.orchestrator.actor_group import ActorGroup, ask, get
+from scopemill.deploy.orchestrator.evidence import Work, evidence_to_make, make_evidence
 from scopemill.deploy.orchestrator.rolling import RollingHarvest, announce, check_all_fit, remove_shard
 from scopemill.deploy.orchestrator.training import Training, summary
 from scopemill.deploy.plan.evaluations import read_evaluations
@@ -48,6 +49,7 @@ class SweepDriver:
             "harvest": lambda: not all(now.passes[number].harvested for number in self._to_harvest(now)),
             "train": lambda: bool(now.unfinished),
             "evaluate": lambda: bool(self.unevaluated(now)),
+            "evidence": lambda: bool(self._evidence_left(now)),
         }
         return any(left[phase]() for phase in phases)
 
@@ -61,6 +63,8 @@ class SweepDriver:
             check_place("train", config.train)
         if "evaluate" in phases and (trains or self.has_work(["evaluate"], now)):
             check_place("evaluation", config.evaluation)
+        if "evidence" in phases and config.evidence and (trains or self.has_work(["evidence"], now)):
+            check_place("evidence", config.evidence)
 
     def check_room(self, phases: Collection[str], state: SweepState | None = None) -> None:
         """Raise InputError if an SAE needs more trainers than the cluster has room for.
@@ -203,6 +207,20 @@ class SweepDriver:
             with self._reporter.phase(f"evaluating {total} checkpoints", {"checkpoints": total}):
                 group.work_off(queues, [actor.evaluate.remote for actor in actors], advance)
         return self.plan.read_state()
+
+    def evidence(self, state: SweepState | None = None) -> SweepState:
+        """Find out what the latents of every finished SAE mean, if the sweep file says so."""
+        plan, now = self.plan, state or self.plan.read_state()
+        if plan.config.evidence:
+            left = self._evidence_left(now)
+            make_evidence(left, plan.config.model, plan.card, plan.config.evidence, self.targets, self._reporter)
+            if not left:
+                self._reporter.say("evidence: every finished SAE has its evidence")
+        return now
+
+    def _evidence_left(self, state: SweepState) -> list[Work]:
+        config = self.plan.config.evidence
+        return evidence_to_make(self.plan, state, config) if config else []
 
     def unevaluated(self, state: SweepState) -> list[list[Job]]:
         """List the checkpoints that the sweep still has to evaluate.

@@ -1,7 +1,13 @@
 """Make evidence on Ray: of a sweep's finished SAEs, or of any finished SAEs through the live model."""
 
+import hashlib
+import json
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import ValidationError
 
 from scopemill.deploy.cluster.ray_cluster import needs, room_for
 from scopemill.deploy.cluster.scrape_targets import Targets
@@ -10,12 +16,75 @@ from scopemill.deploy.plan.state import SweepState
 from scopemill.deploy.plan.sweep_plan import Pass, SweepPlan
 from scopemill.deploy.progress import Reporter
 from scopemill.evaluator.config import EvidenceConfig
-from scopemill.evaluator.evidence.actor import EvidenceActor
-from scopemill.evaluator.evidence.jobs import EvidenceJob, RowsFrom, job_of, packed_rows, shard_rows, tasks
-from scopemill.harvester.config import ModelConfig
+from scopemill.evaluator.evidence.actor import EvidenceActor, check_fits
+from scopemill.evaluator.evidence.jobs import EvidenceJob, RowsFrom, job_of, packed_rows, shard_rows, tasks, weights_digest
+from scopemill.evaluator.evidence.rows import PASSAGES, pack_text
+from scopemill.harvester.config import CorpusConfig, ModelConfig
 from scopemill.harvester.language_model.card import ModelCard
+from scopemill.harvester.language_model.describe import describe
+from scopemill.proto.errors import InputError
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.trainer.formats import read_finished
 
 Work = tuple[RowsFrom, list[EvidenceJob]]  # SAEs that take their rows from one place
+
+
+class Making(NamedTuple):
+    """Hold all that it takes to make evidence."""
+
+    work: list[Work]
+    model: ModelConfig
+    card: ModelCard
+    config: EvidenceConfig
+
+
+def config_of(given: EvidenceConfig | None, overrides: Sequence[str]) -> EvidenceConfig:
+    """Return evidence settings with ``evidence.field=value`` overrides applied."""
+    fields = (given or EvidenceConfig.model_validate({})).model_dump()
+    for override in overrides:
+        key, _, value = override.partition("=")
+        fields[key.strip().removeprefix("evidence.")] = yaml.safe_load(value)
+    try:
+        return EvidenceConfig.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"--set evidence.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def from_text(
+    folders: Sequence[str], model: str, corpus: dict[str, Any], context_length: int, sequences: int, overrides: Sequence[str]
+) -> Making:
+    """Pack a text, and return what it takes to make the evidence of SAEs in folders through the live model.
+
+    The packed text is kept below the first folder's evidence, so that a broken run continues.
+    """
+    config, lm = config_of(None, overrides), ModelConfig(name=_located(model))
+    urls, text = [_located(folder) for folder in folders], _corpus(corpus)
+    for folder in urls:
+        weights_digest(Bucket(folder), "")
+    card = describe(lm)
+    for folder in urls:
+        check_fits(folder, read_finished(folder), card)
+    identity = {"model": f"{card.name}@{card.fingerprint}", "model.dtype": lm.dtype, "corpus": text.model_dump(),
+                "context_length": context_length, "sequences": sequences}  # fmt: skip
+    bucket, place = Bucket(urls[0]), f"evidence/text/{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]}"
+    count = pack_text(bucket, place, lm, text, card.bos, context_length, sequences)
+    shards = tuple(range(-(-count // PASSAGES)))
+    rows = RowsFrom("model", urls[0], text.source, place, identity, context_length, lm.dtype, shards, count * context_length)
+    jobs = [job_of(folder, "", rows, config) for folder in urls]
+    return Making([(rows, [job for job in jobs if not job.made(read=True)])], lm, card, config)
+
+
+def _corpus(fields: dict[str, Any]) -> CorpusConfig:
+    try:
+        text = CorpusConfig.model_validate(fields)
+    except ValidationError as error:
+        raise InputError(f"--{error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from error
+    return text if text.format == "hub" else text.model_copy(update={"source": _located(text.source)})
+
+
+def _located(place: str) -> str:
+    return str(Path(place).resolve()) if "://" not in place and Path(place).exists() else place
 
 
 def evidence_to_make(plan: SweepPlan, state: SweepState, config: EvidenceConfig, read: bool = False) -> list[Work]:

@@ -1,7 +1,6 @@
 """Make evidence in a Ray actor: count shards into parts, then finish each SAE."""
 
 import threading
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -56,9 +55,7 @@ class EvidenceMaker:
         Raises Stopped once ``stop`` was called.
         """
         jobs, shards = task
-        covered = {
-            job: {s for part in committed_parts(Bucket(job.url), job.layout, self._rows.shards) for s in part.shards} for job in jobs
-        }
+        covered = {job: self._covered(job) for job in jobs}
         left = {job: tuple(s for s in shards if s not in covered[job]) for job in jobs}
         saes = {job: load(job, self._card) for job in jobs if left[job]}
         counted: dict[EvidenceJob, Counted] = {}
@@ -79,6 +76,11 @@ class EvidenceMaker:
             commit_part(Bucket(job.url), job.layout, left[job], of_job.ledger, of_job.sample, *numbers[job])
         return len(shards)
 
+    def _covered(self, job: EvidenceJob) -> set[int]:
+        if job.made():
+            return set(self._rows.shards)
+        return {shard for part in committed_parts(Bucket(job.url), job.layout, self._rows.shards) for shard in part.shards}
+
     def finish(self, job: EvidenceJob) -> str:
         """Write an SAE's evidence from its parts, and return the SAE's folder."""
         if job.made():
@@ -92,7 +94,8 @@ class EvidenceMaker:
         words = vocabulary_of(tokenizer, self._card.special, out.untrained)
         cfg = sae.sae.cfg or sae.sae.describe()
         facts: dict[str, Any] = {
-            "sae": job.root or job.url, "model": self._card.name, "inputs": sae.inputs, "outputs": sae.outputs or sae.inputs,
+            "sae": job.root or job.url, "model": self._card.name, "model_place": self._model.name, "inputs": sae.inputs,
+            "outputs": sae.outputs or sae.inputs,
             "architecture": cfg.architecture, "width": sae.sae.width, "source": self._rows.kind, "dataset": self._rows.dataset,
             "dtype": self._rows.dtype, "context_length": self._rows.context_length, "settings": job.settings,
         }  # fmt: skip
@@ -120,11 +123,8 @@ def load(job: EvidenceJob, card: ModelCard) -> FinishedSae:
 def check_fits(folder: str, sae: FinishedSae, card: ModelCard) -> None:
     """Raise InputError if an SAE is of other hooks or widths than a model has."""
     shape = sae.sae.shape
-    ports: Sequence[tuple[str, int]] = [
-        *zip(sae.inputs, shape.inputs, strict=True),
-        *zip(sae.outputs or sae.inputs, shape.outputs, strict=True),
-    ]
-    for name, d in ports:
+    outputs = sae.outputs or sae.inputs
+    for name, d in [*zip(sae.inputs, shape.inputs, strict=True), *zip(outputs, shape.outputs, strict=True)]:
         hook = Hook.parse(name)
         if hook.layer >= card.layers or card.widths.get(hook.site) != d:
             has = f"{card.layers} layers, and {card.widths[hook.site]} columns there" if hook.site in card.widths else "no such site"

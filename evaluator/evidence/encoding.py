@@ -96,9 +96,9 @@ class Collector:
         end = self._n + len(latents)
         if end > len(self._latents):
             room = max(end, 2 * len(self._latents))
-            self._latents, self._values = (
-                np.concatenate([x[: self._n], np.empty(room - self._n, x.dtype)]) for x in (self._latents, self._values)
-            )
+            more = room - self._n
+            self._latents = np.concatenate([self._latents[: self._n], np.empty(more, np.int32)])
+            self._values = np.concatenate([self._values[: self._n], np.empty(more, np.float32)])
         self._latents[self._n : end], self._values[self._n : end], self._n = latents, values, end
         self._counts.append(counts)
         self._places.append(places)

@@ -75,16 +75,14 @@ def job_of(url: str, root: str, rows: RowsFrom, config: EvidenceConfig, hooks: t
 
 def shard_rows(bucket: Bucket, dataset: str, text: str) -> RowsFrom | None:
     """Describe the committed shards of a dataset; None if none is left."""
-    if not bucket.exists(DatasetLayout(dataset).manifest):
+    shards = tuple(sorted(committed_shards(bucket, dataset)))
+    if not shards or not bucket.exists(DatasetLayout(dataset).manifest):
         return None
     manifest = read_manifest(bucket, dataset)
-    shards = tuple(sorted(committed_shards(bucket, dataset)))
     identity = committed_identity(bucket, DatasetLayout(dataset).manifest)
     rows = len(shards) * manifest.rows_per_shard
     folder = f"{DatasetLayout(text).root}/packed"
-    return (
-        RowsFrom("shards", bucket.url, dataset, folder, identity, manifest.context_length, manifest.dtype, shards, rows) if shards else None
-    )
+    return RowsFrom("shards", bucket.url, dataset, folder, identity, manifest.context_length, manifest.dtype, shards, rows)
 
 
 def packed_rows(bucket: Bucket, dataset: str, text: str, dtype: str) -> RowsFrom:

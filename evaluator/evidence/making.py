@@ -11,7 +11,7 @@ import torch
 from scopemill.evaluator.config import EvidenceConfig
 from scopemill.evaluator.evidence import loops, parts, tables
 from scopemill.evaluator.evidence.encoding import Collector, Encoder
-from scopemill.evaluator.evidence.ledger import Ledger, Sizes
+from scopemill.evaluator.evidence.ledger import Firings, Ledger, Sizes
 from scopemill.evaluator.evidence.logits import Readout, directions, extremes
 from scopemill.evaluator.evidence.neighbours import by_cofiring, by_cosine, clusters, decoder_rows
 from scopemill.evaluator.evidence.parts import Part, Sample
@@ -55,9 +55,8 @@ def count_shard(
     hooks = list(dict.fromkeys(hook for sae in saes for hook in sae.inputs))
     encoders = [Encoder(sae.sae) for sae in saes]
     slices = _slices(source, shard, saes, encoders, hooks, config.firings_at_once, len(tokens))
-    sampled = loops.row_keys(config.seed, shard, np.arange(len(tokens))) < np.uint64(
-        min(config.cofiring_rows / total_rows, 1) * (2**64 - 1)
-    )
+    share = min(config.cofiring_rows / total_rows, 1)
+    sampled = loops.row_keys(config.seed, shard, np.arange(len(tokens))) < np.uint64(share * (2**64 - 2**11))
     ledgers: list[list[Ledger]] = [[] for _ in saes]
     samples: list[list[Sample]] = [[] for _ in saes]
     rows = sampled_rows = 0
@@ -72,16 +71,22 @@ def count_shard(
             firings, first = collector.firings(), slices[i][turn][0]
             sizes = sizes_of(config, source.context_length)
             ledgers[i].append(Ledger.of(firings, shard, tokens, source.context_length, sizes, config.seed, first))
-            keep = sampled[firings.places]
-            latents = (first + np.repeat(np.arange(len(firings.starts) - 1, dtype=np.int32), np.diff(firings.starts))[keep]).astype(
-                np.int32
-            )
-            samples[i].append(Sample(latents, shard << 32 | firings.places[keep].astype(np.int64), 0))
-    counted = [
-        Counted(Ledger.joined(of_sae), Sample(*(np.concatenate(x) for x in zip(*((s.latents, s.rows) for s in sample), strict=True)), sampled_rows))
-        for of_sae, sample in zip(ledgers, samples, strict=True)
-    ]  # fmt: skip
+            samples[i].append(_sampled(firings, shard, first, sampled, sampled_rows))
+    counted = [Counted(Ledger.joined(ledger), _joined(sample)) for ledger, sample in zip(ledgers, samples, strict=True)]
     return counted, rows, len(block)
+
+
+def _sampled(firings: Firings, shard: int, first: int, sampled: np.ndarray, rows: int) -> Sample:
+    """Return the firings at sampled places."""
+    keep = sampled[firings.places]
+    latents = np.repeat(np.arange(len(firings.starts) - 1, dtype=np.int32), np.diff(firings.starts))[keep]
+    return Sample(np.int32(first) + latents, np.int64(shard << 32) + firings.places[keep], rows)
+
+
+def _joined(slices: Sequence[Sample]) -> Sample:
+    """Return the sample of all latents from those of slices, which are of the same rows."""
+    latents, rows = (np.concatenate([vars(sample)[name] for sample in slices]) for name in ("latents", "rows"))
+    return Sample(latents, rows, slices[0].sampled)
 
 
 def _input(raw: dict[str, torch.Tensor], sae: FinishedSae) -> torch.Tensor:
@@ -127,11 +132,8 @@ def finish(
             near, firing = (type(x)(x.latents[own], x.scores[own]) for x in (nearest, cofiring))
             logits = extremes(direction[own], out, config.logits)
             columns = tables.statistics(ledger, rows)
-            made.append(
-                tables.latents_table(
-                    first, columns, logits, near, firing, named[own], None if aligned is None else aligned[own], norms[own]
-                )
-            )
+            cosines = None if aligned is None else aligned[own]
+            made.append(tables.latents_table(first, columns, logits, near, firing, named[own], cosines, norms[own]))
             yield from example_batches(first, tables.examples(ledger, context, window, text))
 
     counted = {"rows": rows, "sequences": sum(part.sequences for part in done)}

@@ -62,10 +62,7 @@ class ShardSource:
             yield places[start:stop], {hook: self._raw(hook, array.read(start, stop)) for hook, array in arrays.items()}
 
     def _raw(self, hook: str, stored: np.ndarray) -> torch.Tensor:
-        rows = torch.from_numpy(stored).view(TORCH_DTYPES[self._manifest.dtype]).float()
-        return (
-            rows.mul_(self._manifest.hook(hook).scale) if rows.data_ptr() != stored.ctypes.data else rows * self._manifest.hook(hook).scale
-        )
+        return torch.from_numpy(stored).view(TORCH_DTYPES[self._manifest.dtype]).float() * self._manifest.hook(hook).scale
 
     def _places(self, shard: int, commit: ShardCommit) -> np.ndarray:
         """Return the place in the packed text of each row of the shard."""

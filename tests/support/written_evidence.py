@@ -48,7 +48,8 @@ def write(bucket: Bucket, sae: str, width: int = 40, window: int = 16, top: int 
              "cluster": latent - latent % 3, "encoder_decoder_cosine": float(random.uniform(0, 1)), "decoder_norm": 1.0}
         )  # fmt: skip
     facts = {
-        "sae": sae, "model": "tiny", "inputs": ["blocks.2.hook_resid_post"], "outputs": ["blocks.2.hook_resid_post"],
+        "sae": sae, "model": "tiny", "model_place": "models/tiny",
+        "inputs": ["blocks.2.hook_resid_post"], "outputs": ["blocks.2.hook_resid_post"],
         "architecture": "jumprelu", "width": width, "source": "shards", "dataset": "demo", "dtype": "bfloat16", "rows": rows,
         "sequences": 800, "context_length": 128,
         "settings": {"top": top, "samples": samples, "window": window},
