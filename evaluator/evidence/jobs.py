@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from scopemill.evaluator.config import EvidenceConfig
@@ -39,7 +39,7 @@ class EvidenceJob:
 
     url: str  # the bucket that holds the SAE
     root: str  # the SAE's folder in it; empty if the bucket is the folder
-    settings: dict[str, Any]
+    settings: dict[str, Any] = field(hash=False)
     hooks: tuple[str, ...] = ()  # that the SAE reads, if known: SAEs of the same hooks share a read
 
     @property
