@@ -43,14 +43,14 @@ class ShardSource:
     """Read the rows of a dataset's shards, each chunk once."""
 
     def __init__(self, bucket: Bucket, dataset: str, text: str, special: Sequence[int]):
-        """``text`` names the dataset that holds the packed text."""
-        self._bucket, self._layout, self._text = bucket, DatasetLayout(dataset), DatasetLayout(text)
+        """``text`` is the folder of the packed text."""
+        self._bucket, self._layout, self._text = bucket, DatasetLayout(dataset), text
         self._manifest, self._special = read_manifest(bucket, dataset), special
         self.context_length = self._manifest.context_length
 
     def text(self, shard: int) -> Sequences:
         """Return the packed text of a shard."""
-        return load_sequences(self._bucket, self._text.packed(shard))
+        return load_sequences(self._bucket, text_path(self._text, shard))
 
     def rows(self, shard: int, hooks: Sequence[str]) -> Iterator[Rows]:
         """Yield the rows of a shard, in the order of the shard, multiplied by C."""
@@ -81,7 +81,7 @@ class ShardSource:
         places = kept[order[np.searchsorted(known[order], wanted).clip(max=len(order) - 1)]]
         if not np.array_equal(block.tokens.ravel()[places], labels["token_id"]):
             raise CorruptObject(
-                f"{self._bucket.place(self._layout.shard(shard))} holds other tokens than {self._bucket.place(self._text.packed(shard))}: "
+                f"{self._bucket.place(self._layout.shard(shard))} holds other tokens than {self._bucket.place(text_path(self._text, shard))}: "
                 "harvest the dataset again"
             )
         return places

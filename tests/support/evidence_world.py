@@ -79,7 +79,7 @@ class World:
             self.firings.append(Firing(shard, int(kept[row]), latent, float(latents[row, latent])))
 
     def source(self) -> ShardSource:
-        return ShardSource(self.bucket, "d", "d", [BOS])
+        return ShardSource(self.bucket, "d", f"{DatasetLayout('d').root}/packed", [BOS])
 
     def job(self, config: EvidenceConfig = CONFIG) -> EvidenceJob:
         rows = shard_rows(self.bucket, "d", "d")
