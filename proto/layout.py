@@ -87,6 +87,7 @@ class SaeLayout:
         self.stopped = f"{root}/stopped.json"  # written by early stopping; delete the file to continue the training
         self.finetuned = f"{root}/finetuned.json"  # of a fine-tuned SAE: its losses before and after
         self.checkpoints = f"{root}/checkpoints"
+        self.evidence = f"{root}/evidence" if root else "evidence"
 
     @staticmethod
     def of(model: str, hook: str, width: int, architecture: str, id: str) -> "SaeLayout":
@@ -107,6 +108,36 @@ class CheckpointLayout:
         self.optimizer = f"{root}/optimizer.safetensors"
         self.record = f"{root}/checkpoint.json"
         self.metrics = f"{root}/metrics.json"
+
+
+class EvidenceLayout:
+    """Hold the paths of one SAE's evidence; ``evidence.json`` is written last and commits it."""
+
+    def __init__(self, sae: str, settings_hash: str):
+        self.root = f"{SaeLayout(sae).evidence}/{settings_hash}"
+        self.record = f"{self.root}/evidence.json"
+        self.latents = f"{self.root}/latents.parquet"
+        self.examples = f"{self.root}/examples.arrow"
+        self.tokens = f"{self.root}/tokens.parquet"
+        self.labels = f"{self.root}/labels"
+        self.work = f"{self.root}/work"  # removed once the evidence is committed
+        self.parts = f"{self.work}/parts"
+
+    def part(self, name: str) -> str:
+        """Return the path of the record that commits the ledgers of some shards."""
+        return f"{self.parts}/{name}.json"
+
+    def ledger(self, name: str, first: int) -> str:
+        """Return the path of a part's ledger of the latents from ``first`` on."""
+        return f"{self.work}/ledgers/{name}/{first:08d}.safetensors"
+
+    def sample(self, name: str) -> str:
+        """Return the path of a part's share of the sampled rows."""
+        return f"{self.work}/ledgers/{name}/sample.safetensors"
+
+    def finished_range(self, kind: str, first: int) -> str:
+        """Return the path of finished rows (``examples`` or ``latents``) of the latents from ``first`` on."""
+        return f"{self.work}/ranges/{kind}-{first:08d}.arrow"
 
 
 class SweepLayout:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scopemill.deploy.plan.sweep_plan import SweepPlan
     from scopemill.deploy.progress import Reporter
 
-PHASES = ("harvest", "train", "finetune", "evaluate")
+PHASES = ("harvest", "train", "finetune", "evaluate", "evidence")
 
 
 def sweep(
@@ -172,8 +172,13 @@ def _is_done(file: str, overrides: list[str], phases: tuple[str, ...], reporter:
     if record is None:
         return False
     state = SweepState.read(bucket, record)
-    if Work(bucket, record, state, config.evaluation.checkpoints == "all").left(phases):
+    if Work(bucket, record, state, config.evaluation.checkpoints == "all").left(phase for phase in phases if phase != "evidence"):
         return False
+    if "evidence" in phases and config.evidence:
+        from scopemill.deploy.orchestrator.evidence import evidence_to_make
+
+        if evidence_to_make(bucket, record, state, config.evidence, config.model.dtype):
+            return False
     if "evaluate" in phases:
         from scopemill.deploy.catalog.published import is_published, places_of
         from scopemill.deploy.catalog.status import read_status, status_table

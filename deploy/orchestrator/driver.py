@@ -11,6 +11,7 @@ from typing import Any
 from scopemill.deploy.cluster.ray_cluster import check_place, needs, room_for
 from scopemill.deploy.cluster.scrape_targets import Targets
 from scopemill.deploy.orchestrator.actor_group import ActorGroup, ask, get
+from scopemill.deploy.orchestrator.evidence import EvidenceWork, evidence_to_make, make_evidence
 from scopemill.deploy.orchestrator.failures import failed_checkpoints, not_evaluated
 from scopemill.deploy.orchestrator.finetuning import finetune_sweep
 from scopemill.deploy.orchestrator.rolling import RollingHarvest, announce, check_all_fit
@@ -47,7 +48,9 @@ class SweepDriver:
 
         Only then is a cluster needed.
         """
-        return bool(self.plan.work(state).left(phases))
+        others = [phase for phase in phases if phase != "evidence"]
+        work = self.plan.work(state)
+        return bool(work.left(others)) or ("evidence" in phases and bool(self._evidence_left(work.state)))
 
     def check_nodes(self, phases: Collection[str], state: SweepState | None = None) -> None:
         """Raise InputError if the cluster lacks a node that these phases' remaining work needs."""
@@ -61,6 +64,8 @@ class SweepDriver:
             check_place("train.finetune.kl", config.train.finetune.kl)
         if "evaluate" in phases and (trains or self.has_work(["evaluate"], now)):
             check_place("evaluation", config.evaluation)
+        if "evidence" in phases and config.evidence and (trains or self.has_work(["evidence"], now)):
+            check_place("evidence", config.evidence)
 
     def check_room(self, phases: Collection[str], state: SweepState | None = None) -> None:
         """Raise InputError if an SAE needs more trainers than the cluster has room for.
@@ -237,3 +242,17 @@ class SweepDriver:
             self._reporter.show(failed_checkpoints(failures))
             raise not_evaluated(failures, total)
         return self.plan.read_state()
+
+    def evidence(self, state: SweepState | None = None) -> SweepState:
+        """Find out what the latents of every finished SAE mean, if the sweep file says so."""
+        plan, now = self.plan, state or self.plan.read_state()
+        if plan.config.evidence:
+            left = self._evidence_left(now)
+            make_evidence(left, plan.config.model, plan.card, plan.config.evidence, self.targets, self._reporter)
+            if not left:
+                self._reporter.say("evidence: every finished SAE has its evidence")
+        return now
+
+    def _evidence_left(self, state: SweepState) -> list[EvidenceWork]:
+        config = self.plan.config
+        return evidence_to_make(self.plan.bucket, self.plan.record, state, config.evidence, config.model.dtype)

@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from scopemill.activation_server.config import ServerConfig
-from scopemill.evaluator.config import EvaluationConfig
+from scopemill.evaluator.config import EvaluationConfig, EvidenceConfig
 from scopemill.harvester.config import CorpusConfig, HarvestConfig, ModelConfig
 from scopemill.proto.config import HOLDS_CREDENTIAL, Config, Place
 from scopemill.proto.errors import InputError, SweepFileError
@@ -36,6 +36,9 @@ class SweepConfig(Config):
     train: TrainConfig = Field(description="Which SAEs, and how they are trained.")
     server: ServerConfig = Field(ServerConfig.model_validate({}), description="The activation server.")
     evaluation: EvaluationConfig = Field(EvaluationConfig.model_validate({}), description="How checkpoints are measured.")
+    evidence: EvidenceConfig | None = Field(
+        None, description="What is found out about every latent of a finished SAE; {} takes the defaults. Absent: nothing."
+    )
     file_sd: Place | None = Field(
         None, description="Where Prometheus' file_sd file is written; absent: in a folder of the user's own in the temporary directory."
     )

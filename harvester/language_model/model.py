@@ -44,6 +44,11 @@ class LanguageModel:
         use_hugging_face_attention(self._bridge)
         self._checked: set[Hook] = set()
 
+    @property
+    def bridge(self) -> Any:
+        """Return TransformerLens' bridge of the model, for its weights."""
+        return self._bridge
+
     def capture(self, tokens: torch.Tensor, hooks: Iterable[Hook]) -> dict[str, torch.Tensor]:
         """Return the activations [B, T, d] of every hook for tokens [B, T], on ``device``."""
         captured: dict[str, torch.Tensor] = {}

@@ -88,6 +88,23 @@ class Bucket:
 
         return self._do("read", path, read)
 
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Return bytes ``start`` to ``stop`` of an object, in one request."""
+
+        def read(full: str) -> bytes:
+            data: bytes = self._fs.cat_file(full, start=start, end=stop)
+            return data
+
+        return self._do("read", path, read)
+
+    def size(self, path: str) -> int | None:
+        """Return an object's size in bytes; None for an absent object."""
+
+        def size(full: str) -> int | None:
+            return int(self._fs.info(full)["size"]) if self._is_object(full) else None
+
+        return self._do("look for", path, size)
+
     @property
     def is_local(self) -> bool:
         """Return True if objects are files of this machine, which can be read in parts."""

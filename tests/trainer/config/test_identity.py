@@ -98,11 +98,11 @@ def test_a_checkpoint_of_an_earlier_version_loads_and_is_resumed(tmp_path):
         checkpoint.load_loop(bucket, layout, 500, sae.model_copy(update={"sparsity": 5.0}))
 
 
-def test_how_often_training_saves_and_logs_is_in_no_id_and_earlier_ids_are_known(monkeypatch, tmp_path):
+def test_how_often_training_saves_and_logs_is_in_no_id_and_earlier_ids_are_known(monkeypatch, tmp_path, templates_of_then):
     """An SAE that an earlier version named by its own values is among the candidates, whatever they were."""
     monkeypatch.setenv("SCOPEMILL_TEMPLATES", str(tmp_path))
     for section, ids in TABLE[::7]:
-        config = TrainConfig.model_validate_json(json.dumps(as_written(section)))
+        config = TrainConfig.model_validate_json(json.dumps(LATER | section))
         candidates = [identities(sae, grid.filled, grid.template) for grid in config.grids.values() for sae in grid.saes()]
         for places, earlier in zip(candidates, ids, strict=True):
             hashed = [hashlib.sha256(json.dumps(one, sort_keys=True).encode()).hexdigest()[:8] for one in places]

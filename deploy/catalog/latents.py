@@ -1,0 +1,202 @@
+"""Show the latents of an SAE from its evidence: one as a page, many as a list, and those that a word leads to."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from scopemill.evaluator.evidence.reader import Evidence
+from scopemill.proto.errors import InputError
+from scopemill.proto.evidence import INTERVALS, TOP, Example
+from scopemill.proto.vocabulary import Vocabulary
+
+BARS = " ▁▂▃▄▅▆▇█"
+HOT = (255, 140, 0)  # the colour of a latent's maximum; smaller activations are darker
+SORTS = ("latent", "density", "max", "mean", "decoder_norm", "cluster", "label_score")
+
+
+def facts_of(evidence: Evidence, latent: int) -> dict[str, Any]:
+    """Return everything that evidence has of a latent, as one JSON object."""
+    words, row = evidence.vocabulary, evidence.latent(latent)
+    label, score = evidence.labels().get(latent, (None, None))
+    contexts = [asdict(example) | {"text": words.pieces(example.tokens)} for example in evidence.examples(latent)]
+    named = {f"{name}_text": [words.text(id) for id in row[f"{name}_tokens"]] for name in ("promoted", "suppressed")}
+    about = {"sae": evidence.record.sae, "source": evidence.record.source, "rows": evidence.record.rows}
+    return about | row | named | {"label": label, "label_score": score, "examples": contexts}
+
+
+def page(evidence: Evidence, latent: int, most: int) -> RenderableType:
+    """Return a latent's page for a terminal, with the activation of each token as colour."""
+    words, row = evidence.vocabulary, evidence.latent(latent)
+    parts: list[RenderableType] = [Text(headline(evidence, row), style="bold")]
+    if label := evidence.labels().get(latent):
+        parts.append(Text(f"label: {label[0]}" + (f" ({label[1]:.2f})" if label[1] is not None else "")))
+    parts += [Text(f"{name}: {value}") for name, value in _about(row, words).items()]
+    shown = evidence.examples(latent)
+    for title, examples in _sections(shown, row["histogram_range"], most):
+        parts.append(Text(f"\n{title}", style="bold"))
+        parts += [coloured(example, words, row["max"]) for example in examples]
+    if not shown:
+        parts.append(Text("it never fired"))
+    return Group(*parts)
+
+
+def headline(evidence: Evidence, row: dict[str, Any]) -> str:
+    """Return a latent's first line."""
+    return f"latent {row['latent']} of {evidence.record.sae}"
+
+
+def coloured(example: Example, words: Vocabulary, maximum: float) -> Text:
+    """Return a context as one line; the peak is underlined."""
+    line = Text(f"{example.value:9.3f}  ")
+    for at, (piece, activation) in enumerate(zip(words.pieces(example.tokens), example.activations, strict=True)):
+        style = ""
+        if activation > 0:
+            strength = 0.25 + 0.75 * min(1.0, activation / maximum)
+            style = "black on rgb({},{},{})".format(*(int(strength * part) for part in HOT))
+            style = style if strength > 0.5 else style.replace("black", "white")
+        line.append(_visible(piece), style + (" underline" if at == example.peak else ""))
+    return line
+
+
+def markdown(evidence: Evidence, latent: int, most: int) -> str:
+    """Return a latent's page in Markdown; tokens on which the latent fires are bold."""
+    words, row = evidence.vocabulary, evidence.latent(latent)
+    lines = [f"# {headline(evidence, row)}", ""]
+    if label := evidence.labels().get(latent):
+        lines += [f"*{label[0]}*", ""]
+    lines += [f"- {name}: {value}" for name, value in _about(row, words).items()]
+    for title, examples in _sections(evidence.examples(latent), row["histogram_range"], most):
+        lines += ["", f"## {title}", ""]
+        for example in examples:
+            pieces = zip(words.pieces(example.tokens), example.activations, strict=True)
+            text = "".join(
+                _bold(_escaped(_visible(piece))) if activation > 0 else _escaped(_visible(piece)) for piece, activation in pieces
+            )
+            lines.append(f"- {example.value:.3f}: {text}")
+    return "\n".join(lines) + "\n"
+
+
+def listed(evidence: Evidence, sort: str, label: str, ascending: bool, dead: bool) -> list[dict[str, Any]]:
+    """Return the latents to list as rows, sorted; those that never fired only with ``dead``."""
+    if sort not in SORTS:
+        raise InputError(f"--sort {sort!r} is not a column to sort by: choose from {', '.join(SORTS)}")
+    words, labels = evidence.vocabulary, evidence.labels()
+    columns = ["latent", "fired", "density", "max", "mean", "std", "cluster", "decoder_norm", "top_token", "promoted_tokens"]
+    rows = []
+    for row in evidence.latents(columns).to_pylist():
+        name, score = labels.get(row["latent"], ("", None))
+        if (row["fired"] or dead) and fnmatchcase(name, label):
+            top, promoted = row.pop("top_token"), row.pop("promoted_tokens")
+            text = {"top_token": "" if top is None else words.text(top), "promoted": [words.text(id) for id in promoted[:5]]}
+            rows.append(row | text | {"label": name, "label_score": score})
+    return sorted(rows, key=lambda row: ((row[sort] or 0) * (1 if ascending else -1), row["latent"]))
+
+
+def latents_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return listed latents as a table."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("latent", "density", "max", "cluster", "top token", "promotes", "label"):
+        table.add_column(column, justify="left" if column in ("top token", "promotes", "label") else "right", no_wrap=column != "label")
+    for row in rows:
+        promoted = " ".join(map(_quoted, row["promoted"]))
+        cells = (str(row["latent"]), f"{row['density']:.2e}", f"{row['max']:.3f}", str(row["cluster"]), _quoted(row["top_token"]), promoted)
+        table.add_row(*(Text(cell) for cell in (*cells, row["label"])))
+    return table
+
+
+def with_word(evidence: Evidence, word: str) -> Iterator[dict[str, Any]]:
+    """Yield the latents with a word in their label, promoted tokens or contexts, and where it was found; case does not count."""
+    words, labels, wanted = evidence.vocabulary, evidence.labels(), word.casefold()
+    promoted = evidence.latents(["promoted_tokens"]).column("promoted_tokens").to_pylist()
+    for latent, examples in evidence.all_examples():
+        found = []
+        if wanted in labels.get(latent, ("", None))[0].casefold():
+            found.append("label")
+        if any(wanted in words.text(id).casefold() for id in promoted[latent]):
+            found.append("promoted tokens")
+        hits = sum(_fires_on(example, words, wanted) for example in examples)
+        if hits:
+            found.append(f"{hits} of {len(examples)} contexts")
+        if found:
+            yield {"latent": latent, "found": found, "contexts": hits}
+
+
+def _fires_on(example: Example, words: Vocabulary, wanted: str) -> bool:
+    """Return True if the latent fires on a token of the word where the context has it."""
+    pieces = [piece.casefold() for piece in words.pieces(example.tokens)]
+    text, starts = "".join(pieces), [0]
+    for piece in pieces:
+        starts.append(starts[-1] + len(piece))
+    at = text.find(wanted)
+    while at >= 0:
+        overlaps = (start < at + len(wanted) and stop > at for start, stop in zip(starts, starts[1:], strict=False))
+        if any(over and activation > 0 for over, activation in zip(overlaps, example.activations, strict=True)):
+            return True
+        at = text.find(wanted, at + 1)
+    return False
+
+
+def _about(row: dict[str, Any], words: Vocabulary) -> dict[str, str]:
+    top = row["top_token"]
+    facts = {
+        "fires on": f"{row['fired']:,} rows, density {row['density']:.2e}",
+        "activation": f"max {row['max']:.4g}, mean {row['mean']:.4g}, std {row['std']:.4g}",
+        "histogram": f"0 |{sparkline(row['histogram'])}| {row['histogram_range']:g}",
+    }
+    if top is not None:
+        facts["most frequent token"] = (
+            f"{_quoted(words.text(top))}, share {row['top_token_share']:.2f}, entropy {row['token_entropy']:.2f} bits"
+        )
+    for name in ("promoted", "suppressed"):
+        values = zip(row[f"{name}_tokens"], row[f"{name}_values"], strict=True)
+        facts[name] = ", ".join(f"{_quoted(words.text(id))} {value:+.2f}" for id, value in values)
+    for title, ids, scores in (
+        ("nearest by decoder", "nearest_latents", "nearest_cosines"),
+        ("fires together with", "cofiring_latents", "cofiring_phi"),
+    ):
+        facts[title] = ", ".join(f"{other} {score:.2f}" for other, score in zip(row[ids], row[scores], strict=True)) or "none"
+    facts["cluster"] = str(row["cluster"])
+    if row["encoder_decoder_cosine"] is not None:
+        facts["encoder-decoder cosine"] = f"{row['encoder_decoder_cosine']:.3f}"
+    return facts
+
+
+def sparkline(counts: Sequence[int], bars: int = 32) -> str:
+    """Return a histogram as bars of letters, in the logarithm of the counts."""
+    size = max(1, len(counts) // bars)
+    sums = [sum(counts[start : start + size]) for start in range(0, len(counts), size)]
+    most = max(sums).bit_length() if any(sums) else 1
+    return "".join(BARS[-(-count.bit_length() * (len(BARS) - 1) // most)] for count in sums)
+
+
+def _sections(examples: Sequence[Example], limit: float, most: int) -> Iterator[tuple[str, list[Example]]]:
+    for interval in (TOP, *range(INTERVALS - 1, -1, -1)):
+        chosen = [example for example in examples if example.interval == interval][:most]
+        if chosen:
+            low, high = (limit * i / INTERVALS for i in (interval, interval + 1))
+            yield ("top contexts" if interval == TOP else f"sampled from [{low:g}, {high:g})"), chosen
+
+
+def _visible(piece: str) -> str:
+    return piece.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>#|~" else letter for letter in text)
+
+
+def _bold(text: str) -> str:
+    inner = text.strip()
+    if not inner:
+        return f"<b>{text}</b>"
+    return text.replace(inner, f"<b>{inner}</b>", 1)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

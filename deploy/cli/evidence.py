@@ -1,0 +1,150 @@
+"""Find out and show what latents mean: the commands ``scopemill evidence``, ``latent``, ``latents`` and ``search``.
+
+Those that only read evidence wait for neither torch, ray nor transformers.
+"""
+
+import json
+from contextlib import ExitStack
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scopemill.deploy.cli.options import Overrides, console, plan_of, print_line
+from scopemill.proto.errors import InputError
+
+if TYPE_CHECKING:
+    from scopemill.evaluator.evidence.reader import Evidence
+
+SaeFolder = Annotated[str, typer.Argument(metavar="SAE", help="A finished SAE's folder: a path or any fsspec URL.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Model = Annotated[str | None, typer.Option(help="The language model: a Hugging Face id or a local folder.")]
+
+
+def evidence(
+    places: Annotated[list[str], typer.Argument(metavar="SWEEP.yaml | SAE...", help="A sweep file, or folders of finished SAEs.")],
+    model: Model = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="For SAE folders: the text, a file, folder or glob; for hub a data set's name.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="Of the corpus: lines, files, jsonl, parquet or hub.")] = "jsonl",  # noqa: A002
+    column: Annotated[str, typer.Option(help="Of the corpus: the column that holds the text.")] = "text",
+    context_length: Annotated[int, typer.Option(min=2, help="For SAE folders: tokens of a sequence.")] = 128,
+    sequences: Annotated[int, typer.Option(min=1, help="For SAE folders: the most sequences to run.")] = 8192,
+    set: Overrides = [],  # noqa: A002, B006
+) -> None:
+    """Find out what every latent means: contexts, statistics, output tokens, neighbours.
+
+    From a sweep's shards, or by the live model on a text. What is made is not made again.
+    """
+    from scopemill.deploy.orchestrator import evidence as phase
+
+    if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
+        plan = plan_of(places[0], set)
+        config = phase.config_of(plan.config.evidence, [])
+        work = phase.evidence_to_make(plan.bucket, plan.record, plan.read_state(), config, plan.config.model.dtype, read=True)
+        _make(plan.config.name, phase.Making(work, plan.config.model, plan.card, config))
+        return
+    if model is None or corpus is None:
+        raise InputError("SAE folders need --model and --corpus: the text is run through the live model")
+    making = phase.from_text(places, model, {"source": corpus, "format": format, "column": column}, context_length, sequences, set)
+    _make("evidence", making)
+
+
+def _make(name: str, making: "phase.Making") -> None:  # type: ignore[name-defined]  # noqa: F821
+    from scopemill.deploy.cli.run import heed_signals
+    from scopemill.deploy.cluster.ray_cluster import check_place, cluster
+    from scopemill.deploy.cluster.scrape_targets import Targets
+    from scopemill.deploy.orchestrator.evidence import make_evidence
+    from scopemill.deploy.progress import Reporter
+    from scopemill.proto import metrics
+
+    if not any(jobs for _, jobs in making.work):
+        print_line("every finished SAE has its evidence")
+        return
+    with ExitStack() as stack:
+        stack.enter_context(cluster())
+        heed_signals()
+        check_place("evidence", making.config)
+        targets = stack.enter_context(Targets(metrics.targets_folder() / f"{name}.json", name, None))
+        for folder in make_evidence(making.work, making.model, making.card, making.config, targets, Reporter(console)):
+            print_line(folder)
+
+
+def latent(
+    sae: SaeFolder,
+    latent: Annotated[int, typer.Argument(help="The latent's number.")],
+    contexts: Annotated[int, typer.Option(min=1, help="The most contexts of each section.")] = 6,
+    as_json: AsJson = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+) -> None:
+    """Show one latent: its contexts with the activation as colour, and all that is known."""
+    from scopemill.deploy.catalog import latents as of
+
+    found = _evidence(sae)
+    if as_json:
+        print(json.dumps(of.facts_of(found, latent), indent=1))
+    elif as_markdown:
+        print(of.markdown(found, latent, contexts), end="")
+    else:
+        console.print(of.page(found, latent, contexts), highlight=False, soft_wrap=True)
+
+
+def latents(
+    sae: SaeFolder,
+    sort: Annotated[str, typer.Option(help="latent, density, max, mean, decoder_norm, cluster or label_score.")] = "density",
+    label: Annotated[str, typer.Option(help="Only latents whose label matches; * and ? are wildcards.")] = "*",
+    most: Annotated[int, typer.Option(min=1, help="The most latents to list.")] = 50,
+    ascending: Annotated[bool, typer.Option(help="Smallest first.")] = False,
+    dead: Annotated[bool, typer.Option(help="Also latents that never fired.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the latents of an SAE from its evidence."""
+    from scopemill.deploy.catalog import latents as of
+
+    rows = of.listed(_evidence(sae), sort, label, ascending, dead)[:most]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        console.print(of.latents_table(rows), highlight=False)
+
+
+def search(
+    sae: SaeFolder,
+    text: Annotated[str, typer.Argument(help="A text; with --words a word or some letters.")],
+    words: Annotated[
+        bool, typer.Option("--words", help="Look for the text in labels, promoted tokens and contexts; no model runs.")
+    ] = False,
+    model: Model = None,
+    most: Annotated[int, typer.Option(min=1, help="The most latents to list.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Find the latents that fire on a text, or whose evidence holds a word."""
+    from scopemill.deploy.catalog import latents as of
+
+    if words:
+        hits = sorted(of.with_word(_evidence(sae), text), key=lambda hit: (-hit["contexts"], hit["latent"]))
+    else:
+        from scopemill.evaluator.evidence.firing import firing_on
+
+        hits = firing_on(sae, text, model)
+    hits = list(islice(hits, most))
+    if as_json:
+        print(json.dumps(hits, indent=1))
+        return
+    for hit in hits:
+        where = (
+            ", ".join(hit["found"])
+            if words
+            else f"max {hit['max']:.3f} on {json.dumps(hit['token'], ensure_ascii=False)}, {hit['tokens']} tokens"
+        )
+        print_line(f"{hit['latent']:8d}  {where}")
+    if not hits:
+        print_line("no latent")
+
+
+def _evidence(sae: str) -> "Evidence":
+    from scopemill.evaluator.evidence.reader import evidence_of
+    from scopemill.proto.storage.bucket import Bucket
+
+    return evidence_of(Bucket(sae), "")

@@ -1,0 +1,1 @@
+"""Say what every latent means, from one read of the rows."""

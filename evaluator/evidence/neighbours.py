@@ -1,0 +1,139 @@
+"""Find each latent's neighbours, by decoder cosine and by co-firing, and cluster latents by both.
+
+Legend of shapes: F latents, d width of the outputs, k neighbours, n firings in the sampled rows.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numba import njit, prange
+
+from scopemill.trainer.sae.base import Sae
+from scopemill.trainer.sae.crosslayer import CrossLayerTranscoder
+
+BLOCK = 512  # latents compared at once; a fixed number, as a product's last bits may depend on it
+ROUNDS = 30  # of label propagation; it ends earlier where nothing changes
+LEAST_COSINE, LEAST_PHI = 0.3, 0.2  # of an edge of the graph that is clustered
+
+
+class Neighbours(NamedTuple):
+    """Hold the k nearest of each latent, nearest first; -1 where there are fewer."""
+
+    latents: np.ndarray  # [F, k], int32
+    scores: np.ndarray  # [F, k], float32
+
+
+def decoder_rows(sae: Sae) -> torch.Tensor:
+    """Return each latent's decoder row [F, d], zero where it does not write."""
+    if not isinstance(sae, CrossLayerTranscoder):
+        return sae.W_dec.detach()
+    rows = sae.b_dec.new_zeros(sae.width, sae.d_out)
+    for layer, weights in enumerate(sae.W_dec):
+        reach = sae._reach(layer)
+        rows[layer * sae.per_layer : (layer + 1) * sae.per_layer, reach.start : reach.stop] = weights.detach()
+    return rows
+
+
+def by_cosine(rows: torch.Tensor, k: int) -> Neighbours:
+    """Return the neighbours of the largest cosine between decoder rows [F, d]; a latent of no norm has none."""
+    norms = rows.norm(dim=1, keepdim=True)
+    unit = rows / norms.where(norms > 0, torch.inf)
+    width = len(rows)
+    latents, scores = np.full((width, k), -1, np.int32), np.full((width, k), np.nan, np.float32)
+    for start in range(0, width, BLOCK):
+        block = unit[start : start + BLOCK]
+        cosines = block @ unit.T
+        own = torch.arange(len(block), device=block.device)
+        cosines[own, start + own] = -torch.inf
+        cosines[:, norms[:, 0] == 0] = -torch.inf
+        best, at = cosines.topk(min(k, width), dim=1)
+        found = (best > -torch.inf) & (norms[start : start + BLOCK] > 0)
+        latents[start : start + BLOCK, : best.shape[1]] = at.where(found, -1).cpu().numpy()
+        scores[start : start + BLOCK, : best.shape[1]] = best.where(found, torch.nan).cpu().numpy()
+    return Neighbours(latents, scores)
+
+
+def by_cofiring(latents: np.ndarray, rows: np.ndarray, sampled: int, width: int, k: int) -> Neighbours:
+    """Return the neighbours of the largest positive phi coefficient over ``sampled`` rows.
+
+    Firings are given by latent and row [n]; rows are any distinct numbers.
+    """
+    numbers, row = np.unique(rows, return_inverse=True)
+    by_latent, by_row = np.lexsort((row, latents)), np.lexsort((latents, row))
+    starts = np.searchsorted(latents[by_latent], np.arange(width + 1))
+    row_starts = np.searchsorted(row[by_row], np.arange(len(numbers) + 1))
+    found, phi = np.full((width, k), -1, np.int32), np.full((width, k), np.nan, np.float32)
+    _cofiring(starts, row[by_latent], row_starts, latents[by_row].astype(np.int32), float(sampled), found, phi)
+    return Neighbours(found, phi)
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _cofiring(starts, rows, row_starts, latents, sampled, found, phi):
+    width, k = found.shape
+    for block in prange((width + 255) // 256):
+        together = np.zeros(width, np.int64)
+        touched = np.empty(width, np.int32)
+        for f in range(block * 256, min(width, (block + 1) * 256)):
+            n = 0
+            for e in range(starts[f], starts[f + 1]):
+                for at in range(row_starts[rows[e]], row_starts[rows[e] + 1]):
+                    other = latents[at]
+                    if together[other] == 0:
+                        touched[n] = other
+                        n += 1
+                    together[other] += 1
+            fired = float(starts[f + 1] - starts[f])
+            chosen = np.sort(touched[:n])
+            for i in range(n):
+                other = chosen[i]
+                other_fired = float(starts[other + 1] - starts[other])
+                spread = fired * (sampled - fired) * other_fired * (sampled - other_fired)
+                value = 0.0
+                if spread > 0:
+                    value = (sampled * together[other] - fired * other_fired) / np.sqrt(spread)
+                together[other] = 0
+                if other != f and value > 0:
+                    _rank(found[f], phi[f], other, np.float32(value))
+
+
+@njit(cache=True, nogil=True)
+def _rank(found, scores, latent, score):
+    at = len(found) - 1
+    if found[at] >= 0 and scores[at] >= score:
+        return
+    while at > 0 and (found[at - 1] < 0 or scores[at - 1] < score):
+        found[at], scores[at] = found[at - 1], scores[at - 1]
+        at -= 1
+    found[at], scores[at] = latent, score
+
+
+def clusters(cosine: Neighbours, cofiring: Neighbours) -> np.ndarray:
+    """Return each latent's cluster [F], named by its smallest latent.
+
+    The graph has an edge between latents that are among each other's neighbours, of either kind. Labels are propagated in the order
+    of latents: each takes the label of the largest sum of scores, among equals the smallest.
+    """
+    edges: list[dict[int, float]] = [{} for _ in range(len(cosine.latents))]
+    for near, least in ((cosine, LEAST_COSINE), (cofiring, LEAST_PHI)):
+        chosen = [{int(o): float(s) for o, s in zip(*row, strict=True) if o >= 0 and s >= least} for row in zip(*near, strict=True)]
+        for latent, others in enumerate(chosen):
+            for other, score in others.items():
+                if latent in chosen[other]:
+                    edges[latent][other] = edges[latent].get(other, 0.0) + score
+    labels = list(range(len(edges)))
+    for _ in range(ROUNDS):
+        changed = False
+        for latent, others in enumerate(edges):
+            if others:
+                weights: dict[int, float] = {}
+                for other in sorted(others):
+                    weights[labels[other]] = weights.get(labels[other], 0.0) + others[other]
+                best = min(weights, key=lambda label: (-weights[label], label))
+                changed, labels[latent] = changed or best != labels[latent], best
+        if not changed:
+            break
+    smallest: dict[int, int] = {}
+    for latent, label in enumerate(labels):
+        smallest.setdefault(label, latent)
+    return np.array([smallest[label] for label in labels], np.int32)
