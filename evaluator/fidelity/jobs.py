@@ -34,7 +34,10 @@ def settings_of(config: EvaluationConfig, dataset: str, context_length: int, out
 
 
 def committed(bucket: Bucket, job: Job, settings: dict[str, Any]) -> Evaluation | None:
-    """Return the committed evaluation of a checkpoint; None if there is none with these settings, or a damaged one."""
+    """Return the committed evaluation of a checkpoint.
+
+    None if there is none with these settings, or a damaged one.
+    """
     try:
         evaluation = Evaluation.read(bucket, SaeLayout(job.root).checkpoint(job.step).metrics)
     except (CorruptObject, MissingObject):
