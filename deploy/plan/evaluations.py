@@ -16,6 +16,9 @@ def measured_jobs(sae: SaeRecord, state: SaeState) -> list[Job]:
 
 
 def read_evaluations(bucket: Bucket, jobs: Sequence[Job], settings: dict[str, object]) -> dict[Job, Evaluation]:
-    """Read the evaluations that these jobs have; damaged ones and those made with other settings are left out."""
+    """Read the evaluations that these jobs have.
+
+    Damaged ones and those made with other settings are left out.
+    """
     read = side_by_side(lambda job: committed(bucket, job, settings), jobs)
     return {job: evaluation for job, evaluation in zip(jobs, read, strict=True) if evaluation}
