@@ -65,7 +65,7 @@ def _norm_limits(task: HarvestTask, lm: LanguageModel, sample: Sequences) -> dic
 
 
 def outlier_notes(norms: Norms, outlier_norm: float | None, kept: int) -> list[str]:
-    """Write a sentence on the rows that the filter drops, or on activation sinks that no filter drops.
+    """Write a sentence on rows that the filter drops, or on activation sinks.
 
     ``norms`` are those of all calibration rows, ``kept`` is the number of rows within the filter.
     """

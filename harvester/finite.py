@@ -18,7 +18,7 @@ def check_norms(place: str, hook: str, norms: np.ndarray, block: Sequences, rows
 
 
 def not_finite(place: str, hook: str, count: int, token: int, document: int, position: int) -> NotFinite:
-    """Make the error for rows that hold a NaN or an infinity; the first of them is named by its token."""
+    """Make the error for rows that are not finite, naming the first by its token."""
     return NotFinite(
         f"{place}, {hook}: the activations of {count} tokens hold a NaN or an infinity, first those of token id {token} at position "
         f"{position} of document {document}: no SAE can be trained on them. Check the model's weights, try model.dtype: float32, or take "

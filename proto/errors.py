@@ -48,7 +48,7 @@ class SaeFormatError(InputError):
 
 
 class NotFinite(InputError):
-    """Report a NaN or an infinity in activations, losses or weights; a retry would meet it again."""
+    """Report a NaN or an infinity in activations, losses or weights."""
 
 
 class TemplateError(InputError):
@@ -76,7 +76,7 @@ class Conflict(StorageError):
 
 
 class PartlyFailed(ScopemillError):
-    """Report that some of a phase's work failed; the rest of it is done and committed."""
+    """Report that some of a phase's work failed; the rest is done."""
 
 
 class WireError(ScopemillError):

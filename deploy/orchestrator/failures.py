@@ -19,7 +19,7 @@ def failed_checkpoints(failures: Mapping[Job, ScopemillError]) -> Table:
 
 
 def not_evaluated(failures: Mapping[Job, ScopemillError], total: int) -> PartlyFailed:
-    """Return the error that ends an evaluation in which some checkpoints failed, with one reason for each SAE."""
+    """Return the error that names each SAE whose checkpoints could not be evaluated."""
     reasons = {job.sae: str(error) for job, error in failures.items()}
     listed = "\n".join(f"  {sae}: {reason}" for sae, reason in reasons.items())
     return PartlyFailed(f"{len(failures)} of {total} checkpoints could not be evaluated; the others are evaluated:\n{listed}")

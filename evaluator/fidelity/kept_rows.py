@@ -1,4 +1,4 @@
-"""Find the rows of an evaluation's text on which SAEs were trained, where the harvest drops outliers."""
+"""Find the rows of an evaluation's text that the harvest's outlier filter keeps."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -87,7 +87,10 @@ class Evaluation:
 
     @staticmethod
     def read(bucket: Bucket, path: str) -> "Evaluation":
-        """Read an evaluation. Raises CorruptObject if its checksum does not match, or if it is none."""
+        """Read an evaluation.
+
+        Raises CorruptObject if its checksum does not match, or if it is none.
+        """
         data = read_record(bucket, path)
         try:
             made = {"result": Result(**data["result"]), "histogram": Histogram(**data["histogram"])}

@@ -56,7 +56,7 @@ LATER: dict[str, Any] = {"initial_scale": "as_published", "adam_beta1": 0.0}
 
 
 def identity(sae: SaeConfig, filled: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON mapping of all that version 1 named an SAE by, and of what came later.
+    """Return the JSON mapping by which version 1 named an SAE.
 
     ``filled``: the recipe as the template and the sweep file fill it, with the fields that the SAE does not read. A field added after
     version 1 enters only where its value is not its default, so that a new option renames no SAE.
@@ -73,7 +73,7 @@ PACE = ("checkpoint_every", "log_every")
 
 
 def identities(sae: SaeConfig, filled: Mapping[str, Any], template: str) -> list[dict[str, Any]]:
-    """Return the mapping whose digest is the SAE's id, then those by which earlier versions may have named the same SAE.
+    """Return the mapping whose digest is the SAE's id, then those of earlier versions.
 
     It has the values of ``template`` for `PACE`, whatever the SAE's own are. Earlier versions entered the SAE's own values.
     """

@@ -17,7 +17,7 @@ SMALL = 64 * 2**20  # bytes that may be unpacked whatever the size of the archiv
 
 
 def check_unpacked_size(place: str, data: bytes) -> None:
-    """Raise SaeFormatError if a zip archive is none, or would unpack to far more than its own size."""
+    """Raise SaeFormatError if a zip archive would unpack to far more than its own size."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             total = sum(member.file_size for member in archive.infolist())
@@ -30,7 +30,10 @@ def check_unpacked_size(place: str, data: bytes) -> None:
 
 
 def read_npz(place: str, data: bytes) -> dict[str, torch.Tensor]:
-    """Return the arrays of an npz archive. SaeFormatError for a damaged one, other than float arrays, or one that claims too much."""
+    """Return the arrays of an npz archive.
+
+    SaeFormatError for a damaged one, for arrays of other than floats, or one that claims too much.
+    """
     check_unpacked_size(place, data)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

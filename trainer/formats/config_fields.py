@@ -1,6 +1,6 @@
-"""Check the fields of another tool's configuration: each is read, known to change nothing, or refused by its name.
+"""Check the fields of another tool's configuration, and refuse unknown ones by name.
 
-A field that is passed over may have made the SAE another function.
+Each field is read, or known to change nothing: one that is passed over may have made the SAE another function.
 """
 
 from collections.abc import Collection, Mapping
@@ -39,7 +39,7 @@ SPARSIFY_TRAINING = frozenset(("expansion_factor", "normalize_decoder", "multi_t
 
 
 def check_known(place: str, config: Mapping[str, Any], read: Collection[str], ignored: Collection[str]) -> None:
-    """Raise SaeFormatError, by its name, for a field that is neither read nor known to change nothing."""
+    """Raise SaeFormatError for a field that is neither read nor known to change nothing."""
     for name, value in config.items():
         if name not in read and name not in ignored and value is not None:
             raise SaeFormatError(
@@ -48,7 +48,10 @@ def check_known(place: str, config: Mapping[str, Any], read: Collection[str], ig
 
 
 def read_flag(place: str, config: Mapping[str, Any], field: str, default: bool) -> bool:
-    """Return a field that is true or false. SaeFormatError for any other value, such as the string "false"."""
+    """Return a field that is true or false.
+
+    SaeFormatError for any other value, such as the string "false".
+    """
     value = config.get(field, default)
     if not isinstance(value, bool):
         raise SaeFormatError(f"{place}: {field} is {_short(value)}; it has to be true or false.")

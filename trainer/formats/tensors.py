@@ -118,7 +118,7 @@ def laid_out(sae: Sae, names: Mapping[str, str]) -> Tensors:
 
 
 def check_dtypes(place: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise SaeFormatError for a tensor that is not of plain floating-point numbers, such as quantized weights."""
+    """Raise SaeFormatError for a tensor of other than plain floating-point numbers."""
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             kind = str(tensor.dtype).removeprefix("torch.")

@@ -10,7 +10,7 @@ from scopemill.trainer.config.recipe import SaeConfig
 
 
 def check_step(config: SaeConfig, step: int, loss: float, x: torch.Tensor, y: torch.Tensor | None) -> None:
-    """Raise NotFinite if the loss of a step, or what it read of its batch, is not finite.
+    """Raise NotFinite if a step's loss, or what it read, is not finite.
 
     ``step`` counts from 1. The batch is x [B, d_in] with targets y [B, d_out]; without targets (None) they are x.
     """
@@ -31,7 +31,7 @@ def check_step(config: SaeConfig, step: int, loss: float, x: torch.Tensor, y: to
 
 
 def check_state(config: SaeConfig, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise NotFinite, naming the tensor, if weights or the optimizer's state after a step are not finite."""
+    """Raise NotFinite, naming the tensor, if the state after a step is not finite."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not _is_finite(tensor):
             raise NotFinite(
