@@ -34,7 +34,7 @@ KINDS: list[tuple[str, Shape, dict]] = [
     ("topk", ONE, COUNTED),
     ("batchtopk", ONE, COUNTED),
     ("matryoshka", ONE, COUNTED),
-    ("matryoshka", ONE, JUMP | {"activation": "jumprelu", "sparsity": 0.05}),
+    ("matryoshka", ONE, JUMP | {"activation": "jumprelu", "sparsity": 0.06, "prefix_coefficients": [0.05, 0.1, 0.2, 0.4, 1.0]}),
     ("skip", ONE, JUMP),
     ("transcoder", PAIR, JUMP),
     ("transcoder", PAIR, COUNTED | {"activation": "topk"}),

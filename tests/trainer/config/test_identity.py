@@ -33,7 +33,7 @@ TABLE = json.loads((Path(__file__).parent / "sae_ids.json").read_text())
 # What templates said when the table was written, where that has changed; None: nothing.
 THEN = {
     "quick": {"learning_rate": 1e-3},
-    "gemma-scope-2": {"architecture": "jumprelu", "activation": None, "target_coefficient": 0.01},
+    "gemma-scope-2": {"architecture": "jumprelu", "activation": None, "prefix_coefficients": None, "target_coefficient": 0.01},
 }
 
 
