@@ -43,6 +43,8 @@ class LanguageModel:
         use_hugging_face_norms(self._bridge)
         use_hugging_face_attention(self._bridge)
         self._checked: set[Hook] = set()
+        with as_model_error(model), torch.inference_mode():  # an architecture that TransformerLens loads and cannot run is told here
+            self._bridge.run_with_hooks(torch.zeros((1, 4), dtype=torch.int64, device=self.device), fwd_hooks=[], return_type=None)
 
     @property
     def bridge(self) -> Any:
