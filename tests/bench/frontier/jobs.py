@@ -37,8 +37,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     SAE_LENS: {
         "jumprelu": LENS | {"l0_warm_up_fraction": 0.5},
         "topk": LENS,
-        "batchtopk": LENS,
-        "matryoshka": LENS | {"prefixes": PREFIXES},
+        "batchtopk": LENS | {"topk_threshold_lr": 0.03},  # it starts at zero, and L0 is wrong until that is forgotten
+        "matryoshka": LENS | {"topk_threshold_lr": 0.03, "prefixes": PREFIXES},
     },
     DICTIONARIES: {
         "jumprelu": DICTIONARY | {"sparsity_warmup_steps_fraction": 0.5},
