@@ -1,4 +1,4 @@
-"""Keep the ledger of an SAE's latents: what is known of each from the rows so far.
+"""Keep the ledger of an SAE's latents: what the rows so far say.
 
 `Ledger.of` counts the firings of one shard, `Ledger.merged` joins ledgers of different shards. Merging is exact, associative and
 commutative, so neither the order of shards nor their division over actors changes a bit.
@@ -121,7 +121,7 @@ class Ledger:
         return replace(ledger, fired=np.diff(starts), offsets=offsets, at=at, activations=activations)
 
     def merged(self, other: "Ledger") -> "Ledger":
-        """Return the ledger of this one's and another one's rows; no row may be in both."""
+        """Return the ledger of both ledgers' rows; no row may be in both."""
         source = np.full(self.values.shape, -1, np.int64)
         keys = np.full_like(self.keys, loops.EMPTY)
         mine = self.exponents, self.values, self.shards, self.places, self.keys
