@@ -1,4 +1,4 @@
-"""Show the latents of an SAE from its evidence: one as a page, many as a list, and those that a word leads to."""
+"""Show the latents of an SAE from its evidence."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -111,7 +111,10 @@ def latents_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def with_word(evidence: Evidence, word: str) -> Iterator[dict[str, Any]]:
-    """Yield the latents with a word in their label, promoted tokens or contexts, and where it was found; case does not count."""
+    """Yield the latents with a word in their label, promoted tokens or contexts.
+
+    Case does not count.
+    """
     words, labels, wanted = evidence.vocabulary, evidence.labels(), word.casefold()
     promoted = evidence.latents(["promoted_tokens"]).column("promoted_tokens").to_pylist()
     for latent, examples in evidence.all_examples():

@@ -244,7 +244,7 @@ class SweepDriver:
         return self.plan.read_state()
 
     def evidence(self, state: SweepState | None = None) -> SweepState:
-        """Find out what the latents of every finished SAE mean, if the sweep file says so."""
+        """Make the evidence of every finished SAE, if the sweep file says so."""
         plan, now = self.plan, state or self.plan.read_state()
         if plan.config.evidence:
             left = self._evidence_left(now)

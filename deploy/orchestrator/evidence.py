@@ -1,4 +1,4 @@
-"""Make evidence on Ray: of a sweep's finished SAEs, or of any finished SAEs through the live model."""
+"""Make evidence on Ray, from a sweep's shards or the live model."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ def config_of(given: EvidenceConfig | None, overrides: Sequence[str]) -> Evidenc
 def from_text(
     folders: Sequence[str], model: str, corpus: dict[str, Any], context_length: int, sequences: int, overrides: Sequence[str]
 ) -> Making:
-    """Pack a text, and return what it takes to make the evidence of SAEs in folders through the live model.
+    """Pack a text for the live model, and return what making evidence takes.
 
     The packed text is kept below the first folder's evidence, so that a broken run continues.
     """
@@ -93,7 +93,7 @@ def evidence_to_make(
 ) -> list[EvidenceWork]:
     """Return the finished SAEs of each pass that lack evidence.
 
-    With ``read``, damaged evidence counts as absent. Rows come from shards where they are left, else from their packed text through the
+    With ``read``, every byte of present evidence is checked. Rows come from shards where they are left, else from their packed text through the
     live model, in precision ``dtype``. Without a configuration none is lacking.
     """
     work: list[EvidenceWork] = []

@@ -50,8 +50,9 @@ class EvidenceMaker:
         return ShardSource(self._bucket, rows.dataset, rows.text, special)
 
     def count(self, task: Task) -> int:
-        """Commit the part of some shards for each SAE that lacks it, and return the number of shards.
+        """Commit the part of some shards for each SAE that lacks it.
 
+        Returns the number of shards.
         Raises Stopped once ``stop`` was called.
         """
         jobs, shards = task
@@ -112,7 +113,7 @@ class EvidenceMaker:
 
 
 def load(job: EvidenceJob, card: ModelCard) -> FinishedSae:
-    """Load a job's SAE; raise InputError if its hooks are unknown, or not of this model."""
+    """Load a job's SAE; raise InputError if it is not of this model."""
     sae = read_finished(job.folder)
     if not sae.inputs:
         raise SaeFormatError(f"{job.folder} does not say which hook it reads: convert it with scopemill convert, and set hook_name")

@@ -1,4 +1,4 @@
-"""Find the latents that fire on rows, by the sparse kernels where the activation allows it.
+"""Find the latents that fire on rows, by sparse kernels where possible.
 
 Legend of shapes: B rows, F latents, n firings.
 """
@@ -20,7 +20,7 @@ MOST_DENSE = 8  # a row of which more than one latent in so many fires is encode
 
 
 class Encoder:
-    """Find the firings of raw rows. The memory for the encoder's products is kept between calls."""
+    """Find the firings of raw rows, in memory kept between calls."""
 
     def __init__(self, sae: Sae):
         self.sae = sae
@@ -31,7 +31,7 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor) -> Found:
-        """Return the firings of raw rows [B, d_in], row by row: a latent fires where it is above 0."""
+        """Return the firings of raw rows [B, d_in]: latents above 0."""
         x = x.to(self.sae.b_dec)
         return self._sparse(x) or _dense(self.sae, x)
 
@@ -77,7 +77,7 @@ def _dense(sae: Sae, x: torch.Tensor) -> Found:
 
 
 class Collector:
-    """Collect the firings of a shard's rows, those of latents ``start`` to ``stop``, and group them by latents."""
+    """Collect a shard's firings of some latents, and group them by latents."""
 
     def __init__(self, start: int, stop: int, room: int = 2**16):
         self._start, self._stop = start, stop

@@ -1,4 +1,4 @@
-"""Describe evidence to make: an SAE, the source of its rows, and the settings that name the result."""
+"""Describe evidence to make: an SAE, its rows, and the settings."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ WEIGHTS = ("sae_weights.safetensors", "params.npz", "params.safetensors", "ae.sa
 
 @dataclass(frozen=True)
 class RowsFrom:
-    """Describe where rows come from. Its fields but ``shards`` and ``rows`` say how to get them again."""
+    """Describe where rows come from."""
 
     kind: Literal["shards", "model"]
     url: str  # the bucket of shards or packed text
@@ -111,7 +111,10 @@ def settings_hash(settings: dict[str, Any]) -> str:
 
 
 def weights_digest(bucket: Bucket, root: str) -> str:
-    """Return a hash of samples of an SAE's weights. Raises InputError for a folder without an SAE."""
+    """Return a hash of samples of an SAE's weights.
+
+    Raises InputError for a folder without an SAE.
+    """
     prefix = f"{root}/" if root else ""
     for name in WEIGHTS:
         size = bucket.size(prefix + name)
@@ -125,7 +128,7 @@ def weights_digest(bucket: Bucket, root: str) -> str:
 
 
 def tasks(jobs: Sequence[EvidenceJob], rows: RowsFrom, actors: int) -> list[tuple[tuple[EvidenceJob, ...], tuple[int, ...]]]:
-    """Divide the counting into tasks: jobs that share a read, and the shards of one part.
+    """Divide counting into tasks: jobs that share a read, and one part's shards.
 
     SAEs of the same hooks share a read; from the live model all do.
     """

@@ -1,4 +1,4 @@
-"""Keep the ledger of an SAE's latents: what is known of each from the rows so far.
+"""Keep the ledger of an SAE's latents: what the rows so far say.
 
 `Ledger.of` counts the firings of one shard, `Ledger.merged` joins ledgers of different shards. Merging is exact, associative and
 commutative, so neither the order of shards nor their division over actors changes a bit.
@@ -121,23 +121,37 @@ class Ledger:
         return replace(ledger, fired=np.diff(starts), offsets=offsets, at=at, activations=activations)
 
     def merged(self, other: "Ledger") -> "Ledger":
-        """Return the ledger of this one's and another one's rows; no row may be in both."""
+        """Return the ledger of both ledgers' rows; no row may be in both."""
         source = np.full(self.values.shape, -1, np.int64)
         keys = np.full_like(self.keys, loops.EMPTY)
         mine = self.exponents, self.values, self.shards, self.places, self.keys
         theirs = other.exponents, other.values, other.shards, other.places, other.keys
         loops.merge_slots(self.top, *mine, *theirs, source, keys)
         counted = [x.copy() for x in (self.exponents, self.bins, self.token_keys, self.token_ids, self.sums, self.squares)]
-        loops.merge_counts(*counted, other.exponents, other.bins, other.token_keys, other.token_ids, other.sums, other.squares)
+        exponents, bins, token_keys, token_ids, sums, squares = counted
+        loops.merge_counts(
+            exponents,
+            bins,
+            token_keys,
+            token_ids,
+            sums,
+            squares,
+            other.exponents,
+            other.bins,
+            other.token_keys,
+            other.token_ids,
+            other.sums,
+            other.squares,
+        )
         offsets = _offsets(_chosen(source, self._window_sizes, other._window_sizes, 0))
         at, activations = np.empty(offsets[-1], np.int16), np.empty(offsets[-1], np.float32)
         loops.gather_windows(
             source, self.offsets, self.at, self.activations, other.offsets, other.at, other.activations, offsets, at, activations
         )
         return Ledger(
-            self.fired + other.fired, counted[4], counted[5], counted[0], counted[1],
+            self.fired + other.fired, sums, squares, exponents, bins,
             _chosen(source, self.values, other.values, 0), _chosen(source, self.shards, other.shards, -1),
-            _chosen(source, self.places, other.places, -1), keys, counted[2], counted[3], offsets, at, activations,
+            _chosen(source, self.places, other.places, -1), keys, token_keys, token_ids, offsets, at, activations,
         )  # fmt: skip
 
     def slice(self, start: int, stop: int) -> "Ledger":

@@ -1,4 +1,4 @@
-"""Tell which output tokens a latent promotes and suppresses: its decoder row through the final norm's gain and the unembedding.
+"""Tell which output tokens a latent promotes and suppresses.
 
     logits = W_U (gain * w), less their mean over the vocabulary
 
@@ -35,7 +35,7 @@ class Readout:
 
 @dataclass(frozen=True)
 class Extremes:
-    """Hold the tokens of the largest or smallest logits, [F, k] each, the most extreme first."""
+    """Hold the tokens of the most extreme logits, [F, k] each."""
 
     tokens: np.ndarray
     values: np.ndarray
@@ -43,7 +43,7 @@ class Extremes:
 
 @torch.no_grad()
 def readout(lm: LanguageModel, hooks: Sequence[Hook], known_tokens: int) -> Readout:
-    """Read a language model's final norm and unembedding, and W_O of those hooks that are ``attn_z``.
+    """Read final norm and unembedding, and W_O of ``attn_z`` hooks.
 
     Ids from ``known_tokens`` on have no text, so they are padding that was never trained.
     """
@@ -84,7 +84,7 @@ def untrained_tokens(embedding: torch.Tensor, known_tokens: int) -> frozenset[in
 
 
 def directions(rows: torch.Tensor, outputs: Sequence[Hook], widths: Sequence[int], out: Readout) -> torch.Tensor:
-    """Return each latent's direction [F, d] in the residual stream, from its decoder row over all outputs."""
+    """Return each latent's direction [F, d] in the residual stream."""
     parts = list(zip(outputs, rows.split(list(widths), dim=1), strict=True))
     added = [part @ out.projections[hook.name] if hook.site == "attn_z" else part for hook, part in parts if hook.site not in STREAMS]
     streams = [part for hook, part in parts if hook.site in STREAMS]

@@ -1,4 +1,4 @@
-"""Run the ledger's loops over firings, compiled by numba; counting gives each latent to one thread.
+"""Run the ledger's loops over firings, compiled by numba.
 
 Legend of shapes: F latents, n firings, K top contexts, I intervals with m samples each, S = K + I * m slots, t sampled tokens.
 
@@ -38,7 +38,7 @@ def row_keys(seed, shard, places):
 
 @njit(cache=True, nogil=True)
 def group(order, starts, latents, values, places, width):
-    """Return firings by latents, each latent's by rising place: starts [F + 1], places and values [n].
+    """Return firings by latents, each latent's by rising place.
 
     They are given by rows: row r has firings ``starts[r]`` to ``starts[r + 1]``, and ``order`` lists the rows by rising place.
     """
@@ -156,7 +156,10 @@ def _hold(entries, top, held, values, entry):
 
 @njit(cache=True, nogil=True)
 def window_start(place, context, window):
-    """Return where the window of a place starts: three quarters of it lie before the place, inside its sequence."""
+    """Return where the window of a place starts, inside its sequence.
+
+    Three quarters of the window lie before the place.
+    """
     sequence = place // context * context
     return min(max(place - (window * 3) // 4, sequence), sequence + context - window)
 
@@ -173,7 +176,7 @@ def window_counts(starts, places, entries, context, window, counts):
 
 @njit(cache=True, nogil=True)
 def fill_windows(starts, places, values, entries, context, window, offsets, at, value_at):
-    """Write the firings in the window of each slot from its offset [F * S] on."""
+    """Write the firings in the window of each slot from its offset on."""
     slots = entries.shape[1]
     for f in range(len(starts) - 1):
         for s in range(slots):
@@ -198,7 +201,10 @@ def _within(starts, places, f, entry, context, window):
 @njit(cache=True, nogil=True)
 def merge_slots(top, exponents, values, shards, places, keys, other_exponents, other_values, other_shards, other_places, other_keys, source,
                 merged_keys):  # fmt: skip
-    """Choose the slots of two ledgers' union: slot s of the first is numbered s, of the second S + s; -1 stays empty."""
+    """Choose the slots of two ledgers' union.
+
+    Slot s of the first is numbered s, of the second S + s; -1 stays empty.
+    """
     slots = source.shape[1]
     samples = (slots - top) // INTERVALS
     for f in range(len(source)):
@@ -258,7 +264,7 @@ def _halve(bins, times):
 
 @njit(cache=True, nogil=True)
 def gather_windows(source, offsets, at, values, other_offsets, other_at, other_values, out_offsets, out_at, out_values):
-    """Copy the windows of the chosen slots of two ledgers, see `merge_slots`, to their new offsets."""
+    """Copy the windows of chosen slots (see `merge_slots`) to their new offsets."""
     slots = source.shape[1]
     for f in range(len(source)):
         for s in range(slots):

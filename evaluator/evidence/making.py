@@ -1,4 +1,4 @@
-"""Make the evidence of SAEs: map over shards into parts, then reduce the parts to files. No Ray here."""
+"""Map over shards into parts, then reduce the parts to evidence files."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,8 +45,9 @@ def sizes_of(config: EvidenceConfig, context_length: int) -> Sizes:
 def count_shard(
     source: Source, shard: int, saes: Sequence[FinishedSae], config: EvidenceConfig, total_rows: int
 ) -> tuple[list[Counted], int, int]:
-    """Count the firings of several SAEs in one read of a shard; also return its rows and sequences.
+    """Count the firings of several SAEs in one read of a shard.
 
+    The shard's rows and sequences are returned too.
     ``total_rows`` are those of all shards, about: they decide which rows are sampled for co-firing. The shard is read once more for
     each further slice of latents of an SAE with more than ``config.firings_at_once`` firings.
     """
@@ -111,7 +112,10 @@ def finish(
     bucket: Bucket, layout: EvidenceLayout, done: Sequence[Part], sae: FinishedSae, source: Source, config: EvidenceConfig, out: Readout,
     words: Vocabulary, facts: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Reduce parts by ranges of latents, and write the evidence of an SAE. ``facts`` are the record's, but those counted here."""
+    """Reduce parts by ranges of latents, and write the evidence of an SAE.
+
+    ``facts`` are the record's, but those counted here.
+    """
     window, context = sizes_of(config, source.context_length).window, source.context_length
     weights, rows = sae.sae, sum(part.rows for part in done)
     decoder = decoder_rows(weights)

@@ -36,7 +36,10 @@ def decoder_rows(sae: Sae) -> torch.Tensor:
 
 
 def by_cosine(rows: torch.Tensor, k: int) -> Neighbours:
-    """Return the neighbours of the largest cosine between decoder rows [F, d]; a latent of no norm has none."""
+    """Return the neighbours of the largest cosine between decoder rows [F, d].
+
+    A latent of no norm has none.
+    """
     norms = rows.norm(dim=1, keepdim=True)
     unit = rows / norms.where(norms > 0, torch.inf)
     width = len(rows)

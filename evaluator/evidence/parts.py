@@ -21,7 +21,7 @@ RANGE = 2048  # latents of a ledger's object, and of one step of the reduction
 
 @dataclass(frozen=True)
 class Sample:
-    """Hold the firings in the sampled rows: latents and rows [n], and how many rows were sampled."""
+    """Hold the firings in the sampled rows: latents and rows [n]."""
 
     latents: np.ndarray  # int32
     rows: np.ndarray  # int64: shard and place

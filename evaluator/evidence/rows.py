@@ -1,4 +1,4 @@
-"""Give the raw rows of some hooks with their tokens: from a dataset's shards, or from text through the live model.
+"""Give raw rows with their tokens, from shards or the live model.
 
 A place is the number of a token in a shard's packed text: sequence times context length plus position.
 """
@@ -82,9 +82,9 @@ class ShardSource:
         order = known.argsort(kind="stable")
         places = kept[order[np.searchsorted(known[order], wanted).clip(max=len(order) - 1)]]
         if not np.array_equal(block.tokens.ravel()[places], labels["token_id"]):
+            text = self._bucket.place(text_path(self._text, shard))
             raise CorruptObject(
-                f"{self._bucket.place(self._layout.shard(shard))} holds other tokens than "
-                f"{self._bucket.place(text_path(self._text, shard))}: harvest the dataset again"
+                f"{self._bucket.place(self._layout.shard(shard))} holds other tokens than {text}: harvest the dataset again"
             )
         return places
 

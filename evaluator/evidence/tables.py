@@ -1,4 +1,4 @@
-"""Make the tables of an SAE's evidence from its ledger, its weights and its sampled rows."""
+"""Make the tables of evidence from ledger, weights and sampled rows."""
 
 import math
 from collections.abc import Callable
@@ -89,8 +89,9 @@ def _lists(values: np.ndarray, counts: np.ndarray, kind: pa.DataType) -> pa.Arra
 
 
 def examples(ledger: Ledger, context: int, window: int, text: Callable[[int], Sequences]) -> pa.Array:
-    """Return each latent's examples (see `EXAMPLE`): the top ones, then intervals from above, each by falling activation.
+    """Return each latent's examples (see `EXAMPLE`).
 
+    The top ones come first, then intervals from above, each by falling activation.
     ``text`` gives the packed text of a shard. It is asked once for each shard.
     """
     latent, slot = np.nonzero(ledger.shards >= 0)
@@ -134,7 +135,7 @@ def _list_offsets(counts: np.ndarray) -> pa.Array:
 
 
 def alignment(encoder: np.ndarray, decoder: np.ndarray) -> np.ndarray:
-    """Return the cosine [F] of each latent's encoder and decoder row; 0 where one is zero."""
+    """Return the cosine [F] of each latent's encoder and decoder row, else 0."""
     a, b = (np.asarray(x, np.float64) for x in (encoder, decoder))
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.divide((a * b).sum(1), norms, out=np.zeros(len(a)), where=norms > 0).astype(np.float32)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import chain, pairwise
 
 import data_path
+import evidence
 import pyarrow.parquet as parquet
 import steps
 from history import report
@@ -43,7 +44,7 @@ def demo_waits() -> Iterator[Figure]:
 
 
 def main() -> None:
-    report(chain(data_path.figures(), steps.figures(), demo_figures(), demo_waits()))
+    report(chain(data_path.figures(), steps.figures(), evidence.figures(), demo_figures(), demo_waits()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,78 @@
+"""The pass over a shard for the evidence of one SAE, over the encoder's product on the same rows."""
+
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from measure import Figure, alternate, timed
+
+from scopemill.evaluator.config import EvidenceConfig
+from scopemill.evaluator.evidence.making import count_shard
+from scopemill.evaluator.evidence.rows import BATCH, ShardSource
+from scopemill.harvester.shard import ShardBuffers, write_shard
+from scopemill.harvester.text.packed_text import save_sequences
+from scopemill.harvester.text.packing import Sequences
+from scopemill.proto.dataset import DatasetManifest, HookStats, pack_vector
+from scopemill.proto.layout import DatasetLayout
+from scopemill.proto.storage.bucket import Bucket
+from scopemill.proto.storage.checksums import checksummed_record
+from scopemill.trainer.config.wiring import Shape
+from scopemill.trainer.formats import FinishedSae
+from scopemill.trainer.sae.activations.jumprelu import JumpReLU
+from scopemill.trainer.sae.base import Sae
+
+HOOK, D, WIDTH, L0, CONTEXT, ROWS, ROUNDS = "blocks.0.hook_resid_post", 512, 8192, 48, 128, 16 * BATCH, 5
+
+
+def figures() -> Iterator[Figure]:
+    with tempfile.TemporaryDirectory() as folder:
+        bucket = Bucket(folder)
+        rows = _write_shard(bucket)
+        sae = _sae(rows[:BATCH])
+        source = ShardSource(bucket, "bench", f"{DatasetLayout('bench').root}/packed", [])
+        config = EvidenceConfig.model_validate({})
+        products = torch.empty(BATCH, WIDTH)
+
+        def whole() -> None:
+            count_shard(source, 0, [sae], config, ROWS)
+
+        def product() -> None:
+            for batch in rows.split(BATCH):
+                torch.mm(batch, sae.sae.W_enc.T, out=products)
+
+        rounds = alternate({"pass": timed(whole), "product": timed(product)}, ROUNDS)
+        name = f"evidence of one SAE from a shard over the encoder's product ({ROWS}, {D}, {WIDTH}), L0 {L0}"
+        yield rounds.figure(name, "pass", "product", "<= 1.3")
+
+
+def _write_shard(bucket: Bucket) -> torch.Tensor:
+    stats = HookStats(name=HOOK, d=D, scale=1.0, mean=pack_vector(np.zeros(D)), norm_limit=None)
+    manifest = DatasetManifest(
+        dataset="bench", identity={}, model="bench", context_length=CONTEXT, dtype="bfloat16", hooks=(stats,), rows_per_shard=ROWS,
+        shards=1, seed=0, calibration_rows=1,
+    )  # fmt: skip
+    bucket.create(DatasetLayout("bench").manifest, checksummed_record(manifest.model_dump(mode="json")))
+    tokens = np.random.default_rng(0).integers(1, 1000, (ROWS // CONTEXT, CONTEXT)).astype(np.int32)
+    document = np.zeros(tokens.shape, np.int64)
+    save_sequences(
+        bucket, DatasetLayout("bench").packed(0), Sequences(tokens, document, np.arange(tokens.size, dtype=np.int32).reshape(tokens.shape))
+    )
+    buffers, places = ShardBuffers(manifest), np.arange(ROWS)
+    rows = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(0)) / D**0.5
+    buffers.put(places, HOOK, buffers.scaled(HOOK, rows))
+    for name, label in (("token_id", tokens), ("document", document), ("position", np.arange(ROWS))):
+        buffers.put(places, name, label.ravel())
+    write_shard(bucket, 0, buffers, 0)
+    return rows
+
+
+def _sae(rows: torch.Tensor) -> FinishedSae:
+    """An SAE whose thresholds let L0 latents of a row of white noise fire."""
+    sae = Sae(Shape.square(D), WIDTH, JumpReLU(WIDTH))
+    with torch.no_grad():
+        weights = torch.randn(WIDTH, D, generator=torch.Generator().manual_seed(1))
+        sae.W_enc.copy_(weights / weights.norm(dim=1, keepdim=True))
+        sae.W_dec.copy_(sae.W_enc)
+        sae.activation.threshold.fill_(float((rows[:256] @ sae.W_enc.T).quantile(1 - L0 / WIDTH, dim=1).mean()))
+    return FinishedSae(sae.requires_grad_(False), (HOOK,), (HOOK,), "bench")
