@@ -93,8 +93,8 @@ def evidence_to_make(
 ) -> list[EvidenceWork]:
     """Return the finished SAEs of each pass that lack evidence.
 
-    With ``read``, every byte of present evidence is checked. Rows come from shards where they are left, else from their packed text through the
-    live model, in precision ``dtype``. Without a configuration none is lacking.
+    With ``read``, every byte of present evidence is checked. Rows come from shards where they are left, else from their packed text
+    through the live model, in precision ``dtype``. Without a configuration none is lacking.
     """
     work: list[EvidenceWork] = []
     for part in record.passes if config else ():

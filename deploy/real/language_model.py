@@ -41,7 +41,7 @@ def write_language_model(wheel: Path, folder: Path) -> None:
 
 def continuation(folder: Path, text: str, tokens: int) -> str:
     """Return the greedy continuation of a text by the model in a Hugging Face folder."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     given = tokenizer(text, return_tensors="pt")
     made = model.generate(**given, do_sample=False, max_new_tokens=tokens)

@@ -15,7 +15,7 @@ from scopemill.evaluator.evidence.reader import Evidence, evidence_of
 from scopemill.evaluator.evidence.rows import ShardSource
 from scopemill.harvester.shard import ShardBuffers, write_shard
 from scopemill.harvester.text.packed_text import save_sequences
-from scopemill.harvester.text.packing import Sequences, permutation, row_mask
+from scopemill.harvester.text.packing import Sequences, permutation
 from scopemill.proto.dataset import DatasetManifest, HookStats, pack_vector
 from scopemill.proto.layout import DatasetLayout
 from scopemill.proto.storage.bucket import Bucket
@@ -61,7 +61,7 @@ class World:
         position = (np.arange(SEQUENCES) % 3)[:, None] * CONTEXT + np.arange(CONTEXT)[None] - 1
         text = self.text[shard] = Sequences(tokens, document, position.astype(np.int32))
         save_sequences(self.bucket, DatasetLayout("d").packed(shard), text)
-        kept = np.flatnonzero(row_mask(tokens, [BOS]))
+        kept = np.flatnonzero(tokens != BOS)
         if outliers:
             kept = kept[random.random(len(kept)) < 0.85]
         kept = kept[:ROWS]
