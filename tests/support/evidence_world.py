@@ -59,7 +59,7 @@ class World:
         tokens[:, 0] = BOS
         document = np.repeat(np.arange(SEQUENCES) // 3 + 100 * shard, CONTEXT).reshape(tokens.shape).astype(np.int64)
         position = (np.arange(SEQUENCES) % 3)[:, None] * CONTEXT + np.arange(CONTEXT)[None] - 1
-        text = self.text[shard] = Sequences(tokens, document, position.astype(np.int32))
+        text = self.text[shard] = Sequences(tokens, document, position.astype(np.int32), np.ones(tokens.shape, bool))
         save_sequences(self.bucket, DatasetLayout("d").packed(shard), text)
         kept = np.flatnonzero(tokens != BOS)
         if outliers:
