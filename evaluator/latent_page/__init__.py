@@ -1,0 +1,1 @@
+"""Write the latents of SAEs as a static page, from their evidence."""

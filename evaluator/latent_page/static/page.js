@@ -1,0 +1,186 @@
+"use strict";
+// Data files call these functions: data/saes.js, data/<sae>/table.js, data/<sae>/latents-<chunk>.js.
+const scopemill = (() => {
+  const PAGE = 100; // rows of the list
+  const main = document.getElementById("main"), choice = document.getElementById("sae");
+  let about = null;
+  const tables = new Map(), chunks = new Map(), waiting = new Map();
+  const list = { sort: "density", down: true, text: "", low: 0, high: 1, dead: false, page: 0 };
+
+  const make = (name, attributes = {}, ...children) => {
+    const node = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) {
+      if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+      else if (value !== null && value !== undefined) node.setAttribute(key, value);
+    }
+    node.append(...children.filter(child => child !== null)); // text is always text, whatever it holds
+    return node;
+  };
+  const number = value => value === null ? "–" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e6 || value === 0
+    ? String(+value.toPrecision(4)) : value.toExponential(2);
+  const visible = text => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll("\r", "␍");
+  const token = text => make("span", { class: "token" }, visible(text) || "∅");
+
+  const load = (path, key, store) => {
+    if (store.has(key)) return Promise.resolve(store.get(key));
+    return new Promise((resolve, reject) => {
+      waiting.set(path, () => resolve(store.get(key)));
+      const script = make("script", { src: path });
+      script.onload = () => { script.remove(); const done = waiting.get(path); waiting.delete(path); store.has(key) ? done() : reject(path); };
+      script.onerror = () => { script.remove(); reject(path); };
+      document.head.append(script);
+    });
+  };
+  const tableOf = sae => load(`data/${sae}/table.js`, sae, tables);
+  const chunkOf = (sae, index) => load(`data/${sae}/latents-${String(index).padStart(5, "0")}.js`, `${sae}/${index}`, chunks);
+
+  const show = (...nodes) => { main.replaceChildren(...nodes); };
+  const failed = path => show(make("p", { class: "error" }, `${path} is missing or damaged: write the page again with scopemill page.`));
+
+  const facts = sae => {
+    const one = about.saes[sae];
+    return make("p", { class: "muted" }, `${one.model} · ${one.hooks} · ${one.architecture} · ${one.width.toLocaleString()} latents, ` +
+      `${one.alive.toLocaleString()} of them fired · ${one.rows.toLocaleString()} rows from ${one.source}`);
+  };
+
+  const chosen = table => {
+    const wanted = list.text.toLowerCase(), found = [];
+    for (let i = 0; i < table.density.length; i++) {
+      const density = table.density[i];
+      if (!density && !list.dead || density < list.low || density > list.high) continue;
+      if (wanted && !`${table.top[i]}\n${table.promotes[i]}\n${table.labels[i] ?? ""}`.toLowerCase().includes(wanted)) continue;
+      found.push(i);
+    }
+    const of = { latent: i => i, label: i => table.scores[i] ?? -1 }[list.sort] ?? (i => table[list.sort][i]);
+    const order = list.down ? -1 : 1;
+    return found.sort((a, b) => order * (of(a) - of(b)) || a - b);
+  };
+
+  const heading = (title, sort, kind = "n") => make("th", { scope: "col", class: kind,
+    "aria-sort": list.sort === sort ? (list.down ? "descending" : "ascending") : null },
+    make("button", { type: "button", onclick: () => { list.down = list.sort === sort ? !list.down : true; list.sort = sort; list.page = 0; route(); } }, title));
+
+  const showList = async sae => {
+    const table = await tableOf(sae), found = chosen(table), labelled = Object.keys(table.labels).length > 0;
+    const last = Math.max(0, Math.ceil(found.length / PAGE) - 1);
+    list.page = Math.min(list.page, last);
+    const part = found.slice(list.page * PAGE, (list.page + 1) * PAGE);
+    const row = i => make("tr", {},
+      make("td", { class: "n" }, make("a", { href: `#/${sae}/${i}` }, String(i))), make("td", { class: "n" }, number(table.density[i])),
+      make("td", { class: "n" }, number(table.max[i])), make("td", { class: "n" }, String(table.cluster[i] ?? "–")),
+      make("td", {}, token(table.top[i])), make("td", {}, token(table.promotes[i])),
+      labelled ? make("td", { class: "label" }, table.labels[i] ?? "") : null);
+    const field = (title, attributes, set) => make("label", {}, `${title} `, make("input", { ...attributes,
+      onchange: event => { set(event.target); list.page = 0; route(); } }));
+    const turn = (title, step, off) => make("button", { type: "button", ...(off ? { disabled: "" } : {}), onclick: () => { list.page += step; route(); } }, title);
+    show(make("h2", {}, about.saes[sae].name), facts(sae),
+      make("div", { class: "filters" },
+        field("Find", { type: "search", value: list.text, placeholder: "token or label" }, input => { list.text = input.value; }),
+        field("Density from", { type: "number", step: "any", min: 0, max: 1, value: list.low }, input => { list.low = +input.value; }),
+        field("to", { type: "number", step: "any", min: 0, max: 1, value: list.high }, input => { list.high = +input.value || 1; }),
+        field("never fired", { type: "checkbox", ...(list.dead ? { checked: "" } : {}) }, input => { list.dead = input.checked; })),
+      make("div", { class: "scroll" }, make("table", {},
+        make("thead", {}, make("tr", {}, heading("Latent", "latent"), heading("Density", "density"), heading("Maximum", "max"),
+          heading("Cluster", "cluster"), make("th", { scope: "col" }, "Most frequent token"), make("th", { scope: "col" }, "Promotes"),
+          labelled ? heading("Label", "label", "") : null)),
+        make("tbody", {}, ...part.map(row)))),
+      make("nav", { class: "turn", "aria-label": "Pages" }, turn("Previous", -1, list.page === 0),
+        `${found.length.toLocaleString()} latents, page ${list.page + 1} of ${last + 1}`, turn("Next", 1, list.page === last)));
+  };
+
+  const histogram = latent => {
+    const counts = latent.histogram, most = Math.log1p(Math.max(...counts, 1)), name = "http://www.w3.org/2000/svg";
+    const svg = document.createElementNS(name, "svg");
+    svg.setAttribute("viewBox", `0 0 ${counts.length} 100`); svg.setAttribute("preserveAspectRatio", "none");
+    svg.setAttribute("class", "histogram"); svg.setAttribute("role", "img");
+    svg.setAttribute("aria-label", `Histogram of activations from 0 to ${latent.range}, counts on a logarithmic scale`);
+    counts.forEach((count, i) => {
+      const height = 100 * Math.log1p(count) / most, bar = document.createElementNS(name, "rect");
+      for (const [key, value] of Object.entries({ x: i, y: 100 - height, width: .9, height })) bar.setAttribute(key, value);
+      const title = document.createElementNS(name, "title");
+      title.textContent = `${number(latent.range * i / counts.length)} to ${number(latent.range * (i + 1) / counts.length)}: ${count.toLocaleString()}`;
+      bar.append(title); svg.append(bar);
+    });
+    return make("div", {}, svg, make("p", { class: "muted" }, `Activations from 0 to ${number(latent.range)}; counts on a logarithmic scale.`));
+  };
+
+  const context = (one, most) => {
+    const [, value, place, position, peak, pieces, activations] = one;
+    const line = make("span", { class: "text" });
+    pieces.forEach((piece, i) => {
+      const share = most ? activations[i] / most : 0;
+      line.append(share > 0 ? make("span", { class: i === peak ? "peak" : null, title: number(activations[i]),
+        style: `background: rgba(var(--hot), ${(.15 + .75 * share).toFixed(3)})` }, visible(piece)) : visible(piece));
+    });
+    return make("li", {}, make("span", { class: "value", title: `document ${place}, token ${position}` }, number(value)), line);
+  };
+
+  const pairs = (title, rows) => make("section", {}, make("h3", {}, title), rows.length
+    ? make("ul", { class: "pairs" }, ...rows.map(([what, value]) => make("li", {}, what, make("span", { class: "muted" }, number(value)))))
+    : make("p", { class: "muted" }, "none"));
+
+  const showLatent = async (sae, id) => {
+    const width = about.saes[sae].width;
+    if (!Number.isInteger(id) || id < 0 || id >= width) {
+      return show(make("p", { class: "error" }, `This SAE has no such latent: its latents are 0 to ${width - 1}.`));
+    }
+    const [table, chunk] = await Promise.all([tableOf(sae), chunkOf(sae, Math.floor(id / about.chunk))]);
+    const latent = chunk[id % about.chunk], link = other => make("a", { href: `#/${sae}/${other}` }, `latent ${other}`);
+    const sections = [];
+    for (const interval of [-1, ...[...Array(about.intervals).keys()].reverse()]) {
+      const shown = latent.contexts.filter(one => one[0] === interval);
+      if (!shown.length) continue;
+      const [low, high] = [interval, interval + 1].map(i => number(latent.range * i / about.intervals));
+      sections.push(make("h3", {}, interval < 0 ? "Top contexts" : `Sampled from ${low} to ${high}`),
+        make("ol", { class: "contexts" }, ...shown.map(one => context(one, latent.max))));
+    }
+    const turn = (title, other) => other >= 0 && other < width ? make("a", { href: `#/${sae}/${other}` }, title) : null;
+    show(make("nav", { class: "turn", "aria-label": "Latents" }, turn("← previous", id - 1), make("a", { href: `#/${sae}` }, "all latents"), turn("next →", id + 1)),
+      make("h2", {}, `Latent ${id}`), table.labels[id] ? make("p", {}, table.labels[id], table.scores[id] === undefined ? ""
+        : make("span", { class: "muted" }, ` (score ${number(table.scores[id])})`)) : null, facts(sae),
+      make("div", { class: "columns" },
+        pairs("Activation", [["rows", latent.fired], ["density", latent.density], ["maximum", latent.max], ["mean", latent.mean], ["deviation", latent.std],
+          ["cluster", latent.cluster], ["encoder · decoder", latent.encoder_decoder_cosine], ["decoder norm", latent.decoder_norm]]),
+        pairs("Promoted tokens", latent.promoted.map(([text, value]) => [token(text), value])),
+        pairs("Suppressed tokens", latent.suppressed.map(([text, value]) => [token(text), value])),
+        pairs("Nearest by decoder (cosine)", latent.nearest.map(([other, value]) => [link(other), value])),
+        pairs("Fires together with (phi)", latent.cofiring.map(([other, value]) => [link(other), value]))),
+      make("h3", {}, "Histogram"), histogram(latent),
+      ...(sections.length ? sections : [make("p", { class: "muted" }, "This latent never fired.")]));
+    document.title = `Latent ${id} · ${about.saes[sae].name}`;
+  };
+
+  const place = () => location.hash.replace(/^#\/?/, "").split("/").filter(Boolean).map(Number);
+  const route = async () => {
+    const [sae = 0, latent] = place();
+    if (!about.saes[sae]) return show(make("p", { class: "error" }, "There is no such SAE on this page."));
+    choice.value = String(sae);
+    try { await (latent === undefined ? showList(sae) : showLatent(sae, latent)); } catch (path) {
+      if (typeof path !== "string") throw path;
+      failed(path);
+    }
+  };
+
+  window.addEventListener("hashchange", () => { route(); window.scrollTo(0, 0); main.focus({ preventScroll: true }); });
+  choice.addEventListener("change", () => { list.page = 0; location.hash = `#/${choice.value}`; });
+  document.getElementById("go").addEventListener("submit", event => {
+    event.preventDefault();
+    location.hash = `#/${choice.value}/${document.getElementById("number").value.trim()}`;
+  });
+  document.addEventListener("keydown", event => {
+    const [sae, latent] = place(), step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (step && latent !== undefined && !event.altKey && !event.ctrlKey && !event.metaKey && event.target.tagName !== "INPUT") {
+      location.hash = `#/${sae}/${Math.min(Math.max(latent + step, 0), about.saes[sae].width - 1)}`;
+    }
+  });
+
+  return {
+    saes(given) {
+      about = given;
+      choice.replaceChildren(...given.saes.map((one, i) => make("option", { value: i }, one.name)));
+      route();
+    },
+    table(sae, given) { tables.set(sae, given); },
+    latents(sae, index, given) { chunks.set(`${sae}/${index}`, given); },
+  };
+})();
