@@ -127,17 +127,22 @@ class Ledger:
         mine = self.exponents, self.values, self.shards, self.places, self.keys
         theirs = other.exponents, other.values, other.shards, other.places, other.keys
         loops.merge_slots(self.top, *mine, *theirs, source, keys)
-        counted = tuple(x.copy() for x in (self.exponents, self.bins, self.token_keys, self.token_ids, self.sums, self.squares))
-        loops.merge_counts(*counted, other.exponents, other.bins, other.token_keys, other.token_ids, other.sums, other.squares)
+        exponents, bins, token_keys, token_ids, sums, squares = (
+            x.copy() for x in (self.exponents, self.bins, self.token_keys, self.token_ids, self.sums, self.squares)
+        )
+        loops.merge_counts(
+            exponents, bins, token_keys, token_ids, sums, squares,
+            other.exponents, other.bins, other.token_keys, other.token_ids, other.sums, other.squares,
+        )  # fmt: skip
         offsets = _offsets(_chosen(source, self._window_sizes, other._window_sizes, 0))
         at, activations = np.empty(offsets[-1], np.int16), np.empty(offsets[-1], np.float32)
         loops.gather_windows(
             source, self.offsets, self.at, self.activations, other.offsets, other.at, other.activations, offsets, at, activations
         )
         return Ledger(
-            self.fired + other.fired, counted[4], counted[5], counted[0], counted[1],
+            self.fired + other.fired, sums, squares, exponents, bins,
             _chosen(source, self.values, other.values, 0), _chosen(source, self.shards, other.shards, -1),
-            _chosen(source, self.places, other.places, -1), keys, counted[2], counted[3], offsets, at, activations,
+            _chosen(source, self.places, other.places, -1), keys, token_keys, token_ids, offsets, at, activations,
         )  # fmt: skip
 
     def slice(self, start: int, stop: int) -> "Ledger":
