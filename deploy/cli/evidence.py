@@ -14,6 +14,7 @@ from scopemill.deploy.cli.options import Overrides, console, plan_of, print_line
 from scopemill.proto.errors import InputError
 
 if TYPE_CHECKING:
+    from scopemill.deploy.orchestrator.evidence import Making
     from scopemill.evaluator.evidence.reader import Evidence
 
 SaeFolder = Annotated[str, typer.Argument(metavar="SAE", help="A finished SAE's folder: a path or any fsspec URL.")]
@@ -51,7 +52,7 @@ def evidence(
     _make("evidence", making)
 
 
-def _make(name: str, making: "phase.Making") -> None:  # type: ignore[name-defined]  # noqa: F821
+def _make(name: str, making: "Making") -> None:
     from scopemill.deploy.cli.run import heed_signals
     from scopemill.deploy.cluster.ray_cluster import check_place, cluster
     from scopemill.deploy.cluster.scrape_targets import Targets

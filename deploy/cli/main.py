@@ -4,6 +4,7 @@ An error of ours ends a command with its sentence and an exit code.
 """
 
 import sys
+from collections.abc import Callable
 
 import typer
 from rich.console import Console
@@ -14,7 +15,7 @@ from scopemill.deploy.cli.templates import templates_app
 from scopemill.proto.errors import InputError, ScopemillError, Stopped
 
 EXIT_ERROR, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
-COMMANDS = {
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Run": (run.sweep, run.plan, run.harvest, run.evaluate, run.submit, run.demo),
     "Look": (look.status, look.ls, evidence.evidence, evidence.latent, evidence.latents, evidence.search),
     "Exchange": (exchange.pull, exchange.convert, exchange.import_),

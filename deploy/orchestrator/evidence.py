@@ -58,7 +58,7 @@ def from_text(
 
     The packed text is kept below the first folder's evidence, so that a broken run continues.
     """
-    config, lm = config_of(None, overrides), ModelConfig(name=_located(model))
+    config, lm = config_of(None, overrides), ModelConfig.model_validate(_located(model))
     urls, text = [_located(folder) for folder in folders], _corpus(corpus)
     for folder in urls:
         weights_digest(Bucket(folder), "")

@@ -23,7 +23,7 @@ def firing_on(folder: str, text: str, model: str | None = None) -> list[dict[str
     ``model`` is by default the one that the SAE's evidence was made with. Raises InputError for an empty text, or without a model.
     """
     sae = read_finished(folder)
-    config = ModelConfig(name=model or _model_of(folder))
+    config = ModelConfig.model_validate(model or _model_of(folder))
     card = describe(config)
     check_fits(folder, sae, card)
     tokenizer = load_tokenizer(config)

@@ -100,7 +100,7 @@ class _Array:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return rows ``start`` to ``stop``: borrowed, or a copy where they lie in several chunks."""
         size = self._spec.chunk_rows
-        parts = []
+        parts: list[np.ndarray] = []
         for index in range(start // size, (stop - 1) // size + 1):
             if index != self._index:
                 parts = [part.copy() for part in parts]  # the buffer is read into again
