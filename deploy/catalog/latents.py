@@ -10,14 +10,33 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from scopemill.evaluator.evidence.reader import Evidence
-from scopemill.proto.errors import InputError
+from scopemill.evaluator.evidence.reader import Evidence, evidence_of
+from scopemill.proto.errors import InputError, MissingObject
 from scopemill.proto.evidence import INTERVALS, TOP, Example
+from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.vocabulary import Vocabulary
 
 BARS = " ▁▂▃▄▅▆▇█"
 HOT = (255, 140, 0)  # the colour of a latent's maximum; smaller activations are darker
 SORTS = ("latent", "density", "max", "mean", "decoder_norm", "cluster", "label_score")
+
+
+def evidence_by_name(folders: Sequence[str]) -> list[tuple[str, Evidence]]:
+    """Return the evidence of the SAEs that have some, each by its folder's name.
+
+    Raises InputError if none has.
+    """
+    found, reasons = [], []
+    for folder in folders:
+        try:
+            evidence = evidence_of(Bucket(folder), "")
+        except MissingObject as error:
+            reasons.append(str(error))
+            continue
+        found.append((folder.rstrip("/").rpartition("saes/")[2], evidence))
+    if not found:
+        raise InputError(reasons[0])
+    return found
 
 
 def facts_of(evidence: Evidence, latent: int) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scopemill.deploy.cli.options import Overrides, console, plan_of, print_line
+from scopemill.deploy.cli.options import Overrides, console, plan_of, print_line, record_of
 from scopemill.proto.errors import InputError
 
 if TYPE_CHECKING:
+    from scopemill.deploy.orchestrator.evidence import Making
     from scopemill.evaluator.evidence.reader import Evidence
 
 SaeFolder = Annotated[str, typer.Argument(metavar="SAE", help="A finished SAE's folder: a path or any fsspec URL.")]
@@ -51,7 +52,7 @@ def evidence(
     _make("evidence", making)
 
 
-def _make(name: str, making: "phase.Making") -> None:  # type: ignore[name-defined]  # noqa: F821
+def _make(name: str, making: "Making") -> None:
     from scopemill.deploy.cli.run import heed_signals
     from scopemill.deploy.cluster.ray_cluster import check_place, cluster
     from scopemill.deploy.cluster.scrape_targets import Targets
@@ -141,6 +142,32 @@ def search(
         print_line(f"{hit['latent']:8d}  {where}")
     if not hits:
         print_line("no latent")
+
+
+def page(
+    places: Annotated[list[str], typer.Argument(metavar="SWEEP.yaml | SAE...", help="A sweep file, or folders of finished SAEs.")],
+    out: Annotated[str, typer.Option(help="The folder to write: a path or any fsspec URL. Open its index.html.")],
+    set: Overrides = [],  # noqa: A002, B006
+) -> None:
+    """Write a static page of latents, which opens from disk or any file server.
+
+    It shows the SAEs that have evidence.
+    """
+    from scopemill.deploy.catalog.latents import evidence_by_name
+    from scopemill.evaluator.latent_page.write import write_page
+    from scopemill.proto.storage.bucket import Bucket
+
+    folders = _folders(places[0], set) if len(places) == 1 and places[0].endswith((".yaml", ".yml")) else places
+    target = Bucket(out)
+    target.check_writable()
+    write_page(target, evidence_by_name(folders))
+    print_line(target.place("index.html"))
+
+
+def _folders(file: str, overrides: list[str]) -> list[str]:
+    """Return the folders of a sweep's SAEs."""
+    bucket, record = record_of(file, overrides)
+    return [bucket.place(sae.root) for sae in record.saes]
 
 
 def _evidence(sae: str) -> "Evidence":

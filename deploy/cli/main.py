@@ -4,6 +4,7 @@ An error of ours ends a command with its sentence and an exit code.
 """
 
 import sys
+from collections.abc import Callable
 
 import typer
 from rich.text import Text
@@ -15,10 +16,10 @@ from scopemill.deploy.console import plain_console
 from scopemill.proto.errors import InputError, ScopemillError, Stopped
 
 EXIT_ERROR, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
-COMMANDS = {
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Run": (run.sweep, run.plan, run.harvest, run.evaluate, run.submit, run.demo, finetune.finetune),
     "Look": (look.status, look.ls, truth),
-    "Latents": (evidence.evidence, evidence.latent, evidence.latents, evidence.search, steer.steer),
+    "Latents": (evidence.evidence, evidence.latent, evidence.latents, evidence.search, evidence.page, steer.steer),
     "Exchange": (exchange.pull, exchange.convert, exchange.import_),
     "Operate": (operate.logs, operate.stop, operate.clean, operate.keys, operate.monitor),
 }

@@ -36,15 +36,15 @@ class Encoder:
         return self._sparse(x) or _dense(self.sae, x)
 
     def _sparse(self, x: torch.Tensor) -> Found | None:
-        top_k = type(self.sae.activation) is TopK
-        if self._backend is None or (self._lower is None and not top_k):
+        k = self.sae.activation.k if type(self.sae.activation) is TopK else None
+        if self._backend is None or (self._lower is None and k is None):
             return None
         if len(self._products) < len(x):
             self._products = x.new_empty(len(x), self.sae.width)
         products = self._products[: len(x)]
         self.sae.products_into(self.sae.encoder_input(self.sae.normalized(x)[0]), products)
-        if top_k:
-            latents, values = self._backend.largest(products, self._bias, min(top_k, self.sae.width))
+        if k is not None:
+            latents, values = self._backend.largest(products, self._bias, min(k, self.sae.width))
             latents, order = latents.sort(dim=1)
             values = values.gather(1, order)
             return Found(offsets((values > 0).sum(1)), latents[values > 0], values[values > 0])

@@ -127,22 +127,13 @@ class Ledger:
         mine = self.exponents, self.values, self.shards, self.places, self.keys
         theirs = other.exponents, other.values, other.shards, other.places, other.keys
         loops.merge_slots(self.top, *mine, *theirs, source, keys)
-        counted = [x.copy() for x in (self.exponents, self.bins, self.token_keys, self.token_ids, self.sums, self.squares)]
-        exponents, bins, token_keys, token_ids, sums, squares = counted
-        loops.merge_counts(
-            exponents,
-            bins,
-            token_keys,
-            token_ids,
-            sums,
-            squares,
-            other.exponents,
-            other.bins,
-            other.token_keys,
-            other.token_ids,
-            other.sums,
-            other.squares,
+        exponents, bins, token_keys, token_ids, sums, squares = (
+            x.copy() for x in (self.exponents, self.bins, self.token_keys, self.token_ids, self.sums, self.squares)
         )
+        loops.merge_counts(
+            exponents, bins, token_keys, token_ids, sums, squares,
+            other.exponents, other.bins, other.token_keys, other.token_ids, other.sums, other.squares,
+        )  # fmt: skip
         offsets = _offsets(_chosen(source, self._window_sizes, other._window_sizes, 0))
         at, activations = np.empty(offsets[-1], np.int16), np.empty(offsets[-1], np.float32)
         loops.gather_windows(

@@ -29,10 +29,9 @@ class Sample:
 
     @staticmethod
     def joined(samples: "Sequence[Sample]") -> "Sample":
-        """Return the sample of all rows, in the order of latents and rows."""
+        """Return the sample of all rows, in any order of firings."""
         latents, rows = (np.concatenate([vars(sample)[name] for sample in samples]) for name in ("latents", "rows"))
-        order = np.lexsort((rows, latents))
-        return Sample(latents[order], rows[order], sum(sample.sampled for sample in samples))
+        return Sample(latents, rows, sum(sample.sampled for sample in samples))
 
 
 @dataclass(frozen=True)
