@@ -34,7 +34,7 @@ const scopemill = (() => {
   const tableOf = sae => load(`data/${sae}/table.js`, sae, tables);
   const chunkOf = (sae, index) => load(`data/${sae}/latents-${String(index).padStart(5, "0")}.js`, `${sae}/${index}`, chunks);
 
-  const show = (...nodes) => { main.replaceChildren(...nodes); };
+  const show = (...nodes) => { main.replaceChildren(...nodes.filter(node => node !== null)); };
   const failed = path => show(make("p", { class: "error" }, `${path} is missing or damaged: write the page again with scopemill page.`));
 
   const facts = sae => {
