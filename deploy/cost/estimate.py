@@ -137,7 +137,10 @@ def step_bytes(weights: int, batch: int, width: int, moments: float = 1) -> floa
 
 
 def moments_of(config: SaeConfig) -> float:
-    """Count the numbers of Adam's state for each weight: a moment or two, and none of a tied encoder."""
+    """Count the numbers of Adam's state for each weight.
+
+    They are a moment or two, and none for a tied encoder.
+    """
     return (2 if config.adam_beta1 else 1) * (0.5 if config.tied_weights else 1)
 
 

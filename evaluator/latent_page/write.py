@@ -1,7 +1,8 @@
-"""Write a folder that shows latents in any browser: from disk or a file server, without a build or a network.
+"""Write a folder that shows latents in any browser.
 
-Browsers load no data files from disk, but scripts. So every data file is a script with one call: a table for each SAE, and a file for
-each `CHUNK_LATENTS` latents, which is loaded when one of its latents is looked at.
+It opens from disk or a file server, without a build or a network. Browsers load no data files from disk, but scripts. So every data file
+is a script with one call: a table for each SAE, and a file for each `CHUNK_LATENTS` latents, which is loaded when one of its latents is
+looked at.
 """
 
 import json

@@ -124,9 +124,9 @@ class LanguageModel:
         return hook_fn
 
     def next_logits(self, tokens: torch.Tensor, cache: Any, edits: Mapping[Hook, Edit] | None = None) -> tuple[torch.Tensor, Any]:
-        """Return the logits [B, V] of the token after new tokens [B, T], and the cache for the next call.
+        """Return the logits [B, V] after new tokens [B, T], and a cache.
 
-        ``cache`` is None for the first tokens of a text.
+        The cache is for the next call; ``cache`` is None for the first tokens of a text.
         """
         fwd_hooks = [(hook.name, self._replaced(edit)) for hook, edit in (edits or {}).items()]
         options = {"past_key_values": cache} if cache is not None else {"use_cache": True}

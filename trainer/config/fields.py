@@ -105,7 +105,10 @@ class Adam(Config):
 
 
 class Tied(Config):
-    """Hold the choice of one matrix for encoder and decoder, for SAEs that reconstruct what they read."""
+    """Hold the choice of one matrix for encoder and decoder.
+
+    It is read by SAEs that reconstruct what they read.
+    """
 
     tied_weights: bool = Field(
         False,

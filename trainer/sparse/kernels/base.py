@@ -132,7 +132,9 @@ class Backend(ABC):
         updated: torch.Tensor,
         adam: Adam,
     ) -> None:
-        """Update by Adam the weight rows [F, d] that have entries, or with first moments all rows.
+        """Update weight rows [F, d] by Adam.
+
+        These are the rows that have entries; with first moments all rows.
 
         Their gradient is not written out (see `gradient`). With beta1 = 0 a row without a gradient keeps its weights, and of its second
         moments only the decay is due. ``updated`` [F] is the last update of each row; missed decay is applied when the row has a

@@ -282,7 +282,9 @@ def update_rows(
     starts, rows, order, factors, matrix, weights, first, second, updated,
     update, rate, beta1, beta2, epsilon, first_correction, correction, unit,
 ):  # fmt: skip
-    """Update by Adam the rows that have entries, or with first moments [F, d] all rows.
+    """Update weight rows by Adam.
+
+    These are the rows that have entries; with first moments [F, d] all rows.
 
     Their gradient, as of `gradient`, never leaves the cache. Without first moments [F, 0] a row without a gradient keeps its weights,
     and of its second moment only the decay is due. ``updated`` [F] is the last update of each row; missed decay is applied when the row

@@ -175,7 +175,9 @@ def update_rows(
     rate, beta1, beta2, epsilon, first_correction, correction, d,
     UNIT: tl.constexpr, FIRST: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Update weight row f by Adam if latent f has entries, or with first moments always.
+    """Update weight row f by Adam.
+
+    That is if latent f has entries; with first moments always.
 
     Program f takes row f of the weights [F, d]. ``decay`` [F] is that of missed updates.
     """
