@@ -18,8 +18,9 @@ real: $(READY)-real
 	@$(BIN)/python -m scopemill.deploy.real.prepare
 	@$(BIN)/scopemill sweep real-bucket/sweep.yaml
 
+# Two processes, each with a Ray cluster, an S3 server and a language model of its own; a file's tests stay together.
 test: $(READY)-test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # No Ray, no S3 server, no language model: the maths of SAEs in one process, other pure parts in another, one core each.
 FAST_PURE := tests/test_*.py tests/proto tests/activation_server/test_order.py tests/activation_server/test_window.py \
