@@ -63,8 +63,11 @@ def train_sae(
     """
     watching = Monitors(named_monitor(one) if isinstance(one, str) else one for one in monitors)
     source = row_source(x, y, Layout(architecture, architecture in PAIRED, architecture in LAYERED))
-    fields = {"architecture": architecture, "template": template, "seed": seed, "widths": [width], **overrides}
+    fields = {"architecture": architecture, "template": template, "widths": [width], **overrides}
+    only_order = overrides.get("initial_sae") is not None and overrides.get("resample_every") is None  # weights that are there need no seed
+    fields |= {} if only_order else {"seed": seed}
     config = _config(fields, sparsity, source.rows, batch_size, _length(steps=steps, tokens=tokens, epochs=epochs))
+    config = config.model_copy(update={"seed": seed})
     stats = source.calibrate(min(CALIBRATION_ROWS, config.steps * config.batch_size))
     hooks = _names(hook), _names(hook_out)
     wiring = Wiring(*(_ports(side, names) for side, names in zip(stats, hooks, strict=False)))

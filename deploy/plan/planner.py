@@ -36,12 +36,12 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
 
     What only finished phases needed is not checked. Raises InputError, Conflict or StorageError.
     """
-    plan = lay_out(config)
     try:
+        plan = lay_out(config)
         work = plan.work()
         packed = plan.bucket.exists(plan.passes[0].harvest.text_layout.packing)
     except StorageError:
-        plan.bucket.check_writable()  # tells what is wrong with the bucket, where it can
+        Bucket(config.located().bucket).check_writable()  # tells what is wrong with the bucket, where it can
         raise
     read = check_work(plan, work, packed)
     plan = replace(plan, corpus=read, starts=check_starts(plan.card, plan.bucket, plan.saes))

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 import yaml
 from support import tiny_sweep
 from support.read_only import read_only as refusing
@@ -27,6 +29,7 @@ from scopemill.proto.storage.checksums import checksummed_record
 from scopemill.proto.storage.heartbeat import Holder
 from scopemill.proto.storage.lease import Lease
 
+WEIGHTS = safetensors.numpy.save({"b_dec": np.zeros(2, np.float32)})
 HEAVY = {"torch", "transformers", "ray", "matplotlib", "numba", "transformer_lens", "datasets", "zarr"}
 # Runs one command as `scopemill` does, and says at the end which of these libraries it has imported.
 CODE = """
@@ -50,7 +53,7 @@ def folder(tmp_path_factory) -> Path:
     write_plan(plan.bucket, plan.record)
     done = plan.saes[0].layout
     plan.bucket.write(done.config, b"{}")
-    plan.bucket.write(done.weights, b"weights")
+    plan.bucket.write(done.weights, WEIGHTS)
     plan.bucket.write(plan.saes[1].layout.checkpoint(8).weights, b"1")
     shutil.rmtree(folder / "model")
     text.unlink()
@@ -82,7 +85,7 @@ def finished(tmp_path_factory) -> Path:
         evaluation = Evaluation(result, Histogram([0.0, 1.0], [256], 0), 1, plan.evaluation_settings).to_record()
         for path, data in (
             (sae.layout.config, b"{}"),
-            (sae.layout.weights, b"weights"),
+            (sae.layout.weights, WEIGHTS),
             (place.record, b"{}"),
             (place.metrics, evaluation),
         ):
@@ -133,7 +136,7 @@ def test_a_status_of_a_changed_sweep_file_is_planned_anew(folder):
 def test_pulled_folders_hold_the_same_bytes(folder):
     assert run(folder, "pull", "bucket", "copy").returncode == 0
     (weights,) = (folder / "copy").rglob("sae_weights.safetensors")
-    assert weights.read_bytes() == b"weights"
+    assert weights.read_bytes() == WEIGHTS
 
 
 @pytest.mark.parametrize(

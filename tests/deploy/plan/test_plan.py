@@ -124,7 +124,7 @@ def test_an_sae_of_an_earlier_version_is_found_and_the_pace_of_saving_changes_no
     monkeypatch.setattr(planner, "_at_home", noted)
     new = roots()  # saves every 16 steps and logs every 8, which is not the template's
     assert roots(checkpoint_every=5, log_every=3) == new == roots(checkpoint_every=500, log_every=20) and len(set(new)) == 4
-    own, by_own_values, _ = candidates[0]
+    own, by_own_values, *_ = candidates[0]
     assert own in new
     bucket = Bucket(str(tmp_path / "bucket"))
     bucket.write(f"{by_own_values}/cfg.json", b"{}")

@@ -32,7 +32,7 @@ def refusal(file: Path, *overrides: str) -> str:
     [
         ("trian.widths=[1]", "trian: there is no such field"),
         ("train.learning_rat=1", "train.learning_rat: there is no such field"),
-        ("train.template=fast", "train: template 'fast' is not known: there are anthropic-2025, batchtopk"),
+        ("train.template=fast", "train: template 'fast' is not known: there are anthropic-2025, base-to-chat, batchtopk"),
         ("train.batch_size=0", "train.batch_size: should be greater than or equal to 1, not 0"),
         ("train.batch_size=many", "train.batch_size: should be a valid integer, not 'many'"),
         ("train.widths=[256, 256]", "train: widths holds a value twice"),

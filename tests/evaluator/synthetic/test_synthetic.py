@@ -164,6 +164,6 @@ def test_the_best_matching_is_the_best_of_all():
 def test_what_is_trained_finds_features_and_more_with_more_steps():
     world = World(WorldConfig(features=24, d=24, roots=2, branching=3, depth=1, most=0.3, least=0.05))
     short, long = (next(compare(world, ["topk"], 24, 3, steps, 256, learning_rate=1e-2)) for steps in (2, 250))
-    assert long.architecture == "topk" and long.sparsity == 3 and long.truth.l0 == pytest.approx(3, abs=0.2)
+    assert long.architecture == "topk" and long.sparsity == 3 and long.truth.l0 == pytest.approx(3, abs=0.3)
     assert long.truth.mcc > max(0.8, short.truth.mcc + 0.2) and long.truth.f1 > short.truth.f1 + 0.2
     assert true_l0(world) == pytest.approx(long.truth.true_l0, rel=0.05)

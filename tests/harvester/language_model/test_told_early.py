@@ -13,6 +13,7 @@ from scopemill.harvester.language_model import describe as describing
 from scopemill.harvester.language_model.describe import describe, layer_kinds
 from scopemill.harvester.language_model.installers import nothing_installed
 from scopemill.harvester.language_model.model import LanguageModel
+from scopemill.harvester.language_model.residual import check_middle
 from scopemill.proto.errors import ModelError
 from scopemill.proto.hooks import Hook
 
@@ -76,17 +77,20 @@ def test_kinds_of_layers_are_what_lists_of_the_configuration_say():
 
 
 def test_the_middle_of_the_stream_is_checked_by_identity(tmp_path):
-    """OPT with its norms behind: what lies where the family has its middle is the sum after the MLP, read as resid_mid for years."""
+    """What lies where a family has its middle may be the sum after the MLP: so it was with OPT and its norms behind."""
     sizes = dict(vocab_size=2048, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64, word_embed_proj_dim=32)
     tokens, wanted = torch.randint(3, 2048, (1, 8)), [Hook(0, "resid_mid")]
-    behind = LanguageModel(model_of(OPTConfig(**sizes, do_layer_norm_before=False), tmp_path / "behind", weights=True))
-    with pytest.raises(
-        ModelError, match="resid_mid of layer 0 is not the middle of the residual stream in this model: .* leave resid_mid out"
-    ):
-        behind.capture(tokens, wanted)
-    behind.capture(tokens, [Hook(0, "mlp_out"), Hook(0, "resid_post")])
-    before = LanguageModel(model_of(OPTConfig(**sizes), tmp_path / "before", weights=True))
-    assert before.capture(tokens, wanted)["blocks.0.hook_resid_mid"].shape == (1, 8, 32)
+    with pytest.raises(ModelError, match="cannot be loaded"):  # TransformerLens loads it, and cannot run it
+        LanguageModel(model_of(OPTConfig(**sizes, do_layer_norm_before=False), tmp_path / "behind", weights=True))
+    lm = LanguageModel(model_of(OPTConfig(**sizes), tmp_path / "before", weights=True))
+    assert lm.capture(tokens, wanted)["blocks.0.hook_resid_mid"].shape == (1, 8, 32)
+
+    def moved(hooks: list[Hook]) -> dict[str, torch.Tensor]:
+        x = lm.capture(tokens, hooks)
+        return x | {wanted[0].name: x[Hook(0, "resid_post").name]}
+
+    with pytest.raises(ModelError, match="resid_mid of layer 0 is not the middle of the residual stream in this model: .* leave resid_mid"):
+        check_middle(moved, 0, lambda hook: True)
 
 
 def test_a_stream_to_which_multiples_are_added_has_a_middle(tmp_path):

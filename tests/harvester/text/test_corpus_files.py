@@ -39,7 +39,7 @@ BINARIES = {
     "utf-16": "a text in UTF-16".encode("utf-16"),
     "pickle": b"\x80\x04\x95" + bytes(50),
     "another encoding": ("Все люди рождаются свободными. " * 20).encode("koi8-r"),
-    "gzip in gzip": gzip.compress(b"text " * 100),
+    "gzip in gzip": gzip.compress(gzip.compress(b"text " * 100)),
 }
 
 

@@ -173,6 +173,7 @@ def test_a_file_that_is_no_template_is_refused_with_its_place(own_templates, tex
 )
 def test_a_field_that_is_unknown_or_a_value_that_cannot_be_is_refused_by_name(field, value):
     kind = {"tanh_scale": {"penalty": "tanh"}, "target_coefficient": {"penalty": "target_l0"}}.get(field, {})
+    kind |= {"resample_every": 10} if field == "resample_until" else {}
     for word, beginning in (("topk", "auxk"), ("skip", "skip_rank"), ("matryoshka", "prefixes")):
         kind |= {"architecture": word} if field.startswith(beginning) else {}
     sentence = refusal(**kind | {field: value})

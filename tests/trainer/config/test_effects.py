@@ -23,7 +23,8 @@ OTHER = {
     "seed": 7, "adam_beta2": 0.5, "adam_epsilon": 1e-2, "clip_gradient": 1e-6, "sparsity_warmup_steps": 4, "sparsity_warmup_fraction":
     0.9, "pre_activation_coefficient": 0.3, "initial_threshold": 0.2, "initial_l0": 9.0, "bandwidth": 2.0, "frequency_limit": 0.05,
     "target_coefficient": 0.5, "tanh_scale": 9.0, "auxk_coefficient": 0.9, "auxk_latents": 1, "initial_decoder_bias": "mean", "prefixes":
-    [0.25, 1.0], "skip_rank": 3, "resample_every": 2, "resample_until": 0.2,
+    [0.25, 1.0], "skip_rank": 3, "resample_every": 2, "resample_until": 0.2, "adam_beta1": 0.9, "weight_decay": 0.5, "tied_weights": True,
+    "prefix_coefficients": [0.1, 0.2, 0.3, 0.4, 1.0], "detached_prefixes": True,
 }  # fmt: skip
 # Read elsewhere: by the planner and by the checkpoints; parts of a batch are added up to the same gradient; a folder for `initial_sae`.
 NOT_IN_THE_LOOP = {"architecture", "activation", "penalty", "input_site", "target_site", "checkpoint_every", "accumulate", "initial_sae"}

@@ -109,7 +109,7 @@ def test_layer_norm_sees_the_same_whatever_the_scale_and_offset_and_gives_both_b
     np.testing.assert_allclose(perfect(moved), moved.mean(1, keepdim=True).expand_as(moved), rtol=1e-12)  # nothing fires: the mean is left
 
 
-def test_batchtopks_threshold_is_the_mean_of_the_smallest_values_kept_and_forgets():
+def test_batchtopks_threshold_is_the_mean_of_the_smallest_values_of_the_last_twentieth_of_the_batches():
     case = CASES["batchtopk"]
     sae, x = case.sae(), case.rows[0]
     smallest = []
@@ -119,12 +119,13 @@ def test_batchtopks_threshold_is_the_mean_of_the_smallest_values_kept_and_forget
         assert int((codes.values > 0).sum()) == case.k * B
         smallest.append(codes.values[codes.values > 0].min().item())
         sae.activation.after_update()
-        assert sae.activation.threshold.item() == pytest.approx(np.mean(smallest), rel=1e-6)
-    sae.activation.batches.fill_(10**6)
-    before = sae.activation.threshold.item()
-    objective_for(sae, case.config).losses(x, x, case.dead(sae.width))
-    sae.activation.after_update()
-    assert sae.activation.threshold.item() == pytest.approx(before + (smallest[0] - before) / 1000, rel=1e-5)
+        assert sae.activation.threshold.item() == pytest.approx(smallest[-1], rel=1e-6), "a twentieth of so few batches is the last one"
+    for batches, averaged in ((199, 10), (10**6, 1000)):  # at most a thousand
+        sae.activation.batches.fill_(batches)
+        before = sae.activation.threshold.item()
+        objective_for(sae, case.config).losses(x, x, case.dead(sae.width))
+        sae.activation.after_update()
+        assert sae.activation.threshold.item() == pytest.approx(before + (smallest[0] - before) / averaged, rel=1e-5)
 
 
 def test_a_finished_batchtopk_has_about_the_l0_that_was_trained():

@@ -134,10 +134,10 @@ def test_a_run_that_died_between_its_history_and_its_checkpoint_does_those_steps
     whole, died, save = assign("whole"), assign("died"), checkpoint.save
     run(GroupTrainer, bucket, whole, server)
 
-    def dies(bucket, layout, wiring, loop) -> None:
+    def dies(bucket, layout, wiring, loop, *data) -> None:
         if loop.step_number == 32:
             raise KeyboardInterrupt
-        save(bucket, layout, wiring, loop)
+        save(bucket, layout, wiring, loop, *data)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", dies)

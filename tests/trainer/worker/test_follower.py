@@ -53,7 +53,7 @@ def test_the_files_are_those_of_one_process_and_nothing_tells_how_many_there_wer
     close(weights(bucket, wide), weights(bucket, alone))
     layouts = [SaeLayout(one.root) for one in (alone, wide)]
     (record, other) = (checkpoint.read_record(bucket, layout, STEPS) for layout in layouts)
-    assert record == other
+    assert replace(record, parts=None) == replace(other, parts=None), "but for checksums: sums have another order"
     close(*(bucket.read(layout.checkpoint(STEPS).optimizer) for layout in reversed(layouts)))
     for mine, its in zip(rows(bucket, wide), rows(bucket, alone), strict=True):
         assert mine == pytest.approx(its, rel=1e-4)
