@@ -76,12 +76,11 @@ def harvested(tmp_path, text, harvests) -> Callable[..., SweepPlan]:
 
 def test_a_failed_sae_is_retried_after_the_others_from_its_last_checkpoint(harvested):
     plan = harvested(steps=24, at_once=1)
-    chunk = "activations/tiny/shards/00001.zarr/blocks.3.hook_resid_post/c/0/0"
-    whole = plan.bucket.read(chunk)
-    plan.bucket.write(chunk, bytes([whole[0] ^ 1]) + whole[1:])
-    reporter = Listens("will be retried", lambda: plan.bucket.write(chunk, whole))
+    in_the_way = plan.saes[0].layout.checkpoint(24).root  # a file where the folder of the second checkpoint has to be
+    plan.bucket.write(in_the_way, b"")
+    reporter = Listens("will be retried", lambda: plan.bucket.remove(in_the_way))
     SweepDriver(plan, reporter).train()
-    assert "2 finished" in reporter.said and chunk in reporter.said
+    assert "2 finished" in reporter.said and in_the_way in reporter.said
     assert reporter.said.count("will be retried") == 1
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from support.sae_reference import ONE
 
 from scopemill.proto.errors import Conflict
@@ -52,10 +52,24 @@ def digests(grids: list[Grid]) -> list[str]:
     return [hashlib.sha256(json.dumps(one, sort_keys=True).encode()).hexdigest()[:8] for one in found]
 
 
+def accepted(sections: list) -> list:
+    """The sections that are still accepted: a field that another one leaves without effect is refused by now."""
+    kept = []
+    for section, ids in sections:
+        try:
+            TrainConfig.model_validate_json(json.dumps(LATER | section))
+        except ValidationError as error:
+            assert "has no effect" in str(error), section
+        else:
+            kept.append((section, ids))
+    assert len(kept) > 0.9 * len(sections)
+    return kept
+
+
 @pytest.mark.parametrize("through_a_file", [False, True])
 def test_ids_are_those_of_earlier_versions(through_a_file, templates_of_then):
     assert len(TABLE) > 200
-    for section, ids in TABLE:
+    for section, ids in accepted(TABLE):
         config = TrainConfig.model_validate_json(json.dumps(LATER | section))
         if through_a_file:
             config = TrainConfig.model_validate_json(config.model_dump_json())
@@ -101,7 +115,7 @@ def test_a_checkpoint_of_an_earlier_version_loads_and_is_resumed(tmp_path):
 def test_how_often_training_saves_and_logs_is_in_no_id_and_earlier_ids_are_known(monkeypatch, tmp_path, templates_of_then):
     """An SAE that an earlier version named by its own values is among the candidates, whatever they were."""
     monkeypatch.setenv("SCOPEMILL_TEMPLATES", str(tmp_path))
-    for section, ids in TABLE[::7]:
+    for section, ids in accepted(TABLE[::7]):
         config = TrainConfig.model_validate_json(json.dumps(LATER | section))
         candidates = [identities(sae, grid.filled, grid.template) for grid in config.grids.values() for sae in grid.saes()]
         for places, earlier in zip(candidates, ids, strict=True):
