@@ -22,7 +22,7 @@ SCORES = (ProbeScore("92_glue_sst2", "sae", 1, 0.7, 0.65, 300), ProbeScore("92_g
 
 
 def evaluation(probes=SCORES) -> Evaluation:
-    return Evaluation(RESULT, Histogram([-1.0, 0.0], [3], 1), 1000, {"sequences": 8}, probes)
+    return Evaluation(RESULT, Histogram([-1.0, 0.0], [3], 1), 1000, {"sequences": 8}, probes=probes)
 
 
 def test_each_probe_of_each_checkpoint_is_a_row_in_both_files(bucket):
