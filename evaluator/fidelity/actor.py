@@ -27,7 +27,6 @@ from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import DatasetLayout, SaeLayout
 from scopemill.proto.memory import keep_freed_memory
 from scopemill.proto.storage.bucket import Bucket
-from scopemill.trainer.config.recipe import SaeConfig
 from scopemill.trainer.config.wiring import Wiring, label
 from scopemill.trainer.sae.folding import fold
 from scopemill.trainer.training import checkpoint
@@ -109,7 +108,10 @@ class Evaluator:
             for text, baseline in zip(self._texts, baselines, strict=True)
         ]
         (baseline, *kept_baseline), (fidelity, *kept) = baselines, measured
-        result = _result(record, config, inputs, outputs if wiring.targets else (), layout, baseline, fidelity)
+        result = result_of(
+            inputs, outputs if wiring.targets else (), baseline, fidelity, architecture=config.architecture, width=config.width,
+            sparsity=config.sparsity, step=record.step, tokens=record.tokens, path=layout.checkpoint(record.step).root,
+        )  # fmt: skip
         probes = self._prober.probe(sae, inputs) if self._prober else ()
         evaluation = Evaluation(result, fidelity.histogram, baseline.rows, self._settings, probes=probes)
         if kept:
@@ -155,24 +157,20 @@ def _with_kept(evaluation: Evaluation, base: Baseline, fidelity: Fidelity) -> Ev
     return replace(evaluation, result=result, kept_tokens=base.rows)
 
 
-def _result(
-    record: checkpoint.CheckpointRecord,
-    config: SaeConfig,
-    inputs: tuple[Hook, ...],
-    targets: tuple[Hook, ...],
-    layout: SaeLayout,
-    base: Baseline,
-    fidelity: Fidelity,
-) -> Result:
+def result_of(
+    inputs: tuple[Hook, ...], targets: tuple[Hook, ...], base: Baseline, fidelity: Fidelity, *, architecture: str, width: int,
+    sparsity: float, step: int, tokens: int, path: str,
+) -> Result:  # fmt: skip
+    """Return what was measured of an SAE as a row of results."""
     return Result(
         hook=label(inputs, targets),
         layer=inputs[0].layer,
         site="--".join(dict.fromkeys(hook.site for hook in inputs + targets)),
-        architecture=config.architecture,
-        width=config.width,
-        sparsity=config.sparsity,
-        step=record.step,
-        tokens=record.tokens,
+        architecture=architecture,
+        width=width,
+        sparsity=sparsity,
+        step=step,
+        tokens=tokens,
         l0=fidelity.l0,
         fvu=fidelity.fvu,
         dead_fraction=fidelity.dead_fraction,
@@ -181,14 +179,14 @@ def _result(
         loss_zero_ablated=base.loss_zero_ablated,
         loss_mean_ablated=base.loss_mean_ablated,
         delta_loss=fidelity.loss_spliced - base.loss_clean,
-        recovered_zero=recovered(base.loss_zero_ablated, fidelity.loss_spliced, base.loss_clean),
-        recovered_mean=recovered(base.loss_mean_ablated, fidelity.loss_spliced, base.loss_clean),
-        path=layout.checkpoint(record.step).root,
+        recovered_zero=_recovered(base.loss_zero_ablated, fidelity.loss_spliced, base.loss_clean),
+        recovered_mean=_recovered(base.loss_mean_ablated, fidelity.loss_spliced, base.loss_clean),
+        path=path,
         decoder_cosine=fidelity.decoder_cosine,
     )
 
 
-def recovered(ablated: float, spliced: float, clean: float) -> float:
+def _recovered(ablated: float, spliced: float, clean: float) -> float:
     """Return the share of the ablation's loss that the SAE recovers: 1 is perfect."""
     return (ablated - spliced) / (ablated - clean) if ablated != clean else float("nan")
 

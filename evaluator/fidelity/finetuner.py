@@ -11,10 +11,10 @@ import ray
 import torch
 from ray.actor import ActorClass
 
-from scopemill.evaluator.fidelity.actor import recovered
+from scopemill.evaluator.fidelity.actor import result_of
 from scopemill.evaluator.fidelity.finetuned import Finetuned, FinetuneJob
 from scopemill.evaluator.fidelity.measure import Baseline, EvaluationText, Fidelity, measure, measure_baseline
-from scopemill.evaluator.fidelity.results import Evaluation, Result
+from scopemill.evaluator.fidelity.results import Evaluation
 from scopemill.harvester.config import ModelConfig
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.language_model.model import LanguageModel
@@ -27,7 +27,6 @@ from scopemill.proto.memory import keep_freed_memory
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record
 from scopemill.trainer.config.finetuning import KlConfig
-from scopemill.trainer.config.wiring import label
 from scopemill.trainer.finetune import checkpoint
 from scopemill.trainer.finetune.loop import FinetuneLoop, Ports, StepReport, measure_units
 from scopemill.trainer.finetune.text import Text, batches
@@ -75,8 +74,8 @@ class Finetuner:
         history = self._train(loop, bucket, layout, job.name)
         tuned = replace(finished, sae=loop.raw_sae().to("cpu"), metadata=finished.metadata | self._provenance(job))
         if job.source not in self._before:
-            self._before[job.source] = self._measure(finished)[1]
-        base, after = self._measure(tuned)
+            self._before[job.source] = self._measure(finished, job.source)[1]
+        base, after = self._measure(tuned, job.root)
         rows = [asdict(row) for row in history]
         before = _figures(self._before[job.source])
         record = Finetuned(job.arm, job.source, self._steps, self._tokens, base.loss_clean, before, _figures(after), rows)
@@ -92,11 +91,7 @@ class Finetuner:
         self._stop.set()
 
     def _loop(self, finished: FinishedSae, job: FinetuneJob) -> FinetuneLoop:
-        if not finished.inputs:
-            raise InputError(
-                f"{job.source}: cfg.json names no hook, so the place of the SAE in the model is unknown: add metadata.hook_name"
-            )
-        inputs, outputs = _hooks(finished)
+        inputs, outputs = finished.hooks(job.source)
         sparsity = self._config.sparsity if self._config.sparsity is not None else job.sparsity
         if finished.sae.activation.name == "relu" and sparsity is None:
             raise InputError(
@@ -128,9 +123,9 @@ class Finetuner:
                 raise Stopped("the fine-tuning was asked to stop; its checkpoint is kept")
         return history
 
-    def _measure(self, finished: FinishedSae) -> tuple[Baseline, Fidelity]:
+    def _measure(self, finished: FinishedSae, place: str) -> tuple[Baseline, Fidelity]:
         """Measure a finished SAE on the held-out text; the baseline of its outputs is measured once."""
-        inputs, outputs = _hooks(finished)
+        inputs, outputs = finished.hooks(place)
         splice_special = self._config.splice_special
         if outputs not in self._baselines:
             self._baselines[outputs] = measure_baseline(self._lm, outputs, self._held_out, splice_special)
@@ -149,29 +144,12 @@ class Finetuner:
         return self._steps * self._config.sequences_per_step * self._held_out.tokens.shape[1]
 
     def _evaluation(self, job: FinetuneJob, layout: SaeLayout, tuned: FinishedSae, base: Baseline, after: Fidelity) -> Evaluation:
-        inputs, outputs = _hooks(tuned)
+        inputs, outputs = tuned.hooks(job.root)
         targets = () if tuned.sae.shape.autoencoder else outputs
-        result = Result(
-            hook=label(inputs, targets),
-            layer=inputs[0].layer,
-            site="--".join(dict.fromkeys(hook.site for hook in inputs + targets)),
-            architecture=tuned.sae.architecture,
-            width=tuned.sae.width,
-            sparsity=job.sparsity or 0.0,
-            step=self._steps,
-            tokens=self._tokens,
-            l0=after.l0,
-            fvu=after.fvu,
-            dead_fraction=after.dead_fraction,
-            loss_clean=base.loss_clean,
-            loss_spliced=after.loss_spliced,
-            loss_zero_ablated=base.loss_zero_ablated,
-            loss_mean_ablated=base.loss_mean_ablated,
-            delta_loss=after.loss_spliced - base.loss_clean,
-            recovered_zero=recovered(base.loss_zero_ablated, after.loss_spliced, base.loss_clean),
-            recovered_mean=recovered(base.loss_mean_ablated, after.loss_spliced, base.loss_clean),
-            path=layout.root,
-        )
+        result = result_of(
+            inputs, targets, base, after, architecture=tuned.sae.architecture, width=tuned.sae.width, sparsity=job.sparsity or 0.0,
+            step=self._steps, tokens=self._tokens, path=layout.root,
+        )  # fmt: skip
         settings = {"finetuning": job.arm, "sequences": len(self._held_out.tokens), "splice_special": self._config.splice_special}
         return Evaluation(result, after.histogram, base.rows, settings)
 
@@ -186,12 +164,6 @@ class Finetuner:
 def _tensors(block: Sequences, card: ModelCard) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the tokens of sequences and the mask of their rows."""
     return torch.from_numpy(block.tokens), torch.from_numpy(block.row_mask(card.special))
-
-
-def _hooks(finished: FinishedSae) -> tuple[tuple[Hook, ...], tuple[Hook, ...]]:
-    """Return the hooks that an SAE reads and those that it reconstructs."""
-    inputs, outputs = (tuple(Hook.parse(name) for name in names) for names in (finished.inputs, finished.outputs or finished.inputs))
-    return inputs, outputs
 
 
 def _figures(fidelity: Fidelity) -> dict[str, float]:

@@ -6,13 +6,14 @@ Rows are the positions whose token is not special. A loss counts if its predicte
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from scopemill.evaluator.fidelity.decoder_cosine import decoder_cosine
 from scopemill.evaluator.fidelity.results import Histogram
-from scopemill.harvester.language_model.model import Edit, LanguageModel
+from scopemill.harvester.language_model.model import Edit, LanguageModel, put_rows
 from scopemill.proto.errors import InputError, NotFinite
 from scopemill.proto.hooks import Hook
 from scopemill.trainer.sae.base import Sae
@@ -167,7 +168,7 @@ def measure(
         error += errors[counted].sum().item()
         fired += firing.double().cpu()
         parts = dict(zip(outputs, reconstruction.split(sae.shape.outputs, dim=1), strict=True))
-        edits = {hook: _put(spliced_at, part) for hook, part in parts.items()}
+        edits = {hook: partial(put_rows, spliced_at, part) for hook, part in parts.items()}
         spliced.add(lm.token_losses(tokens, edits), is_row)
     return Fidelity(
         loss_spliced=spliced.value,
@@ -213,17 +214,6 @@ def _side_by_side(activations: dict[str, torch.Tensor], hooks: tuple[Hook, ...],
 def _constant(vector: torch.Tensor) -> Edit:
     """Return an edit that gives the same vector (d,) for every row."""
     return lambda x: vector.to(x.device).expand_as(x)
-
-
-def _put(where: torch.Tensor, rows: torch.Tensor) -> Edit:
-    """Return an edit that writes rows [n, d] where the mask [B, T] is True."""
-
-    def edit(x: torch.Tensor) -> torch.Tensor:
-        out = x.clone()
-        out[where] = rows.to(out.dtype)
-        return out
-
-    return edit
 
 
 def _replace(is_row: torch.Tensor, splice_special: bool, replacement: Edit) -> Edit:

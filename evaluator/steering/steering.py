@@ -35,9 +35,7 @@ class SteeredSae:
     def of(finished: FinishedSae, place: str, edits: Sequence[Edit]) -> "SteeredSae":
         """Check that the edits can act, and hold them; InputError says why they cannot."""
         sae = finished.sae
-        if not finished.inputs:
-            raise InputError(f"{place}: cfg.json names no hook, so the place of the SAE in the model is unknown: add metadata.hook_name")
-        inputs, outputs = (tuple(Hook.parse(name) for name in names) for names in (finished.inputs, finished.outputs or finished.inputs))
+        inputs, outputs = finished.hooks(place)
         for edit in edits:
             for latent in (edit.latent, edit.when.latent if edit.when else 0):
                 if latent >= sae.width:

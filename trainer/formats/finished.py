@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from scopemill.proto.errors import SaeFormatError
+from scopemill.proto.errors import InputError, SaeFormatError
+from scopemill.proto.hooks import Hook
 from scopemill.trainer.formats.tensors import check_values
 from scopemill.trainer.sae.activations.topk import TopK
 from scopemill.trainer.sae.base import Sae
@@ -33,6 +34,16 @@ class FinishedSae:
         """Return a finished SAE as its own description has it."""
         cfg = sae.cfg or sae.describe()
         return FinishedSae(sae, cfg.inputs, cfg.outputs, cfg.model, dict(cfg.metadata))
+
+    def hooks(self, place: str) -> tuple[tuple[Hook, ...], tuple[Hook, ...]]:
+        """Return the hooks that the SAE reads and those that it reconstructs.
+
+        Raises InputError, naming the place, where the files name none.
+        """
+        if not self.inputs:
+            raise InputError(f"{place}: cfg.json names no hook, so the place of the SAE in the model is unknown: add metadata.hook_name")
+        inputs, outputs = (tuple(Hook.parse(name) for name in names) for names in (self.inputs, self.outputs or self.inputs))
+        return inputs, outputs
 
     def described(self) -> "FinishedSae":
         """Give the SAE its description, and return this."""
