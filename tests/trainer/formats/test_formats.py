@@ -76,7 +76,7 @@ def test_what_training_ends_with_is_the_trained_sae_on_raw_activations_also_once
     assert same_bits(read, finished) and torch.equal(read(x * units[0]), finished(x * units[0]))
 
 
-@pytest.mark.parametrize("word", [*(set(FORMATS) - set(WRITTEN)), "numpy"])
+@pytest.mark.parametrize("word", [*sorted(set(FORMATS) - set(WRITTEN)), "numpy"])
 def test_a_format_that_is_not_written_is_refused(tmp_path, word):
     with pytest.raises(InputError, match=f"'{word}' is not written; choose from saelens, gemma-scope"):
         write_finished(str(tmp_path), word, finished_sae("jumprelu"))
