@@ -9,6 +9,7 @@ import torch
 from ray.actor import ActorClass
 
 from scopemill.evaluator.config import EvidenceConfig
+from scopemill.evaluator.evidence.compiling import compile_loops
 from scopemill.evaluator.evidence.jobs import EvidenceJob, RowsFrom
 from scopemill.evaluator.evidence.logits import readout
 from scopemill.evaluator.evidence.making import Counted, count_shard, finish
@@ -37,6 +38,7 @@ class EvidenceMaker:
         self._rows, self._model, self._card, self._config = rows, model, card, config
         self._bucket = Bucket(rows.url)
         self._stop = threading.Event()
+        compile_loops()
 
     @cached_property
     def _lm(self) -> LanguageModel:

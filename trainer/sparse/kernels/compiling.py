@@ -14,7 +14,10 @@ from scopemill.trainer.sparse.kernels.select import backend_for
 
 
 def compile_loops(selects: bool) -> None:
-    """Compile or load the loops of training on the CPU; with ``selects``, also those of TopK."""
+    """Compile or load the loops of training on the CPU.
+
+    With ``selects``, also that of TopK.
+    """
     if backend_for(torch.zeros(1)) is not None:
         from scopemill.trainer.sparse.kernels import numba_loops
 
