@@ -14,7 +14,7 @@ from scopemill.proto.turns import by_turns
 
 def compile_loops() -> None:
     """Compile or load the loops that count firings and find neighbours."""
-    by_turns(Path(loops.count.stats.cache_path), loops_of_evidence())
+    by_turns(Path(str(loops.count.stats.cache_path)), loops_of_evidence())
 
 
 def loops_of_evidence() -> dict[str, Callable[[], object]]:

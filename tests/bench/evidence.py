@@ -1,7 +1,8 @@
-"""The pass over a shard for the evidence of one SAE, over the encoder's product on the same rows."""
+"""The pass over a shard for evidence: over the encoder's product on the same rows, and the bytes that many SAEs read."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -44,6 +45,23 @@ def figures() -> Iterator[Figure]:
         rounds = alternate({"pass": timed(whole), "product": timed(product)}, ROUNDS)
         name = f"evidence of one SAE from a shard over the encoder's product ({ROWS}, {D}, {WIDTH}), L0 {L0}"
         yield rounds.figure(name, "pass", "product", "<= 1.3")
+        one, eight = (_chunk_bytes(lambda n=n: count_shard(source, 0, [sae] * n, config, ROWS)) for n in (1, 8))
+        raw = {"one, MiB": one / 2**20, "eight, MiB": eight / 2**20}
+        yield Figure("evidence of 8 SAEs of a hook: bytes of shards read over those of one SAE", eight / one, "<= 1", raw)
+
+
+def _chunk_bytes(call: Callable[[], object]) -> int:
+    """Return the bytes of chunks that a call reads from any bucket."""
+    read, sizes = Bucket.read_into, []
+
+    def counted(self, path, buffer, *rest):
+        data = read(self, path, buffer, *rest)
+        sizes.append(len(data))
+        return data
+
+    with patch.object(Bucket, "read_into", counted):
+        call()
+    return sum(sizes)
 
 
 def _write_shard(bucket: Bucket) -> torch.Tensor:
