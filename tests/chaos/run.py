@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from chaos.rows import Row
 
 HERE = Path(__file__).parent
-PHASES = ("harvest", "train", "evaluate")
+PHASES = ("harvest", "train", "evaluate", "evidence")
+LATER = {"harvest": ("metrics.json", "evidence"), "train": ("metrics.json", "evidence"), "evaluate": ("evidence",), "evidence": ()}
 COMMAND = [sys.executable, "-m", "scopemill.deploy", "sweep"]
 COMMAND_SECONDS = 300.0  # for one command
 BUDGET_SECONDS = 1200.0  # after which no further row starts
@@ -64,12 +65,13 @@ class Bench:
         place = self.folder / name
         place.mkdir()
         server = {"window_mib": 1, "join_seconds": 10.0}
-        data = self._sweep(str(place / "bucket"), self.text, server=server, **sections)
+        evidence = {"top": 4, "samples": 2, "window": 16, "actors": 2}
+        data = self._sweep(str(place / "bucket"), self.text, server=server, evidence=evidence, **sections)
         (place / "sweep.yaml").write_text(yaml.safe_dump(data | {"file_sd": str(place / "targets.json")}))
         for phase, folder in (("train", "activations"), ("evaluate", "saes")):
             if PHASES.index(upto) >= PHASES.index(phase):
-                unmeasured = shutil.ignore_patterns("metrics.json")
-                shutil.copytree(self.reference / "bucket" / folder, place / "bucket" / folder, ignore=unmeasured)
+                ignored = shutil.ignore_patterns(*LATER[PHASES[PHASES.index(upto) - 1]])
+                shutil.copytree(self.reference / "bucket" / folder, place / "bucket" / folder, ignore=ignored)
         for leftover in ("struck", "journal", "order.json"):
             (self.orders / leftover).unlink(missing_ok=True)
         return place
@@ -146,7 +148,7 @@ def run_row(bench: Bench, number: int, row: "Row") -> Outcome:
     plan = planned(place)
     orphans = clean(plan.bucket, plan.record, dry_run=False)
     wrong += [f"still an orphan: {path}" for path in clean(plan.bucket, plan.record, dry_run=True)]
-    wrong += differences(bench.reference / "bucket", place / "bucket", measured=row.phase == "evaluate")
+    wrong += differences(bench.reference / "bucket", place / "bucket", () if row.ends_the_command else LATER[row.phase])
     return Outcome(row.name, repeated, len(orphans), max(0.0, lost), wrong)
 
 
@@ -158,7 +160,7 @@ def run_otherwise(bench: Bench) -> Outcome:
         drive(place, phase)
         bench.seconds[phase] = min(bench.seconds[phase], time.monotonic() - began)  # the reference run started with cold processes
     wrong = journal_problems(planned(place), bench.journal(), bench.batches)
-    wrong += differences(bench.reference / "bucket", place / "bucket", measured=True)
+    wrong += differences(bench.reference / "bucket", place / "bucket")
     return Outcome("none; three harvesters, one trainer for all SAEs", 0, 0, 0.0, wrong)
 
 
@@ -171,13 +173,16 @@ def run_undisturbed(bench: Bench, row: Callable) -> Outcome:
     return Outcome(name, repeated, 0, max(0.0, time.monotonic() - began - bench.command_seconds), wrong)
 
 
-def differences(reference: Path, bucket: Path, measured: bool) -> list[str]:
-    """Return the objects that are missing, that are extra, or that have other bytes. Histories hold seconds, and so differ."""
+def differences(reference: Path, bucket: Path, later: Collection[str] = ()) -> list[str]:
+    """Return the objects that are missing, that are extra, or that have other bytes.
+
+    Files and folders of the names ``later`` are not compared. Histories hold seconds, and so differ.
+    """
 
     def objects(root: Path) -> dict[str, Path]:
         files = (path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] in ("activations", "saes"))
-        skipped = {"history.parquet", "provenance.json"} | (set() if measured else {"metrics.json"})
-        return {path.relative_to(root).as_posix(): path for path in files if path.name not in skipped and path.parent.name != "live"}
+        skipped = {"history.parquet", "provenance.json", "live", *later}
+        return {path.relative_to(root).as_posix(): path for path in files if skipped.isdisjoint(path.relative_to(root).parts)}
 
     wanted, got = objects(reference), objects(bucket)
     if not any("saes/" in path for path in got):  # only the harvest ran here

@@ -30,7 +30,7 @@ def two_drivers(bench: Any, command: list[str], differences: Any) -> tuple[str, 
         wrong.append(f"the second run ended with exit status {second.returncode}: {second.stderr[-200:]}")
     if third.returncode:
         wrong.append(f"the run that waited ended with exit status {third.returncode}: {third.stderr[-200:]}")
-    return "none; two drivers at once, and a third that waits", 0, wrong + differences(bench.reference / "bucket", place / "bucket", True)
+    return "none; two drivers at once, and a third that waits", 0, wrong + differences(bench.reference / "bucket", place / "bucket")
 
 
 def read_only_bucket(bench: Any, command: list[str], differences: Any) -> tuple[str, int, list[str]]:
@@ -47,7 +47,7 @@ def read_only_bucket(bench: Any, command: list[str], differences: Any) -> tuple[
         wrong.append(f"on the bucket that could be written again it ended with exit status {second.returncode}: {second.stderr[-200:]}")
     if third.returncode or "all is done already" not in third.stdout:
         wrong.append(f"finished and read-only again, it ended with exit status {third.returncode}: {third.stderr[-200:]}")
-    return "none; the bucket is read-only, before and after", 1, wrong + differences(bench.reference / "bucket", place / "bucket", True)
+    return "none; the bucket is read-only, before and after", 1, wrong + differences(bench.reference / "bucket", place / "bucket")
 
 
 def connection_cut(bench: Any, command: list[str], differences: Any) -> tuple[str, int, list[str]]:
