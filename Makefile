@@ -74,7 +74,7 @@ docs: $(READY)-docs
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV), once: some minutes"
-	@$(PIP) -e '.[mill]'
+	@$(PIP) -e '.[mill,studio]'
 	@touch $@
 
 $(READY)-test: $(READY)
