@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scopemill.deploy.studio.cache import VersionedCache
-from scopemill.deploy.studio.models import Checkpoint, Checkpoints, Metrics, TrainingDetail
+from scopemill.deploy.studio.models import Checkpoint, Checkpoints, Comparison, Metrics, TrainingDetail
 from scopemill.deploy.studio.series import COLUMNS, series_of
 from scopemill.deploy.studio.trainings import Entry, quality_of
 from scopemill.evaluator.fidelity.results import Evaluation
@@ -74,10 +74,19 @@ def rows_of(bucket: Bucket, entry: Entry) -> list[Row]:
     return rows
 
 
+def comparison(bucket: Bucket, cache: VersionedCache, entries: Sequence[Entry], points: int, names: Sequence[str]) -> Comparison:
+    """Return trainings side by side, and the hyperparameters in which they differ."""
+    shown = [detail(bucket, cache, entry) for entry in entries]
+    fields = dict.fromkeys(field for one in shown for field in one.config or {})
+    values = {field: [(one.config or {}).get(field) for one in shown] for field in fields}
+    differing = {field: found for field, found in values.items() if any(value != found[0] for value in found)}
+    return Comparison(trainings=shown, differing=differing, metrics=[metrics(bucket, cache, one, points, names, 0) for one in entries])
+
+
 def checkpoints(bucket: Bucket, entry: Entry) -> Checkpoints:
     """List a training's checkpoints."""
     layout, state = entry.record.layout, entry.facts.state
-    resumable = state.checkpoints[-RESUMABLE:]
+    resumable = [step for step in state.checkpoints[-RESUMABLE:] if bucket.exists(layout.checkpoint(step).optimizer)]
 
     def evaluation(step: int) -> Evaluation | None:
         try:

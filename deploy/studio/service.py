@@ -17,7 +17,9 @@ from scopemill.deploy.studio.access import Access, Guard
 from scopemill.deploy.studio.bucket_reader import BucketReader
 from scopemill.deploy.studio.cache import VersionedCache
 from scopemill.deploy.studio.hub import Hub
+from scopemill.deploy.studio.latents import Latents
 from scopemill.deploy.studio.problems import answer_with_problems
+from scopemill.deploy.studio.templates import Templates
 from scopemill.deploy.studio.watcher import Watcher
 from scopemill.proto.storage.bucket import Bucket
 
@@ -44,7 +46,9 @@ class Studio:
         self.bucket = Bucket(settings.bucket)
         self.hub = Hub()
         self.watcher = Watcher(BucketReader(self.bucket), self.hub)
-        self.cache = VersionedCache(256)  # of curves and evidence
+        self.cache = VersionedCache(256)  # of curves
+        self.latents = Latents(self.bucket)
+        self.templates = Templates(self.bucket)
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

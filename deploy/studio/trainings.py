@@ -64,6 +64,13 @@ class Trainings:
         except KeyError:
             raise MissingObject(f"there is no sweep {name!r} in this bucket") from None
 
+    def sae(self, path: str) -> SaeFacts:
+        """Return a finished SAE, or one of a sweep; MissingObject for any other path."""
+        try:
+            return self.snapshot.saes[path]
+        except KeyError:
+            raise MissingObject(f"there is no SAE {path!r} in this bucket") from None
+
     def _entry(self, sweep: SweepFacts, sae: SaeRecord) -> Entry:
         facts = self.snapshot.saes.get(sae.root, SaeFacts())
         run = sweep.progress.saes.get(sae.name) if sweep.progress else None
