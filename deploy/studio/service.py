@@ -90,6 +90,7 @@ def create_app(settings: Settings, routers: list[APIRouter]) -> FastAPI:
     answer_with_problems(app)
     for router in routers:
         app.include_router(router, prefix=PREFIX)
+    app.mount("/latent-page", StaticFiles(directory=str(files("scopemill.evaluator.latent_page") / "static")))  # shares its parts
     app.mount("/", StaticFiles(directory=str(files("scopemill.deploy.studio") / "static"), html=True))
     guard: Any = Guard
     app.add_middleware(guard, access=settings.access)

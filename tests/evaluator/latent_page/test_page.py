@@ -13,7 +13,7 @@ from support import written_evidence
 from typer.testing import CliRunner
 
 from scopemill.deploy.cli.main import app
-from scopemill.evaluator.latent_page.write import CHUNK_LATENTS, write_page
+from scopemill.evaluator.latent_page.write import CHUNK_LATENTS, STATIC, write_page
 from scopemill.proto.errors import InputError
 from scopemill.proto.evidence import TOP
 from scopemill.proto.storage.bucket import Bucket
@@ -75,7 +75,7 @@ def test_data_files_hold_what_the_evidence_holds(evidence, page):
 
 
 def test_the_page_asks_nothing_of_any_other_place(page):
-    for name in ("index.html", "page.css", "page.js"):
+    for name in STATIC:
         text = (page / name).read_text()
         assert "http" not in text.replace("http://www.w3.org/2000/svg", ""), name
 
