@@ -11,8 +11,13 @@ import { Trainings } from "./trainings.js";
 const PAGES = {
   trainings: { title: "Trainings", page: Trainings },
   training: { title: "Training", load: async () => (await import("./training.js")).Training },
+  compare: { title: "Compare", load: async () => (await import("./compare.js")).Compare },
+  sweeps: { title: "Sweeps", load: async () => (await import("./sweeps.js")).Sweeps },
+  sweep: { title: "Sweep", load: async () => (await import("./sweep.js")).Sweep },
+  latents: { title: "Latents", load: async () => (await import("./latents.js")).Latents },
+  latent: { title: "Latent", load: async () => (await import("./latents.js")).Latent },
 };
-const MENU = ["trainings", "sweeps", "new", "templates", "saes", "steer"];
+const MENU = ["trainings", "sweeps", "new", "templates", "saes", "latents", "steer"];
 
 function usePlace() {
   const [now, set] = useState(place());
