@@ -2,11 +2,11 @@
 
 from fastapi import FastAPI
 
-from scopemill.deploy.studio.routes import actions, compare, inference, latents, live, saes, session, sweeps, templates, trainings
+from scopemill.deploy.studio.routes import actions, compare, inference, latents, live, saes, schema, session, sweeps, templates, trainings
 from scopemill.deploy.studio.service import Settings, create_app
 
 
 def application(settings: Settings) -> FastAPI:
     """Return the service's application."""
-    modules = (session, live, sweeps, actions, trainings, compare, templates, saes, latents, inference)  # `/trainings/sweep` before ids
+    modules = (session, live, sweeps, schema, actions, trainings, compare, templates, saes, latents, inference)  # `/trainings/sweep` before ids
     return create_app(settings, [module.router for module in modules])

@@ -15,6 +15,10 @@ const PAGES = {
   sweeps: { title: "Sweeps", load: async () => (await import("./sweeps.js")).Sweeps },
   sweep: { title: "Sweep", load: async () => (await import("./sweep.js")).Sweep },
   latents: { title: "Latents", load: async () => (await import("./latents.js")).Latents },
+  new: { title: "Start", writes: true, load: async () => (await import("./new-training.js")).NewTraining },
+  templates: { title: "Templates", load: async () => (await import("./templates.js")).Templates },
+  saes: { title: "SAEs", load: async () => (await import("./saes.js")).Saes },
+  steer: { title: "Steer", writes: true, load: async () => (await import("./steer.js")).Steer },
   latent: { title: "Latent", load: async () => (await import("./latents.js")).Latent },
 };
 const MENU = ["trainings", "sweeps", "new", "templates", "saes", "latents", "steer"];
