@@ -148,6 +148,7 @@ class SweepLayout:
         self.config = f"{self.root}/sweep.yaml"
         self.plan = f"{self.root}/plan.json"
         self.halving = f"{self.root}/halving.json"
+        self.submission = f"{self.root}/submission.json"  # the sweep file as its newest run was given it
         self.progress = f"{self.root}/progress.json"  # rewritten every few seconds while a run is at work
         self.requests = f"{self.root}/requests"  # what its driver is asked to do; each is removed once it is done
         self.withdrawn = f"{self.root}/withdrawn.json"  # SAEs that were stopped or deleted on request

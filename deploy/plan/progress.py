@@ -38,7 +38,6 @@ class SweepProgress(BaseModel):
     sweep: str
     started: float  # seconds since 1970, by the driver's clock
     written: float
-    beat: int = 0  # rises with every write
     phase: str = ""  # in words
     done: int = 0
     total: int = 0
