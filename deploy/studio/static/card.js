@@ -1,11 +1,11 @@
 // One training in the list: its state, its progress and four live curves.
 import { html, useEffect, useState } from "./view.js";
 import { get, query, training as at } from "./api.js";
-import { Sparkline } from "./charts.js";
 import { count, duration, number, percent } from "./format.js";
 import { useLive } from "./live.js";
 import { Bar, State } from "./parts.js";
 import { link } from "./routes.js";
+import { Sparkline } from "./sparkline.js";
 
 const CURVES = ["loss", "l0", "fvu", "dead"], POINTS = 48;
 const REST = 120; // milliseconds that an entry must stay in sight before its curves are asked for

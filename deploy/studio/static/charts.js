@@ -1,28 +1,7 @@
-// Curves: a sparkline of a card, and a chart that can be read off.
+// A chart of curves that can be read off.
 import { html, useEffect, useRef, useState } from "./view.js";
 import uPlot from "./vendor/uplot.js";
 import { number } from "./format.js";
-
-const WIDE = 100, HIGH = 28;
-
-// The line of a series, as an SVG path in a box of 100 x 28; gaps stay gaps.
-export function path(steps, values) {
-  const known = values.filter(value => value !== null);
-  if (known.length < 2) return "";
-  const low = Math.min(...known), high = Math.max(...known), first = steps[0], span = steps[steps.length - 1] - first || 1;
-  let line = "", pen = "M";
-  values.forEach((value, i) => {
-    if (value === null) { pen = "M"; return; }
-    const y = high > low ? (HIGH - 2) * (1 - (value - low) / (high - low)) + 1 : HIGH / 2;
-    line += `${pen}${((steps[i] - first) / span * WIDE).toFixed(1)} ${y.toFixed(1)}`;
-    pen = "L";
-  });
-  return line;
-}
-
-export const Sparkline = ({ title, series, value, shown = number }) => html`<div class="spark">
-  <span class="muted">${title}</span><b>${shown(value)}</b>
-  <svg viewBox=${`0 0 ${WIDE} ${HIGH}`} preserveAspectRatio="none" aria-hidden="true">${series && html`<path d=${path(series.steps, series.values)} />`}</svg></div>`;
 
 const colour = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 export const COLOURS = ["--line-1", "--line-2", "--line-3", "--line-4", "--line-5", "--line-6", "--line-7", "--line-8"];

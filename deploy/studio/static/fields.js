@@ -4,12 +4,14 @@ export const SECTIONS = { // the fields that stand outside the advanced part
   "": { title: "Name", main: ["name"] },
   model: { title: "Language model", main: ["name", "dtype"] },
   corpus: { title: "Corpus", main: ["source", "format", "column"] },
-  harvest: { title: "Hooks and rows", main: ["layers", "sites", "tokens"] },
+  harvest: { title: "Hooks and rows", main: ["layers", "tokens", "sites"] },
   train: { title: "SAEs", main: ["template", "architecture", "widths", "sparsities", "tokens", "batch_size", "learning_rate"] },
   evaluation: { title: "Evaluation", main: ["sequences"] },
   evidence: { title: "Evidence of latents", main: [] },
   server: { title: "Activation server", main: [] },
 };
+
+const GRID = ["widths", "sparsities"]; // needed unless each variant has them
 
 function resolved(schema, field) {
   const options = field.anyOf ?? [field], known = options.map(one => one.$ref ? schema.$defs[one.$ref.split("/").pop()] : one).filter(one => one.type !== "null");
@@ -39,10 +41,10 @@ export function fieldsOf(schema) {
     const names = Object.keys(about.properties).filter(name => section || !(name in SECTIONS) && name !== "bucket");
     names.sort((a, b) => rank(main, a) - rank(main, b));
     found[section] = names.map(name => {
-      const field = about.properties[name], standard = field.default;
+      const field = about.properties[name], standard = field.default, templated = section === "train" && Boolean(field.readBy);
       return {
-        path: section ? `${section}.${name}` : name, name, ...kindOf(schema, field), readBy: field.readBy, hint: field.description ?? "",
-        standard: standard === null || standard === undefined ? "" : written(standard), needed: (about.required ?? []).includes(name), main: main.includes(name),
+        path: section ? `${section}.${name}` : name, name, ...kindOf(schema, field), readBy: field.readBy, hint: (field.description ?? "").replaceAll("`", ""), templated,
+        standard: standard === null || standard === undefined ? "" : written(standard), needed: (about.required ?? []).includes(name) && !templated || section === "train" && GRID.includes(name), main: main.includes(name),
       };
     });
   }

@@ -89,7 +89,8 @@ function Form({ fields: given, parameters }) {
 function Loader({ load, loaded }) {
   const { value: list, problem } = useLoaded(signal => get("training-templates", signal), []);
   return html`<div class="filters"><label><span class="muted">Begin with a template</span> <select value="" onChange=${event => { if (event.target.value) load(event.target.value); event.target.value = ""; }}><option value="">${loaded ? `loaded: ${loaded}` : "choose one"}</option>
-    ${(list ?? []).map(one => html`<option value=${one.name}>${one.favourite ? "★ " : ""}${one.name}</option>`)}</select></label><a href=${link("templates")}>All templates</a>${problem && html`<span class="muted">${problem.message}</span>`}</div>`;
+    ${(list ?? []).map(one => html`<option value=${one.name}>${one.favourite ? "★ " : ""}${one.name}</option>`)}</select></label>
+    <datalist id="packaged">${(list ?? []).filter(one => !one.own).map(one => html`<option value=${one.name} />`)}</datalist><a href=${link("templates")}>All templates</a>${problem && html`<span class="muted">${problem.message}</span>`}</div>`;
 }
 
 function Section({ section, title, fields, typed, set, shown, evidence, setEvidence }) {
@@ -103,12 +104,12 @@ function Section({ section, title, fields, typed, set, shown, evidence, setEvide
 
 function Field({ field, text, set, problems }) {
   const id = `field-${field.path}`, common = { id, "aria-describedby": `${id}-hint`, "aria-invalid": problems.length ? "true" : undefined, "aria-required": field.needed ? "true" : undefined };
-  const typed = event => set(field.path, event.target.value), placeholder = field.standard || (field.needed ? "" : "absent");
+  const typed = event => set(field.path, event.target.value), placeholder = field.templated ? "from the template" : field.standard || (field.needed ? "" : "absent");
   const chosen = text.split(/\s*,\s*/).filter(Boolean), pick = (option, on) => set(field.path, on ? [...chosen.filter(one => one !== "all"), option].join(", ") : chosen.filter(one => one !== option).join(", "));
-  const input = field.kind === "choice" ? html`<select ...${common} value=${text} onChange=${typed}><option value="">${field.standard ? `${field.standard} (default)` : field.needed ? "choose one" : "absent"}</option>${field.options.map(one => html`<option value=${one}>${one}</option>`)}</select>`
+  const input = field.kind === "choice" ? html`<select ...${common} value=${text} onChange=${typed}><option value="">${field.templated ? placeholder : field.standard ? `${field.standard} (default)` : field.needed ? "choose one" : "absent"}</option>${field.options.map(one => html`<option value=${one}>${one}</option>`)}</select>`
     : field.kind === "choices" ? html`<div class="group" role="group" ...${common} tabindex="-1" aria-label=${field.name}>${[...field.options, ...(field.all ? ["all"] : [])].map(one => html`<label><input type="checkbox" checked=${chosen.includes(one)} onChange=${event => one === "all" ? set(field.path, event.target.checked ? "all" : "") : pick(one, event.target.checked)} /> ${one}</label>`)}</div>`
       : field.kind === "json" ? html`<textarea ...${common} rows="2" spellcheck=${false} placeholder=${placeholder} value=${text} onInput=${typed} />`
-        : html`<input ...${common} type="text" spellcheck=${false} autocomplete="off" inputmode=${field.kind === "number" ? "decimal" : undefined} placeholder=${placeholder} value=${text} onInput=${typed} />`;
+        : html`<input ...${common} type="text" list=${field.path === "train.template" ? "packaged" : undefined} spellcheck=${false} autocomplete="off" inputmode=${field.kind === "number" ? "decimal" : undefined} placeholder=${placeholder} value=${text} onInput=${typed} />`;
   return html`<div class=${`field ${problems.length ? "bad" : ""} ${field.kind === "choices" ? "broad" : ""}`}><label for=${id}>${field.name.replaceAll("_", " ")}${field.needed && html`<span class="muted"> needed</span>`}</label>${input}
     <div id=${`${id}-hint`} class="hint">${problems.map(reason => html`<p class="failed">${reason}</p>`)}<p class="muted">${field.hint}${field.readBy && field.readBy !== "every architecture" && ` Read by ${field.readBy}.`}</p></div></div>`;
 }
