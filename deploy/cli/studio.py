@@ -1,5 +1,6 @@
 """Open the mill in a browser: the command ``scopemill studio``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ def studio(
     certificate: Annotated[Path | None, typer.Option(help="A TLS certificate (PEM), with --key.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
     insecure: Annotated[bool, typer.Option(help="Listen beyond loopback without encryption, behind a proxy that encrypts.")] = False,
+    installed: Annotated[bool, typer.Option(help="The cluster's image has Scopemill installed: sweep files are sent alone.")] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Show everything, and change nothing.")] = False,
 ) -> None:
     """Show and run a bucket's sweeps in a browser."""
@@ -37,7 +39,8 @@ def studio(
         raise InputError("--certificate and --key belong together: give both")
     from scopemill.deploy.studio.server import serve, settings_of
 
-    settings, socket = settings_of(bucket, address, host, port, allow_host, read_only, encrypted=certificate is not None)
+    settings, socket = settings_of(bucket, host, port, allow_host, read_only, encrypted=certificate is not None)
+    settings = replace(settings, address=address, installed=installed)
     name = "localhost" if host in (*LOOPBACK, "0.0.0.0", "::") else host
     url = f"http{'s' if certificate else ''}://{name}:{settings.access.port}/#token={settings.access.token}"
     print_facts({"studio": url, "bucket": settings.bucket, "Ctrl-C": "ends it; sweeps go on"})

@@ -5,13 +5,14 @@ at work changes: its progress, requests and lease. Both return an immutable snap
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
 
 from scopemill.deploy.plan.progress import SweepProgress, read_progress
-from scopemill.deploy.plan.record import PlanRecord, SaeRecord, read_plan_of
+from scopemill.deploy.plan.record import PlanRecord, SaeRecord, read_plan_of, read_submission
 from scopemill.deploy.plan.requests import Request, read_requests
 from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.deploy.plan.state import SaeState
@@ -50,6 +51,7 @@ class SweepFacts:
     requests: tuple[Request, ...] = ()
     withdrawn: dict[str, Why] = field(default_factory=dict)
     report: bool = False
+    note: str | None = None  # what became of a driver that this service started, where the bucket does not tell it
 
     @property
     def runs(self) -> bool:
@@ -70,8 +72,8 @@ class Snapshot:
 class BucketReader:
     """Make snapshots of one bucket; one thread at a time calls it."""
 
-    def __init__(self, bucket: Bucket):
-        self.bucket = bucket
+    def __init__(self, bucket: Bucket, note: Callable[[str, bool], str | None] = lambda sweep, runs: None):
+        self.bucket, self._note = bucket, note
         self.snapshot = Snapshot(0.0, {}, {})
         self._cache = VersionedCache(100_000)
         self._leases: dict[str, Lease] = {}
@@ -93,7 +95,10 @@ class BucketReader:
 
     def look(self) -> Snapshot:
         """Read what the sweeps at work have changed."""
-        sweeps = {name: self._at_work(sweep) if sweep.runs or sweep.requests else sweep for name, sweep in self.snapshot.sweeps.items()}
+        sweeps = {
+            name: self._at_work(sweep) if sweep.runs or sweep.requests or sweep.note else sweep
+            for name, sweep in self.snapshot.sweeps.items()
+        }
         self.snapshot = replace(self.snapshot, read_at=time.time(), sweeps=sweeps, problem=None)
         return self.snapshot
 
@@ -104,11 +109,11 @@ class BucketReader:
 
     def _sweep(self, name: str, versions: dict[str, str]) -> SweepFacts:
         layout = SweepLayout(name)
-        plan, file = versions.get(layout.plan), versions.get(layout.config)
+        plan, given, file = (versions.get(path) for path in (layout.plan, layout.submission, layout.config))
         facts = SweepFacts(
             name=name,
             record=self._cache.get(("plan", name), plan, lambda: read_plan_of(self.bucket, name)) if plan else None,
-            config=self._cache.get(("config", name), file, lambda: self._config(layout.config)) if file else None,
+            config=self._cache.get(("config", name), (given, file), lambda: self._config(layout)) if given or file else None,
             withdrawn=read_withdrawn(self.bucket, name) if layout.withdrawn in versions else {},
             report=layout.report in versions,
         )
@@ -124,11 +129,15 @@ class BucketReader:
             requests=tuple(read_requests(self.bucket, name)),
             withdrawn=read_withdrawn(self.bucket, name),
             driver=str(rival) if rival else None,
+            note=self._note(name, rival is not None),
         )
 
-    def _config(self, path: str) -> dict[str, Any] | None:
+    def _config(self, layout: SweepLayout) -> dict[str, Any] | None:
+        """Return the sweep file's content: as the newest run was given it, or of earlier versions as it was published."""
+        if submission := read_submission(self.bucket, layout.root.removeprefix("sweeps/")):
+            return submission.sweep
         try:
-            data = yaml.safe_load(self.bucket.read(path))
+            data = yaml.safe_load(self.bucket.read(layout.config))
         except (MissingObject, yaml.YAMLError, UnicodeDecodeError):
             return None
         return data if isinstance(data, dict) else None

@@ -53,6 +53,8 @@ def _reason(sweep: SweepFacts, counts: dict[State, int]) -> str | None:
         return "it is not planned yet" if sweep.config else "it was planned by another version; run it again to see it here"
     if sweep.runs or not any(counts[state] for state in ("pending", "stopped", "failed")):
         return None
+    if sweep.note:
+        return sweep.note
     if sweep.progress and sweep.progress.error:
         return sweep.progress.error
     return "no driver is at work on it: everything committed is kept, and retry goes on"

@@ -18,7 +18,7 @@ LEAST_TOKEN = 16  # letters
 
 
 def settings_of(
-    bucket: str, address: str | None, host: str, port: int, names: Iterable[str], read_only: bool, encrypted: bool
+    bucket: str, host: str, port: int, names: Iterable[str], read_only: bool, encrypted: bool
 ) -> tuple[Settings, socket.socket]:
     """Return the settings and a socket that listens; InputError if the port is taken or the token is too short."""
     place = bucket if "://" in bucket or "::" in bucket else str(Path(bucket).expanduser().absolute())
@@ -34,7 +34,7 @@ def settings_of(
         listening.close()
         raise InputError(f"--host {host} --port {port}: nothing can listen there: {error.strerror}; choose another port") from error
     access = Access(token, listening.getsockname()[1], allowed_hosts(host, names), read_only, encrypted)
-    return Settings(place, access, address), listening
+    return Settings(place, access), listening
 
 
 def serve(settings: Settings, listening: socket.socket, certificate: Path | None = None, key: Path | None = None) -> None:

@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.resources import files
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.staticfiles import StaticFiles
@@ -16,8 +16,12 @@ from starlette.websockets import WebSocket
 from scopemill.deploy.studio.access import Access, Guard
 from scopemill.deploy.studio.bucket_reader import BucketReader
 from scopemill.deploy.studio.cache import VersionedCache
+from scopemill.deploy.studio.dispatcher import Dispatcher
+from scopemill.deploy.studio.helper import Helper
 from scopemill.deploy.studio.hub import Hub
+from scopemill.deploy.studio.jobs import JobList
 from scopemill.deploy.studio.latents import Latents
+from scopemill.deploy.studio.launcher import Launcher
 from scopemill.deploy.studio.problems import answer_with_problems
 from scopemill.deploy.studio.templates import Templates
 from scopemill.deploy.studio.watcher import Watcher
@@ -25,8 +29,6 @@ from scopemill.proto.storage.bucket import Bucket
 
 log = logging.getLogger(__name__)
 PREFIX = "/api/v1"
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Settings:
     bucket: str
     access: Access
     address: str | None = None  # of a Ray cluster's dashboard
+    installed: bool = False  # the cluster's image has Scopemill
 
 
 class Studio:
@@ -45,15 +48,21 @@ class Studio:
         self.settings, self.access = settings, settings.access
         self.bucket = Bucket(settings.bucket)
         self.hub = Hub()
-        self.watcher = Watcher(BucketReader(self.bucket), self.hub)
+        self.planner, self.importer = Helper("the process that plans"), Helper("the process that imports")
+        self.inference = Helper("the process that runs the language model")
+        self.launcher = Launcher(self.bucket, settings.address, settings.installed, self.planner)
+        self.dispatcher = Dispatcher(self.bucket, self.launcher)
+        self.watcher = Watcher(BucketReader(self.bucket, self.launcher.note), self.hub, None if self.access.read_only else self.dispatcher)
+        self.jobs = JobList(self.hub)
         self.cache = VersionedCache(256)  # of curves
         self.latents = Latents(self.bucket)
         self.templates = Templates(self.bucket)
 
-
-async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call what waits for the bucket, without holding up other requests."""
-    return await asyncio.to_thread(call, *args, **kwargs)
+    async def close(self) -> None:
+        """End what the service alone does; sweeps go on."""
+        self.jobs.cancel()
+        for helper in (self.planner, self.importer, self.inference):
+            helper.close()
 
 
 def studio_of(request: Request = None, websocket: WebSocket = None) -> Studio:  # type: ignore[assignment]
@@ -76,6 +85,7 @@ def create_app(settings: Settings, routers: list[APIRouter]) -> FastAPI:
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
+        await studio.close()
 
     app = FastAPI(
         title="Scopemill studio",

@@ -71,6 +71,15 @@ class Trainings:
         except KeyError:
             raise MissingObject(f"there is no SAE {path!r} in this bucket") from None
 
+    def language_model(self, path: str) -> str | None:
+        """Return the language model that an SAE's sweep file names; None for an SAE that no sweep has."""
+        for entry in self.by_id.values():
+            if entry.record.root == path:
+                model = (entry.sweep.config or {}).get("model")
+                found = model.get("name") if isinstance(model, dict) else model
+                return str(found) if found else None
+        return None
+
     def _entry(self, sweep: SweepFacts, sae: SaeRecord) -> Entry:
         facts = self.snapshot.saes.get(sae.root, SaeFacts())
         run = sweep.progress.saes.get(sae.name) if sweep.progress else None
@@ -128,6 +137,8 @@ def state_of(sweep: SweepFacts, sae: SaeRecord, facts: SaeFacts, run: SaeProgres
 
 
 def _without_driver(sweep: SweepFacts, facts: SaeFacts) -> str:
+    if sweep.note:
+        return sweep.note
     go_on = f"retry goes on from step {facts.state.step:,}" if facts.state.step else "retry starts it"
     if sweep.progress is None:
         return f"no driver is at work on sweep {sweep.name}: {go_on}"

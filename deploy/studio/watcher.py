@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from scopemill.deploy.studio.bucket_reader import BucketReader, SweepFacts
+from scopemill.deploy.studio.dispatcher import Dispatcher
 from scopemill.deploy.studio.hub import Hub
 from scopemill.deploy.studio.models import Training
 from scopemill.deploy.studio.trainings import Trainings
@@ -25,17 +26,20 @@ News = tuple[str, str, Any]  # channel, event and data
 class Watcher:
     """Keep the newest trainings of a bucket."""
 
-    def __init__(self, reader: BucketReader, hub: Hub):
-        self._reader, self._hub = reader, hub
+    def __init__(self, reader: BucketReader, hub: Hub, dispatcher: Dispatcher | None):
+        self._reader, self._hub, self._dispatcher = reader, hub, dispatcher
         self.trainings = Trainings(reader.snapshot)
         self._wake, self._changed = asyncio.Event(), asyncio.Condition()
         self._asked = self._scanned = 0.0
+        self._begun = self._ended = 0  # updates
+        self._due = True  # to list the bucket, whatever the time
+        self._settling: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Watch until cancelled."""
         while True:
             await self.update()
-            at_work = any(sweep.runs or sweep.requests for sweep in self.trainings.snapshot.sweeps.values())
+            at_work = any(sweep.runs or sweep.requests or sweep.note for sweep in self.trainings.snapshot.sweeps.values())
             watched = self._hub.watched or time.monotonic() - self._asked < RECENT_SECONDS
             pause = LOOK_SECONDS if at_work and watched else SCAN_SECONDS if watched else IDLE_SECONDS
             try:
@@ -52,27 +56,36 @@ class Watcher:
 
     async def again(self) -> Trainings:
         """List the bucket now, and return what it holds."""
-        self._scanned = 0.0
+        wanted = self._begun + 1  # the update that is at work may have read what has changed since
+        self._due = True
         self._wake.set()
         async with self._changed:
-            await self._changed.wait()
+            await self._changed.wait_for(lambda: self._ended >= wanted)
         return self.trainings
 
     async def update(self) -> None:
-        """Look once, and tell the news."""
+        """Look once, tell the news, and have requests carried out that no driver carries out."""
+        self._begun += 1
         self._wake.clear()
-        scans = time.monotonic() - self._scanned >= SCAN_SECONDS
-        before = self.trainings
         started = time.monotonic()
+        scans = self._due or started - self._scanned >= SCAN_SECONDS
+        self._due = False
+        before = self.trainings
         self.trainings, news = await asyncio.to_thread(self._read, scans)
-        if scans:
-            self._scanned = started
-        elif any(event in ENDINGS for _, event, _ in news):
-            self._scanned = 0.0  # what the trainer has just written is in the next listing
+        self._scanned = started if scans else self._scanned
+        self._due = self._due or (not scans and any(event in ENDINGS for _, event, _ in news))  # what was just written is not listed yet
         for channel, event, data in news if before.snapshot.read_at else []:
             self._hub.send(channel, event, data)
         async with self._changed:
+            self._ended = self._begun
             self._changed.notify_all()
+        if self._dispatcher and (self._settling is None or self._settling.done()):
+            self._settling = asyncio.create_task(self._settle(self._dispatcher))
+
+    async def _settle(self, dispatcher: Dispatcher) -> None:
+        if await dispatcher.settle(self.trainings.snapshot.sweeps.values()):
+            self._due = True
+            self._wake.set()
 
     def _read(self, scans: bool) -> tuple[Trainings, list[News]]:
         before = self.trainings
@@ -117,6 +130,7 @@ def _shown(sweep: SweepFacts) -> dict[str, Any]:
     progress = sweep.progress
     return {
         "driver": sweep.driver,
+        "note": sweep.note,
         "phase": progress.phase if progress and sweep.runs else None,
         "phase_pct": round(100.0 * progress.done / progress.total, 1) if progress and sweep.runs and progress.total else None,
         "says": progress.says if progress else [],

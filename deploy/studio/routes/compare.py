@@ -6,7 +6,8 @@ from fastapi import APIRouter, Query
 
 from scopemill.deploy.studio import details
 from scopemill.deploy.studio.models import Comparison
-from scopemill.deploy.studio.service import TheStudio, in_thread
+from scopemill.deploy.studio.service import TheStudio
+from scopemill.deploy.studio.threads import in_thread
 
 router = APIRouter(tags=["trainings"])
 MOST = 16

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from scopemill.deploy.studio.models import Label, Labels, LatentPage, SearchHits
-from scopemill.deploy.studio.service import TheStudio, in_thread
+from scopemill.deploy.studio.service import TheStudio
+from scopemill.deploy.studio.threads import in_thread
 
 router = APIRouter(tags=["latents"])
 Sae = Annotated[str, Query(description="The SAE's path in the bucket, such as saes/<model>/<hook>/width_16k/jumprelu/<id>.")]
@@ -44,11 +45,13 @@ async def search(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> SearchHits:
     """Find the latents whose evidence holds a word, or that fire on a text."""
-    (await studio.watcher.fresh()).sae(sae)
+    trainings = await studio.watcher.fresh()
+    trainings.sae(sae)
     if words:
         hits = await in_thread(studio.latents.with_word, sae, text)
     else:
-        hits = await studio.inference.firing(studio.bucket.place(sae), text)
+        place, model = studio.bucket.place(sae), trainings.language_model(sae)
+        hits = await studio.inference.call("firing", sae=place, text=text, model=model)
     return SearchHits(sae=sae, text=text, words=words, items=hits[:limit])
 
 

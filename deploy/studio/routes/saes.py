@@ -1,13 +1,16 @@
 """Browse finished SAEs of the bucket and of Gemma Scope, and import the latter."""
 
 from http import HTTPStatus
-from typing import Annotated
+from shlex import quote
+from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, Query
 
-from scopemill.deploy.studio.models import GemmaScopePage, ImportRequest, Job, SaePage
+from scopemill.deploy.studio.helper import Note
+from scopemill.deploy.studio.models import GemmaScopeEntry, GemmaScopePage, ImportRequest, Job, SaePage
 from scopemill.deploy.studio.saes import entries
-from scopemill.deploy.studio.service import TheStudio, in_thread
+from scopemill.deploy.studio.service import TheStudio
+from scopemill.deploy.studio.threads import in_thread
 
 router = APIRouter(tags=["saes"])
 
@@ -50,10 +53,27 @@ async def browse_gemma_scope(
     most_l0: float | None = None,
 ) -> GemmaScopePage:
     """List the SAEs of a Gemma Scope tree."""
-    raise HTTPException(HTTPStatus.NOT_IMPLEMENTED, "this service cannot do that yet")
+    found = [GemmaScopeEntry(**one) for one in await studio.importer.call("gemma_scope", source=source)]
+    chosen = [
+        one
+        for one in found
+        if (site is None or site in one.site)
+        and layer in (None, one.layer)
+        and width in (None, one.width)
+        and (least_l0 is None or (one.l0 is not None and one.l0 >= least_l0))
+        and (most_l0 is None or (one.l0 is not None and one.l0 <= most_l0))
+    ]
+    return GemmaScopePage(source=source, items=chosen, total=len(found))
 
 
 @router.post("/saes/import", status_code=HTTPStatus.ACCEPTED)
 async def import_saes(given: ImportRequest, studio: TheStudio) -> Job:
-    """Import the SAEs of a Gemma Scope tree that match; progress comes on the channel ``job/<id>``."""
-    raise HTTPException(HTTPStatus.NOT_IMPLEMENTED, "this service cannot do that yet")
+    """Import the SAEs of a Gemma Scope tree that match; progress comes on the channel ``job/<id>``. Imported ones are skipped."""
+    command = f"scopemill import {quote(given.source)} {quote(studio.bucket.url)} --match {quote(given.match)}"
+
+    async def work(note: Note) -> dict[str, Any]:
+        roots = await studio.importer.call("import_saes", note, source=given.source, bucket=studio.bucket.url, match=given.match)
+        await studio.watcher.again()
+        return {"saes": roots}
+
+    return studio.jobs.start("import", command, work)

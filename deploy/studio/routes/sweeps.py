@@ -4,7 +4,8 @@ from fastapi import APIRouter
 
 from scopemill.deploy.studio import parents
 from scopemill.deploy.studio.models import SweepDetail, SweepSummary
-from scopemill.deploy.studio.service import TheStudio, in_thread
+from scopemill.deploy.studio.service import TheStudio
+from scopemill.deploy.studio.threads import in_thread
 
 router = APIRouter(tags=["trainings"])  # before the router of trainings: `sweep` is no id
 

@@ -6,7 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from scopemill.deploy.studio.models import NewName, NewTemplate, Template, TemplateChange, TemplateExport
-from scopemill.deploy.studio.service import TheStudio, in_thread
+from scopemill.deploy.studio.service import TheStudio
+from scopemill.deploy.studio.threads import in_thread
 
 router = APIRouter(prefix="/training-templates", tags=["training-templates"])
 

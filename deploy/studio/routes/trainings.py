@@ -6,7 +6,8 @@ from fastapi import APIRouter, Query
 
 from scopemill.deploy.studio import details
 from scopemill.deploy.studio.models import Checkpoints, Metrics, Sort, State, Training, TrainingDetail, TrainingPage
-from scopemill.deploy.studio.service import TheStudio, in_thread
+from scopemill.deploy.studio.service import TheStudio
+from scopemill.deploy.studio.threads import in_thread
 from scopemill.deploy.studio.trainings import counts_of
 
 router = APIRouter(tags=["trainings"])
