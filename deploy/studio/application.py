@@ -8,5 +8,17 @@ from scopemill.deploy.studio.service import Settings, create_app
 
 def application(settings: Settings) -> FastAPI:
     """Return the service's application."""
-    modules = (session, live, sweeps, schema, actions, trainings, compare, templates, saes, latents, inference)  # `/trainings/sweep` before ids
+    modules = (
+        session,
+        live,
+        sweeps,
+        schema,
+        actions,
+        trainings,
+        compare,
+        templates,
+        saes,
+        latents,
+        inference,
+    )  # `/trainings/sweep` before ids
     return create_app(settings, [module.router for module in modules])

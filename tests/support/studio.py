@@ -73,10 +73,11 @@ class Client:
 
 
 @contextmanager
-def served(bucket: str, read_only: bool = False) -> Iterator[Client]:
+def served(bucket: str, read_only: bool = False, port: int = 0) -> Iterator[Client]:
     """Serve a bucket for the length of the block."""
     listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(("127.0.0.1", port))
     port = listening.getsockname()[1]
     app = application(Settings(bucket, Access(TOKEN, port, read_only=read_only)))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))

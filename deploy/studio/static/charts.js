@@ -39,7 +39,7 @@ export function Chart({ title, lines, logarithmic = false, height = 190 }) {
       legend: { live: true },
     }, columns(lines), place.current);
     plot.current = made;
-    const sized = new ResizeObserver(() => made.setSize({ width: place.current.clientWidth, height }));
+    const sized = new ResizeObserver(() => { if (place.current) made.setSize({ width: place.current.clientWidth, height }); });
     sized.observe(place.current);
     return () => { sized.disconnect(); made.destroy(); plot.current = null; };
   }, [kind, logarithmic, height, dark]);

@@ -8,6 +8,7 @@ import { go, link } from "./routes.js";
 import { SaveTemplate } from "./templates.js";
 
 const REST = 400; // milliseconds without a key until what is typed is checked
+const PLACES = ["model.name", "corpus.source"]; // long
 const DRAFT = "new-training"; // kept until it is started, so that a closed tab loses nothing
 
 export function NewTraining({ parameters }) {
@@ -110,6 +111,6 @@ function Field({ field, text, set, problems }) {
     : field.kind === "choices" ? html`<div class="group" role="group" ...${common} tabindex="-1" aria-label=${field.name}>${[...field.options, ...(field.all ? ["all"] : [])].map(one => html`<label><input type="checkbox" checked=${chosen.includes(one)} onChange=${event => one === "all" ? set(field.path, event.target.checked ? "all" : "") : pick(one, event.target.checked)} /> ${one}</label>`)}</div>`
       : field.kind === "json" ? html`<textarea ...${common} rows="2" spellcheck=${false} placeholder=${placeholder} value=${text} onInput=${typed} />`
         : html`<input ...${common} type="text" list=${field.path === "train.template" ? "packaged" : undefined} spellcheck=${false} autocomplete="off" inputmode=${field.kind === "number" ? "decimal" : undefined} placeholder=${placeholder} value=${text} onInput=${typed} />`;
-  return html`<div class=${`field ${problems.length ? "bad" : ""} ${field.kind === "choices" ? "broad" : ""}`}><label for=${id}>${field.name.replaceAll("_", " ")}${field.needed && html`<span class="muted"> needed</span>`}</label>${input}
+  return html`<div class=${`field ${problems.length ? "bad" : ""} ${field.kind === "choices" ? "broad" : PLACES.includes(field.path) ? "double" : ""}`}><label for=${id}>${field.name.replaceAll("_", " ")}${field.needed && html`<span class="muted"> needed</span>`}</label>${input}
     <div id=${`${id}-hint`} class="hint">${problems.map(reason => html`<p class="failed">${reason}</p>`)}<p class="muted">${field.hint}${field.readBy && field.readBy !== "every architecture" && ` Read by ${field.readBy}.`}</p></div></div>`;
 }

@@ -16,9 +16,8 @@ export function Steer({ parameters, about }) {
   const [edits, setEdits] = useState([fresh(parameters.sae, parameters.latent)]), [prompt, setPrompt] = useState(""), [text, setText] = useState("");
   const [options, setOptions] = useState({ length: "48", temperature: "0.7", seed: "0", samples: "1", doses: false });
   const [started, start] = useState(null), [written, write] = useState({});
-  const { job, problem } = useJob(started, ({ data }) => {
-    const name = data.configuration ?? data.name, piece = data.text ?? data.piece;
-    if (name && piece) write(now => ({ ...now, [name]: { ...now[name], [data.sample ?? 0]: (now[name]?.[data.sample ?? 0] ?? "") + piece } }));
+  const { job, problem } = useJob(started, ({ event, data: { name, sample, text: piece } }) => {
+    if (event === "text") write(now => ({ ...now, [name]: { ...now[name], [sample]: (now[name]?.[sample] ?? "") + piece } }));
   });
   const change = (i, fields) => setEdits(now => now.map((one, at) => at === i ? { ...one, ...fields } : one));
   const edit = one => ({ sae: one.sae, latent: Number(one.latent), op: one.op, where: one.where, ...(one.op === "ablate" ? {} : { amount: Number(one.amount), ...(one.op === "scale" ? {} : { unit: one.unit }) }),
@@ -58,7 +57,7 @@ export function Steer({ parameters, about }) {
 const shownTexts = (one, streamed) => one?.texts ?? Object.values(streamed ?? {});
 
 function Columns({ result, written, prompt }) {
-  const results = result?.results ?? result ?? {}, names = [...new Set([...Object.keys(results), ...Object.keys(written)])];
+  const results = result?.columns ?? {}, names = [...new Set([...Object.keys(results), ...Object.keys(written)])];
   if (!names.length) return null;
   return html`<div class="beside" aria-live="polite">${names.map(name => html`<section class="card" key=${name} aria-label=${name}><h2>${name}</h2>
       ${shownTexts(results[name], written[name]).map(text => html`<p class="free"><span class="muted">${prompt}</span>${text.startsWith(prompt) ? text.slice(prompt.length) : text}</p>`)}
