@@ -20,10 +20,11 @@ from scopemill.deploy.plan.stopped import read_stopped
 from scopemill.deploy.plan.withdrawn import Why, read_withdrawn
 from scopemill.deploy.studio.cache import VersionedCache
 from scopemill.evaluator.fidelity.results import Evaluation
-from scopemill.proto.errors import MissingObject
+from scopemill.proto.errors import MissingObject, StorageError
 from scopemill.proto.finished import is_finished
 from scopemill.proto.layout import LeaseLayout, SweepLayout
 from scopemill.proto.storage.bucket import Bucket
+from scopemill.proto.storage.heartbeat import Holder
 from scopemill.proto.storage.lease import Lease
 from scopemill.trainer.training.history import History, Row
 
@@ -75,13 +76,15 @@ class BucketReader:
     def __init__(self, bucket: Bucket, note: Callable[[str, bool], str | None] = lambda sweep, runs: None):
         self.bucket, self._note = bucket, note
         self.snapshot = Snapshot(0.0, {}, {})
-        self._cache = VersionedCache(100_000)
+        self._cache, self._me = VersionedCache(100_000), Holder.myself()
         self._leases: dict[str, Lease] = {}
         self._whole: set[str] = set()  # folders whose cfg.json was found whole
 
     def scan(self) -> Snapshot:
         """List the bucket and read what is new."""
         sweep_versions, sae_versions = self.bucket.versions("sweeps"), self.bucket.versions("saes")
+        if self.snapshot.sweeps and not sweep_versions and not sae_versions:  # stores list what is not there as empty
+            raise StorageError(f"{self.bucket.url} shows none of its objects any more: it is unmounted, or was moved or deleted")
         names = sorted({path.split("/")[1] for path in sweep_versions if path.count("/") >= 2})
         sweeps = {name: self._sweep(name, sweep_versions) for name in names}
         objects = _by_folder(sae_versions)
@@ -99,7 +102,7 @@ class BucketReader:
             name: self._at_work(sweep) if sweep.runs or sweep.requests or sweep.note else sweep
             for name, sweep in self.snapshot.sweeps.items()
         }
-        self.snapshot = replace(self.snapshot, read_at=time.time(), sweeps=sweeps, problem=None)
+        self.snapshot = replace(self.snapshot, read_at=time.time() if not self.snapshot.problem else self.snapshot.read_at, sweeps=sweeps)
         return self.snapshot
 
     def failed(self, reason: str) -> Snapshot:
@@ -123,6 +126,8 @@ class BucketReader:
         name = sweep.name
         lease = self._leases.setdefault(name, Lease(self.bucket, LeaseLayout.sweep(name), f"sweep {name}"))
         rival = lease.rival()
+        if rival and rival.holder and (rival.holder.pid, rival.holder.machine) == (self._me.pid, self._me.machine):
+            rival = None  # this service itself, which carries out a request
         return replace(
             sweep,
             progress=read_progress(self.bucket, name),

@@ -32,7 +32,7 @@ def decimated(steps: Sequence[int], values: Sequence[float], points: int) -> Ser
     count = len(steps)
     if count <= points or count <= 2:
         return Series(steps=list(steps), values=finite)
-    buckets = max(1, (points - 2) // 2)
+    buckets = (points - 2) // 2
     kept = {0, count - 1}
     inner = count - 2
     for bucket in range(buckets):
