@@ -8,6 +8,7 @@ from scopemill.deploy.studio.service import Settings, create_app
 
 def application(settings: Settings) -> FastAPI:
     """Return the service's application."""
+    # `/trainings/sweep` and `/trainings/schema` come before ids
     modules = (
         session,
         live,
@@ -20,5 +21,5 @@ def application(settings: Settings) -> FastAPI:
         saes,
         latents,
         inference,
-    )  # `/trainings/sweep` before ids
+    )
     return create_app(settings, [module.router for module in modules])

@@ -101,7 +101,7 @@ function Quality({ one, about, after }) {
     ${one.quality ? html`<dl class="figures">${Object.entries(QUALITY).map(([name, title]) => html`<div><dt class="muted">${title}</dt><dd>${number(one.quality[name])}</dd></div>`)}</dl>
       <p class="muted">Measured on held-out text, of the checkpoint at step ${count(one.quality.step)}.</p>` : html`<p class="muted">Not evaluated yet.</p>`}
     ${!about?.read_only && html`<form class="inline" onSubmit=${evaluate}><label>Metrics <input value=${names} placeholder="all that the sweep asks for" onInput=${event => setNames(event.target.value)} /></label>
-      <button>Evaluate</button></form><${Command}>${`${command(about, "evaluate", [one.id])}${names.split(/[\s,]+/).filter(Boolean).map(name => ` --metric ${name}`).join("")}`}<//>`}
+      <button>Evaluate</button></form><${Command}>${command(about, "evaluate", [one.id])}<//>`}
     ${answer && html`<div role="status"><p>${answer.cached ? "All of them were measured already." : answer.request ? `Asked: ${answer.request.driver}` : ""}</p>
       <dl class="figures">${Object.entries(answer.metrics).map(([name, one]) => html`<div><dt class="muted">${name}</dt><dd>${value(one)}</dd></div>`)}</dl></div>`}</section>`;
 }
