@@ -148,12 +148,25 @@ class SweepLayout:
         self.config = f"{self.root}/sweep.yaml"
         self.plan = f"{self.root}/plan.json"
         self.halving = f"{self.root}/halving.json"
+        self.submission = f"{self.root}/submission.json"  # the sweep file as its newest run was given it
+        self.progress = f"{self.root}/progress.json"  # rewritten every few seconds while a run is at work
+        self.requests = f"{self.root}/requests"  # what its driver is asked to do; each is removed once it is done
+        self.withdrawn = f"{self.root}/withdrawn.json"  # SAEs that were stopped or deleted on request
         self.results = f"{self.root}/results.parquet"
         self.results_csv = f"{self.root}/results.csv"
         self.probes = f"{self.root}/probes.parquet"
         self.probes_csv = f"{self.root}/probes.csv"
         self.report = f"{self.root}/report.html"
         self.plots = f"{self.root}/plots"
+
+
+class TemplateLayout:
+    """Hold the places of a bucket's training templates."""
+
+    root = "training-templates"
+
+    def __init__(self, name: str):
+        self.path = f"{self.root}/{checked_name('training template', name)}.json"
 
 
 class LeaseLayout:

@@ -15,7 +15,7 @@ from scopemill.proto.evidence import INTERVALS, TOP, Example
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.vocabulary import Vocabulary
 
-STATIC = ("index.html", "page.css", "page.js")
+STATIC = ("index.html", "page.css", "latent.css", "latent.js", "page.js")
 CHUNK_LATENTS = 64
 DIGITS = 4  # of a number on the page
 TOP_CONTEXTS, SAMPLES = 12, 2  # of a latent, and of each interval
