@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
+import torch
 
 from scopemill.evaluator.exports.subject import Subject
 from scopemill.proto.storage.bucket import Bucket
+from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.formats import FinishedSae, write_finished
+from scopemill.trainer.sae.activations.topk import TopK
+from scopemill.trainer.sae.registry import ACTIVATIONS
+from scopemill.trainer.sae.skip import Skip
 from support import written_evidence
-from support.finished_saes import F, finished_sae
+from support.finished_saes import KINDS, D, F, K, finished_sae
 
 NASTY = 'a \\u0000 "quoted" \x00 label\n'  # what Neuronpedia's importer would break
 
@@ -42,17 +47,11 @@ def square_transcoders(layers: int = 2, kind: str = "skip_transcoder_jumprelu", 
 
 def square(kind: str, layers: int, seed: int = 0) -> FinishedSae:
     """An SAE of a kind whose hooks are all D wide."""
-    import torch
-
-    from scopemill.trainer.config.wiring import Shape
-    from scopemill.trainer.sae.registry import ACTIVATIONS
-    from scopemill.trainer.sae.skip import Skip
-    from support.finished_saes import KINDS, D
-
     body, latents, options = KINDS[kind]
     shape = Shape((D,) * layers, (D,) * layers, False)
     skip = {"skip": Skip(D, D)} if options.get("skip") else {}
-    activation = ACTIVATIONS["jumprelu" if layers > 1 else latents](F)
+    latents = "jumprelu" if layers > 1 else latents
+    activation = TopK(F, K) if latents == "topk" else ACTIVATIONS[latents](F)
     sae = body(shape, F, activation, **(options | skip))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
