@@ -1,5 +1,6 @@
-"""Bring SAEs in and out: the commands ``scopemill pull``, ``convert``, ``import`` and ``export``."""
+"""Bring SAEs in and out: the commands ``scopemill pull``, ``convert``, ``import``, ``export`` and ``report``."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -12,11 +13,12 @@ def pull(
     folder: Annotated[str, typer.Argument(help="The folder or URL to copy the SAEs to.")],
     match: Match = "*",
     format: Annotated[str, typer.Option(help="saelens or gemma-scope; docs/formats.md says what each can hold.")] = "saelens",  # noqa: A002
+    with_evidence: Annotated[bool, typer.Option("--with-evidence", help="Also what every latent means, and its labels.")] = False,
 ) -> None:
     """Copy finished SAEs out of a bucket, in SAELens' or Gemma Scope's format."""
     from scopemill.deploy.catalog.pull import pull as copy
 
-    for saved in copy(bucket, folder, match, format):
+    for saved in copy(bucket, folder, match, format, with_evidence):
         print_line(f"{folder}/{saved}")
 
 
@@ -85,3 +87,28 @@ def export(
     )
     for place in places:
         print_line(place)
+
+
+def report(
+    sae: Annotated[str, typer.Argument(metavar="SAE", help="A finished SAE's folder with evidence: a path or any fsspec URL.")],
+    out: Annotated[str, typer.Option(help="The folder to write interpretation.md and interpretation.json to.")],
+    most: Annotated[int, typer.Option(min=1, help="Latents in each table.")] = 10,
+    contexts: Annotated[int, typer.Option(min=0, help="Top contexts of each latent in a table.")] = 3,
+) -> None:
+    """Write what is known of an SAE and its latents, in Markdown and JSON.
+
+    It is what people attach to a paper: identity, training, quality, latents, and how it was measured.
+    """
+    from scopemill.deploy.catalog.interpretation import interpretation
+    from scopemill.deploy.catalog.interpretation_text import markdown
+    from scopemill.proto.storage.bucket import Bucket
+
+    target = Bucket(out)
+    target.check_writable()
+    known = interpretation(sae, most, contexts)
+    for name, text in {
+        "interpretation.json": json.dumps(known, indent=1, ensure_ascii=False),
+        "interpretation.md": markdown(known),
+    }.items():
+        target.write(name, text.encode())
+        print_line(target.place(name))

@@ -10,6 +10,7 @@ import struct
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import yaml
@@ -98,10 +99,10 @@ def graph(folder: Path, loaded) -> None:
     cfg = HookedTransformerConfig(n_layers=layers, d_model=d, n_ctx=16, d_head=4, n_heads=2, d_vocab=50, act_fn="relu", seed=0,
                                   tokenizer_name=None, device="cpu")  # fmt: skip
     model = TransformerLensReplacementModel.from_config(cfg, loaded)
+    model.tokenizer = SimpleNamespace(all_special_ids=[1], decode=str, padding_side="right")  # ids are all that is looked at here
     found = attribute(torch.tensor([1, 2, 3, 4, 5]), model, max_n_logits=2, verbose=False)
-    (folder / "graph.json").write_text(
-        json.dumps({"features": len(found.selected_features), "edges": int((found.adjacency_matrix != 0).sum())})
-    )
+    counts = {"features": len(found.selected_features), "edges": int((found.adjacency_matrix != 0).sum())}
+    (folder / "graph.json").write_text(json.dumps(counts))
 
 
 if __name__ == "__main__":
