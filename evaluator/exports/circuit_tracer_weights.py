@@ -25,6 +25,9 @@ def weights_of(saes: Sequence[FinishedSae]) -> tuple[dict[str, Any], Files]:
     """Return ``config.yaml`` and the files of tensors; SaeFormatError for what circuit-tracer cannot load."""
     for finished in saes:
         _check(finished)
+    cross = any(type(finished.sae) is CrossLayerTranscoder for finished in saes)
+    if cross and len(saes) > 1:
+        raise SaeFormatError("circuit-tracer takes a cross-layer transcoder alone, or a set of transcoders of single layers")
     inputs = [Hook.parse(name) for finished in saes for name in finished.inputs]
     outputs = [Hook.parse(name) for finished in saes for name in finished.outputs]
     if [hook.layer for hook in sorted(inputs)] != list(range(len(inputs))):
@@ -34,9 +37,6 @@ def weights_of(saes: Sequence[FinishedSae]) -> tuple[dict[str, Any], Files]:
         raise SaeFormatError("circuit-tracer needs transcoders of one site that is read and one that is written, the same in all layers")
     if len({finished.sae.width // len(finished.inputs) for finished in saes}) > 1:
         raise SaeFormatError("circuit-tracer needs as many latents in every layer, and the widths of these transcoders differ")
-    cross = any(type(finished.sae) is CrossLayerTranscoder for finished in saes)
-    if cross and len(saes) > 1:
-        raise SaeFormatError("circuit-tracer takes a cross-layer transcoder alone, or a set of transcoders of single layers")
     config: dict[str, Any] = {
         "model_name": saes[0].model,
         "model_kind": "cross_layer_transcoder" if cross else "transcoder_set",

@@ -6,7 +6,6 @@ postgres.py imports Neuronpedia's lines into a PostgreSQL, where one is installe
 
 import json
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -118,10 +117,3 @@ def told_import(imported: dict) -> int:
     for problem in imported["problems"]:
         print(problem)
     return 1 if wrong or imported["problems"] else 0
-
-
-if __name__ == "__main__":
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as exchange:
-        sys.exit(main(Path(exchange), sys.argv[1]))

@@ -99,7 +99,8 @@ def graph(folder: Path, loaded) -> None:
     cfg = HookedTransformerConfig(n_layers=layers, d_model=d, n_ctx=16, d_head=4, n_heads=2, d_vocab=50, act_fn="relu", seed=0,
                                   tokenizer_name=None, device="cpu")  # fmt: skip
     model = TransformerLensReplacementModel.from_config(cfg, loaded)
-    model.tokenizer = SimpleNamespace(all_special_ids=[1], decode=str, padding_side="right")  # ids are all that is looked at here
+    # Ids are all that it looks at here.
+    model.tokenizer = SimpleNamespace(all_special_ids=[1], decode=str, padding_side="right", vocab_size=50)
     found = attribute(torch.tensor([1, 2, 3, 4, 5]), model, max_n_logits=2, verbose=False)
     counts = {"features": len(found.selected_features), "edges": int((found.adjacency_matrix != 0).sum())}
     (folder / "graph.json").write_text(json.dumps(counts))
