@@ -19,8 +19,8 @@ def saes(tmp_path_factory) -> list[str]:
     """Two SAEs of one hook, width and architecture, the first one evaluated."""
     folder = tmp_path_factory.mktemp("bucket") / "saes" / "tiny"
     made = [labelled(folder / name, finished_sae("jumprelu", model="tiny", seed=n), n).folder for n, name in enumerate(("0.5-a", "0.7-b"))]
-    result = Result("blocks.3.hook_resid_post", 3, "resid_post", "jumprelu", F, 0.5, 10, 1000, 4.5, 0.2, 0.1, 3.0, 3.2, 10.0, 6.0, 0.2, 0.97,
-                    0.93, "saes/x")  # fmt: skip
+    result = Result("blocks.3.hook_resid_post", 3, "resid_post", "jumprelu", F, 0.5, 10, 1000, 4.5, 0.2, 0.1, 3.0, 3.2, 10.0, 6.0, 0.2,
+                    0.97, 0.93, "saes/x")  # fmt: skip
     Bucket(made[0]).write("metrics.json", Evaluation(result, Histogram([-1.0, 0.0], [F], 0), 4096, {}).to_record())
     return made
 
