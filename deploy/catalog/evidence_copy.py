@@ -1,4 +1,4 @@
-"""Copy an SAE's evidence from bucket to bucket, each object against its checksum, the record last."""
+"""Copy an SAE's evidence between buckets, against its checksums, the record last."""
 
 import tempfile
 from contextlib import suppress
@@ -15,9 +15,10 @@ PIECE_BYTES = 2**26  # of an object in memory at once
 
 
 def copy_evidence(bucket: Bucket, folder: str, target: Bucket, copy: str) -> None:
-    """Copy the evidence of an SAE's folder with all that lies beside it, such as labels; nothing if there is none.
+    """Copy the evidence of an SAE's folder, with labels and all beside it.
 
-    Objects that are there already are not written again. CorruptObject if one does not match its checksum.
+    Nothing happens if there is none. Objects that are there already are not written again. CorruptObject if one does not match its
+    checksum.
     """
     try:
         evidence = evidence_of(bucket, folder)

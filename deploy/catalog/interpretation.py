@@ -1,4 +1,4 @@
-"""Gather what is known of an SAE, as people report it: identity, training, quality, latents, and how the evidence was made.
+"""Gather what is known of an SAE and its latents, as people report it.
 
 Whatever was not measured is absent, and the report says so.
 """
@@ -37,7 +37,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sort:
-    """Describe one order in which latents are listed: ``key`` is large first; at least ``fired`` firings."""
+    """Describe one order in which latents are listed.
+
+    A large ``key`` comes first; latents of fewer than ``fired`` firings are left out.
+    """
 
     title: str
     key: Callable[[Row], float | None]
@@ -56,9 +59,9 @@ SORTS = {
 
 
 def interpretation(folder: str, most: int, contexts: int) -> dict[str, Any]:
-    """Return the report of an SAE's folder as one JSON object; MissingObject if it has no evidence.
+    """Return the report of an SAE's folder as one JSON object.
 
-    Of each order of latents the first ``most`` are listed, and their top contexts, so many each.
+    Of each order of latents the first ``most`` are listed, and their top contexts, so many each. MissingObject if there is no evidence.
     """
     bucket = Bucket(folder)
     evidence = evidence_of(bucket, "")

@@ -98,7 +98,7 @@ def markdown(evidence: Evidence, latent: int, most: int) -> str:
 
 
 def context_text(example: Example, words: Vocabulary) -> str:
-    """Return a context as one line of Markdown; tokens on which the latent fires are bold."""
+    """Return a context as Markdown; tokens on which the latent fires are bold."""
     pieces = zip(words.pieces(example.tokens), example.activations, strict=True)
     return "".join(_bold(escaped(_visible(piece))) if activation > 0 else escaped(_visible(piece)) for piece, activation in pieces)
 

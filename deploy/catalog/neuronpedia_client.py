@@ -44,7 +44,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class Client:
-    """Post to a Neuronpedia, with retries."""
+    """Send features to a Neuronpedia, with retries."""
 
     def __init__(self, url: str, sleep: Callable[[float], None] = time.sleep):
         key = os.environ.get(KEY)
@@ -55,7 +55,7 @@ class Client:
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def upload(self, batch: Batch, model: str, source: str) -> None:
-        """Upload the features of a batch, in smaller requests where the server takes no larger one."""
+        """Upload the features of a batch, in smaller requests where needed."""
         try:
             self._retried(batch.body(model, source))
         except _Refused as refused:
@@ -104,7 +104,10 @@ class Client:
 
 
 def upload(client: Client, url: str, folder: Bucket, subject: Subject, names: Names, see: Callable[[int], None]) -> list[str]:
-    """Upload every source of an SAE, from where an earlier run ended; return the sources' pages."""
+    """Upload every source of an SAE, from where an earlier run ended.
+
+    Returns the sources' pages.
+    """
     pages = []
     for part in subject.parts:
         model, source = names.model_id(subject), names.source_id(subject, part)

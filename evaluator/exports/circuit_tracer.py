@@ -1,4 +1,4 @@
-"""Write what circuit-tracer reads: transcoders of every layer, and a file of latents for each layer.
+"""Write what circuit-tracer reads: transcoders and latents of every layer.
 
 Below the folder: ``config.yaml``; ``layer_{l}.safetensors`` of a set of transcoders, or ``W_enc_{l}.safetensors`` and
 ``W_dec_{l}.safetensors`` of a cross-layer transcoder; ``features/layer_{l}.bin``, and ``features/index.json.gz`` with the place of each
@@ -104,7 +104,7 @@ def cantor_pair(layer: int, index: int) -> int:
 
 
 def quantiles(row: dict[str, Any]) -> list[float]:
-    """Return the activation below which each hundredth of the firings lies, to a bin of the histogram."""
+    """Return the hundredths of a latent's activations, each to a bin of the histogram."""
     if not row["fired"]:
         return []
     size, seen, bin = row["histogram_range"] / BINS, 0, -1

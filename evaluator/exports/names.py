@@ -20,7 +20,10 @@ NEURONPEDIA_USER = "clkht01d40000jv08hvalcvly"  # the default user of every Neur
 
 @dataclass(frozen=True)
 class Names:
-    """Hold what Neuronpedia asks of an SAE beyond its data; what is empty is derived from the SAE."""
+    """Hold what Neuronpedia asks of an SAE beyond its data.
+
+    What is empty is derived from the SAE.
+    """
 
     set: str = ""
     suffix: str | None = None
@@ -38,7 +41,7 @@ class Names:
         return self.model or subject.evidence.record.model.lower()
 
     def set_name(self, subject: Subject) -> str:
-        """Return the name of the set of sources: one for SAEs that differ in layer and sparsity only."""
+        """Return the set's name: one for SAEs that differ in layer and sparsity only."""
         return self.set or default_set(subject)
 
     def suffix_of(self, subject: Subject) -> str:

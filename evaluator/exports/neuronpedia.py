@@ -55,12 +55,15 @@ def write_neuronpedia(target: Bucket, subject: Subject, names: Names, see: Calla
 
 
 def latents_per_file(width: int) -> int:
-    """Return how many latents a file holds, so that no kind has more files than the importer lists."""
+    """Return how many latents a file holds.
+
+    So no kind has more files than the importer lists.
+    """
     return max(LEAST_LATENTS, -(-width // MOST_FILES))
 
 
 def metadata(subject: Subject, part: Part, names: Names) -> dict[str, dict[str, Any]]:
-    """Return the line of each file that is about a whole source, in the order in which they are imported."""
+    """Return the lines about a whole source by file, in the order of their import."""
     record, model, set_name = subject.evidence.record, names.model_id(subject), names.set_name(subject)
     about = names.description or f"{record.architecture} SAE of {record.width} latents at {part.input}, by Scopemill"
     repository, _, folder = _split(names.weights)
@@ -183,6 +186,9 @@ def _lines(lines: Iterable[dict[str, Any]]) -> bytes:
 
 
 def encoded(line: dict[str, Any]) -> str:
-    """Return a line as JSON that survives the importer: no NUL, and no backslash before a ``u``."""
+    """Return a line as JSON that survives the importer.
+
+    It has no NUL, and no backslash before a ``u``.
+    """
     text = json.dumps(line, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("\\\\", "\\u005c").replace("\\u0000", "\ufffd")

@@ -30,7 +30,7 @@ class Batch:
         return f'{{"modelId":{json.dumps(model)},"source":{json.dumps(source)},"features":[{",".join(self.features)}]}}'.encode()
 
     def halves(self) -> "tuple[Batch, Batch]":
-        """Return two batches of half the features each, for a server that takes no larger body."""
+        """Return two batches of half the features each."""
         middle = len(self.features) // 2
         return Batch(self.features[:middle], self.next), Batch(self.features[middle:], self.next)
 

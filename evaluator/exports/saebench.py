@@ -1,4 +1,4 @@
-"""Write an SAE's evaluation as SAEBench's result files, so that its plots show it beside others.
+"""Write an SAE's evaluation as SAEBench's result files.
 
 Core and sparse probing. A number that we do not measure is NaN, as SAEBench writes it, and is named in ``eval_result_unstructured``. Ours
 come from this SAE's own held-out tokens and tasks: compare them with runs on the same ones.
@@ -47,7 +47,7 @@ def result_files(
 
 
 def release_name(path: str) -> str:
-    """Return a name for SAEBench from an SAE's path below ``saes/``; InputError for an empty one."""
+    """Return SAEBench's name of an SAE from its path; InputError for an empty one."""
     name = path.rstrip("/").rpartition("saes/")[2].strip("/").replace("/", "_")
     if not name:
         raise InputError(f"{path!r} names no folder of an SAE")
@@ -63,7 +63,7 @@ def _core(finished: FinishedSae, evaluation: Evaluation, evidence: Evidence | No
         columns = evidence.latents(["density", "mean"])
         l1 = sum(d * m for d, m in zip(*(columns.column(name).to_pylist() for name in ("density", "mean")), strict=True))
         cosine = _mean([latent["max_decoder_cosine_sim"] for latent in details])
-    metrics = {
+    metrics: dict[str, dict[str, float]] = {
         "model_behavior_preservation": dict.fromkeys(("kl_div_score", "kl_div_with_ablation", "kl_div_with_sae"), math.nan),
         "model_performance_preservation": {
             "ce_loss_score": result.recovered_zero, "ce_loss_with_ablation": result.loss_zero_ablated,
@@ -131,14 +131,14 @@ def _sparse_probing(finished: FinishedSae, evaluation: Evaluation) -> dict[str, 
     tasks = list(dict.fromkeys(score.task for score in evaluation.probes))
     ks = sorted({score.k for score in evaluation.probes if score.latents_of == SAE} & set(KS))
     by_task = {task: [score for score in evaluation.probes if score.task == task] for task in tasks}
-    details = [{"dataset_name": task} | _accuracies(scores, ks) for task, scores in by_task.items()]
-    means = {name: _mean([detail[name] for detail in details]) for name in details[0] if name != "dataset_name"}
+    found = {task: _accuracies(scores, ks) for task, scores in by_task.items()}
+    means = {name: _mean([accuracies[name] for accuracies in found.values()]) for name in next(iter(found.values()))}
     return {
         "eval_config": {"dataset_names": tasks, "model_name": finished.model or "", "k_values": ks},
         "eval_result_metrics": {
             owner: {name: value for name, value in means.items() if name.startswith(owner)} for owner in ("llm", "sae")
         },
-        "eval_result_details": details,
+        "eval_result_details": [{"dataset_name": task} | accuracies for task, accuracies in found.items()],
         "eval_result_unstructured": {"scopemill_settings": evaluation.settings},
     }
 

@@ -78,7 +78,7 @@ def statistics(subject: Subject, part: Part, latent: Latent) -> dict[str, Any]:
 
 
 def histogram(row: dict[str, Any]) -> tuple[list[int], list[float]]:
-    """Return the counts of a latent's activations, and the middle of each bin, up to the maximum."""
+    """Return counts of activations and the middle of each bin, up to the maximum."""
     counts = row["histogram"]
     last = max((bin for bin, count in enumerate(counts) if count), default=-1) + 1
     size = row["histogram_range"] / BINS
@@ -86,7 +86,10 @@ def histogram(row: dict[str, Any]) -> tuple[list[int], list[float]]:
 
 
 def activation(subject: Subject, latent: Latent, example: Example) -> dict[str, Any]:
-    """Return one context, with the bounds of its interval; those of a top context are -1 and the maximum."""
+    """Return one context with the bounds of its interval.
+
+    Those of a top context are -1 and the maximum.
+    """
     low, high, share = (-1.0, latent.row["max"], -1.0) if example.interval == TOP else latent.interval(example)
     return {
         "bin_min": low,

@@ -49,7 +49,10 @@ class Latent:
 
 @dataclass(frozen=True)
 class Part:
-    """Hold the latents of one layer: ``first`` to ``stop``, reading ``input`` and writing from ``output`` on."""
+    """Hold the latents of one layer, from ``first`` to ``stop``.
+
+    They read ``input`` and write to ``output``, or from there on.
+    """
 
     layer: int
     first: int
@@ -98,7 +101,7 @@ class Subject:
         )
 
     def latents(self, part: Part) -> Iterator[Latent]:
-        """Yield the latents of a part in order, a block of contexts in memory at once."""
+        """Yield the latents of a part in order; one block is in memory."""
         labels = self._labels
         rows, contexts = self.evidence.rows(part.first, part.stop), self.evidence.all_examples(part.first, part.stop)
         for row, (latent, examples) in zip(rows, contexts, strict=True):

@@ -137,7 +137,10 @@ class Bucket:
         self._do("write", path, lambda full: self._put(full, parts, durable))
 
     def write_file(self, path: str, file: Path) -> None:
-        """Write an object from a local file, or replace it; the file is never in memory as a whole."""
+        """Write an object from a local file, or replace it.
+
+        The file is never in memory as a whole.
+        """
 
         def write(full: str) -> None:
             if not self._local:
