@@ -7,6 +7,8 @@ PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 READY := $(VENV)/.ready
 # sae-lens needs TransformerLens 3 and the mill needs 4, so this environment holds our core, sae-lens and its peers.
 INTEROP := .venv-interop
+# What reads exported files wants older versions still.
+READERS := .venv-readers
 
 .PHONY: demo studio real test test-fast test-pure test-maths check docs chaos test-interop test-models bench bench-peers frontier clean
 
@@ -48,8 +50,8 @@ test-maths: $(READY)-test
 chaos: $(READY)-test
 	@$(BIN)/python tests/chaos/run.py
 
-test-interop: $(READY)-test $(INTEROP)/.ready
-	@$(BIN)/python tests/interop/run.py $(INTEROP)/bin/python
+test-interop: $(READY)-test $(INTEROP)/.ready $(READERS)/.ready
+	@$(BIN)/python tests/interop/run.py $(INTEROP)/bin/python $(READERS)/bin/python
 
 # Tiny random models of every family against plain Hugging Face; minutes.
 test-models: $(READY)-test
@@ -105,5 +107,13 @@ $(INTEROP)/.ready: tests/interop/requirements.txt pyproject.toml
 	@$(INTEROP)/bin/pip uninstall -qqy torchvision
 	@touch $@
 
+$(READERS)/.ready: tests/interop/requirements-readers.txt tests/interop/requirements-records.txt
+	@test -x $(READERS)/bin/python || $(PYTHON) -m venv $(READERS)
+	@echo "setting up $(READERS), once: some minutes"
+	@$(READERS)/bin/pip install -qq --disable-pip-version-check -r tests/interop/requirements-readers.txt && \
+		$(READERS)/bin/pip install -qq --disable-pip-version-check --no-deps -r tests/interop/requirements-records.txt || \
+		{ echo "circuit-tracer and its peers could not be installed: that takes the network, once"; exit 1; }
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(INTEROP) demo-bucket real-bucket build
+	rm -rf $(VENV) $(INTEROP) $(READERS) demo-bucket real-bucket build

@@ -93,12 +93,14 @@ def markdown(evidence: Evidence, latent: int, most: int) -> str:
     for title, examples in _sections(evidence.examples(latent), row["histogram_range"], most):
         lines += ["", f"## {title}", ""]
         for example in examples:
-            pieces = zip(words.pieces(example.tokens), example.activations, strict=True)
-            text = "".join(
-                _bold(_escaped(_visible(piece))) if activation > 0 else _escaped(_visible(piece)) for piece, activation in pieces
-            )
-            lines.append(f"- {example.value:.3f}: {text}")
+            lines.append(f"- {example.value:.3f}: {context_text(example, words)}")
     return "\n".join(lines) + "\n"
+
+
+def context_text(example: Example, words: Vocabulary) -> str:
+    """Return a context as Markdown; tokens on which the latent fires are bold."""
+    pieces = zip(words.pieces(example.tokens), example.activations, strict=True)
+    return "".join(_bold(escaped(_visible(piece))) if activation > 0 else escaped(_visible(piece)) for piece, activation in pieces)
 
 
 def listed(evidence: Evidence, sort: str, label: str, ascending: bool, dead: bool) -> list[dict[str, Any]]:
@@ -123,8 +125,8 @@ def latents_table(rows: Sequence[dict[str, Any]]) -> Table:
     for column in ("latent", "density", "max", "cluster", "top token", "promotes", "label"):
         table.add_column(column, justify="left" if column in ("top token", "promotes", "label") else "right", no_wrap=column != "label")
     for row in rows:
-        promoted = " ".join(map(_quoted, row["promoted"]))
-        cells = (str(row["latent"]), f"{row['density']:.2e}", f"{row['max']:.3f}", str(row["cluster"]), _quoted(row["top_token"]), promoted)
+        promoted = " ".join(map(quoted, row["promoted"]))
+        cells = (str(row["latent"]), f"{row['density']:.2e}", f"{row['max']:.3f}", str(row["cluster"]), quoted(row["top_token"]), promoted)
         table.add_row(*(Text(cell) for cell in (*cells, row["label"])))
     return table
 
@@ -173,11 +175,11 @@ def _about(row: dict[str, Any], words: Vocabulary) -> dict[str, str]:
     }
     if top is not None:
         facts["most frequent token"] = (
-            f"{_quoted(words.text(top))}, share {row['top_token_share']:.2f}, entropy {row['token_entropy']:.2f} bits"
+            f"{quoted(words.text(top))}, share {row['top_token_share']:.2f}, entropy {row['token_entropy']:.2f} bits"
         )
     for name in ("promoted", "suppressed"):
         values = zip(row[f"{name}_tokens"], row[f"{name}_values"], strict=True)
-        facts[name] = ", ".join(f"{_quoted(words.text(id))} {value:+.2f}" for id, value in values)
+        facts[name] = ", ".join(f"{quoted(words.text(id))} {value:+.2f}" for id, value in values)
     for title, ids, scores in (
         ("nearest by decoder", "nearest_latents", "nearest_cosines"),
         ("fires together with", "cofiring_latents", "cofiring_phi"),
@@ -209,7 +211,8 @@ def _visible(piece: str) -> str:
     return piece.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Return a text that Markdown shows as it is."""
     return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>#|~" else letter for letter in text)
 
 
@@ -220,5 +223,6 @@ def _bold(text: str) -> str:
     return text.replace(inner, f"<b>{inner}</b>", 1)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Return a token's text so that its spaces and line ends are seen."""
     return json.dumps(text, ensure_ascii=False)

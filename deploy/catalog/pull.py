@@ -2,6 +2,7 @@
 
 import json
 
+from scopemill.deploy.catalog.evidence_copy import copy_evidence
 from scopemill.deploy.catalog.listing import finished_folders
 from scopemill.evaluator.fidelity.results import Evaluation
 from scopemill.proto.errors import CorruptObject, InputError, MissingObject, ScopemillError
@@ -10,28 +11,31 @@ from scopemill.proto.layout import SaeLayout
 from scopemill.proto.storage.bucket import Bucket
 
 
-def pull(source: str, destination: str, pattern: str = "*", word: str = "saelens") -> list[str]:
+def pull(source: str, destination: str, pattern: str = "*", word: str = "saelens", with_evidence: bool = False) -> list[str]:
     """Copy the finished SAEs that match a pattern, in a format.
 
     Returns their folders at the destination. The pattern is of their path below ``saes/``. SAELens' folders are copied as they
     are, with their metrics; equal files at the destination are not written again. InputError if nothing matches, or if the format
     cannot hold an SAE. An SAE whose weights are missing or damaged is not copied: the others are, and ScopemillError names it.
+    ``with_evidence`` copies the evidence of those SAEs that have some.
     """
     bucket, target = Bucket(source), Bucket(destination)
     chosen = finished_folders(bucket, pattern)
     target.check_writable()
     if word == "saelens":
-        return _copied(bucket, chosen, target)
+        return _copied(bucket, chosen, target, with_evidence)
     if word == "gemma-scope":
-        return _converted(bucket, chosen, target)
+        return _converted(bucket, chosen, target, with_evidence)
     raise InputError(f"--format {word!r} cannot be pulled: choose saelens or gemma-scope")
 
 
-def _copied(bucket: Bucket, folders: list[str], target: Bucket) -> list[str]:
+def _copied(bucket: Bucket, folders: list[str], target: Bucket, with_evidence: bool) -> list[str]:
     damaged = []
     for folder in folders:
         try:
             _copy(bucket, SaeLayout(folder), target)
+            if with_evidence:
+                copy_evidence(bucket, folder, target, folder.removeprefix("saes/"))
         except (CorruptObject, MissingObject) as error:
             damaged.append(f"  {error}")
     if damaged:
@@ -51,7 +55,7 @@ def _copy(bucket: Bucket, layout: SaeLayout, target: Bucket) -> None:
             target.write(copy, data)
 
 
-def _converted(bucket: Bucket, folders: list[str], target: Bucket) -> list[str]:
+def _converted(bucket: Bucket, folders: list[str], target: Bucket, with_evidence: bool) -> list[str]:
     """Write Gemma Scope's files. L0 names their paths, so each SAE needs a measured L0, and two of one hook may not have the same."""
     from scopemill.trainer.formats import read_finished, write_finished  # torch: a copy as it is does without
     from scopemill.trainer.formats.gemma_scope_paths import GENERATION_1
@@ -64,6 +68,8 @@ def _converted(bucket: Bucket, folders: list[str], target: Bucket) -> list[str]:
         if path in paths:
             raise InputError(f"{paths[path]} and {folder} would both go to {path}: choose one with --match")
         write_finished(target.place(path), "gemma-scope", finished)
+        if with_evidence:
+            copy_evidence(bucket, folder, target, path)
         paths[path] = folder
     return list(paths)
 

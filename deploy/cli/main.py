@@ -20,7 +20,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Run": (run.sweep, run.plan, run.harvest, run.evaluate, run.submit, run.demo, finetune.finetune),
     "Look": (look.status, look.ls, truth, studio.studio),
     "Latents": (evidence.evidence, evidence.latent, evidence.latents, evidence.search, evidence.page, steer.steer),
-    "Exchange": (exchange.pull, exchange.convert, exchange.import_),
+    "Exchange": (exchange.pull, exchange.convert, exchange.import_, exchange.export, exchange.report),
     "Operate": (operate.logs, operate.stop, trainings.trainings, operate.clean, operate.keys, operate.monitor),
 }
 

@@ -31,7 +31,7 @@ def decoder_rows(sae: Sae) -> torch.Tensor:
         return sae.W_dec.detach()
     rows = sae.b_dec.new_zeros(sae.width, sae.d_out)
     for layer, weights in enumerate(sae.W_dec):
-        reach = sae._reach(layer)
+        reach = sae.reach(layer)
         rows[layer * sae.per_layer : (layer + 1) * sae.per_layer, reach.start : reach.stop] = weights.detach()
     return rows
 

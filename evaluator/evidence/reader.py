@@ -49,6 +49,16 @@ class Evidence:
         """Return the table of latents (see `schema.LATENTS`), or some of its columns."""
         return parquet.read_table(pa.BufferReader(self._whole(self.layout.latents)), columns=columns and list(columns))
 
+    def rows(self, first: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the rows of latents in order, a row group in memory at once."""
+        file = parquet.ParquetFile(pa.BufferReader(self._whole(self.layout.latents)))
+        begin, stop = 0, self.record.width if stop is None else stop
+        for group in range(file.num_row_groups):
+            end = begin + file.metadata.row_group(group).num_rows
+            if end > first and begin < stop:
+                yield from file.read_row_group(group).slice(max(0, first - begin), min(end, stop) - max(begin, first)).to_pylist()
+            begin = end
+
     def latent(self, latent: int) -> dict[str, Any]:
         """Return the row of one latent; InputError for a latent that the SAE lacks."""
         self._check(latent)
@@ -77,12 +87,14 @@ class Evidence:
         """Return the number of record batches of examples."""
         return len(self._checksums)
 
-    def all_examples(self) -> Iterator[tuple[int, list[Example]]]:
-        """Yield every latent with its contexts."""
-        for index in range(self.blocks):
+    def all_examples(self, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, list[Example]]]:
+        """Yield latents in order with their contexts, a block in memory at once."""
+        stop = self.record.width if stop is None else stop
+        for index in range(first // BLOCK_LATENTS, -(-stop // BLOCK_LATENTS)):
             batch = self.block(index)
             for latent, examples in zip(batch.column("latent").to_pylist(), batch.column("examples"), strict=True):
-                yield latent, _examples(examples)
+                if first <= latent < stop:
+                    yield latent, _examples(examples)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

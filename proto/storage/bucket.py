@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, TypeVar
 
 import fsspec
@@ -149,6 +149,21 @@ class Bucket:
         `sync` has to follow before a record names it.
         """
         self._do("write", path, lambda full: self._put(full, parts, durable))
+
+    def write_file(self, path: str, file: Path) -> None:
+        """Write an object from a local file, or replace it.
+
+        The file is never in memory as a whole.
+        """
+
+        def write(full: str) -> None:
+            if not self._local:
+                self._fs.put_file(str(file), full)
+                return
+            with file.open("rb", buffering=0) as opened:
+                self._files.replace(full, iter(lambda: opened.read(PIECE_BYTES), b""), durable=True)
+
+        self._do("write", path, write)
 
     def sync(self, paths: Iterable[str]) -> None:
         """Make objects durable that were written with ``durable=False``.

@@ -1,6 +1,7 @@
-"""Finished SAEs exchanged with the packages whose formats they are in: ``python tests/interop/run.py PYTHON``.
+"""Finished SAEs exchanged with the packages whose formats they are in: ``python tests/interop/run.py PYTHON READERS``.
 
-PYTHON is that of an environment with what requirements.txt names. Folders of every kind are written here and loaded there, and the
+PYTHON is that of an environment with what requirements.txt names, READERS of one with requirements-readers.txt: it reads what
+``scopemill export`` writes (exports.py). Folders of every kind are written here and loaded there, and the
 other way round; latents and reconstructions of the same activations have to agree to 1e-5 of the largest. Then one process
 of that environment imports our core and sae_lens together (together.py).
 """
@@ -17,7 +18,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+import exports  # noqa: E402
 from support.finished_saes import KINDS, finished_sae, rows  # noqa: E402
 
 from scopemill.trainer.formats import FinishedSae, read_finished, write_finished  # noqa: E402
@@ -29,7 +31,7 @@ Z, OUT = "blocks.3.attn.hook_z", "blocks.3.hook_mlp_out"
 NOT_THEIRS = ("skip", "transcoder_topk", "skip_transcoder_topk", "crosscoder", "clt", "per_layer_transcoder")
 
 
-def main(python: str) -> int:
+def main(python: str, readers: str) -> int:
     with tempfile.TemporaryDirectory() as exchange:
         folder = Path(exchange)
         ours = write_ours(folder / "ours")
@@ -44,7 +46,9 @@ def main(python: str) -> int:
         worlds = json.loads((folder / "worlds.json").read_text())
     compared |= {f"together {name}": tuple(errors) for name, errors in together["differences"].items()}
     print("in one process:", ", ".join(f"{name} {version}" for name, version in together["versions"].items()))
-    return told(compared) | told_worlds(worlds)
+    with tempfile.TemporaryDirectory() as folder:
+        exported = exports.main(Path(folder), readers)
+    return told(compared) | told_worlds(worlds) | exported
 
 
 def write_ours(folder: Path) -> dict[str, FinishedSae]:
@@ -105,4 +109,4 @@ def told_worlds(statistics: dict[str, tuple[float, float, float]]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:3]))

@@ -35,7 +35,7 @@ class CrossLayerTranscoder(Sae):
     W_dec: nn.ParameterList  # type: ignore[assignment]
     b_enc: nn.Parameter
 
-    def _reach(self, layer: int) -> range:
+    def reach(self, layer: int) -> range:
         """Return the columns of the output that a layer's latents write to."""
         return range(sum(self.shape.outputs[:layer]), self.shape.d_out)
 
@@ -44,7 +44,7 @@ class CrossLayerTranscoder(Sae):
         self.per_layer = self.width // layers
         self.W_enc = nn.ParameterList([torch.zeros(self.per_layer, d) for d in self.shape.inputs])
         self.b_enc = nn.Parameter(torch.zeros(self.width))
-        self.W_dec = nn.ParameterList([torch.zeros(self.per_layer, len(self._reach(layer))) for layer in range(layers)])
+        self.W_dec = nn.ParameterList([torch.zeros(self.per_layer, len(self.reach(layer))) for layer in range(layers)])
 
     def _draw_weights(self, config: SaeConfig, generator: torch.Generator, mean: torch.Tensor) -> None:
         for weights in (*self.W_enc, *self.W_dec):
@@ -89,14 +89,14 @@ class CrossLayerTranscoder(Sae):
 
     def align_decoder(self, codes: DenseCodes, target: torch.Tensor) -> None:
         for layer, weights in enumerate(self.W_dec):
-            reach = self._reach(layer)
+            reach = self.reach(layer)
             align_rows(weights, codes.slice(layer * self.per_layer, (layer + 1) * self.per_layer), target[:, reach.start : reach.stop])
             weights /= len(self.shape.inputs)  # every output is a sum over the layers before it
 
     def decode_no_bias(self, codes: Codes) -> torch.Tensor:
         outputs = []
         for layer, weights in enumerate(self.W_dec):
-            reach = self._reach(layer)
+            reach = self.reach(layer)
             of_layer = codes.slice(layer * self.per_layer, (layer + 1) * self.per_layer)
             written = of_layer.decode(weights).to(self.b_dec.dtype)
             outputs.append(nn.functional.pad(written, (reach.start, self.shape.d_out - reach.stop)))
@@ -115,7 +115,7 @@ class CrossLayerTranscoder(Sae):
         by_layer = zip(self.W_enc, inputs.split(self.shape.inputs), strict=True)
         scaled = {f"W_enc.{layer}": weights * factors for layer, (weights, factors) in enumerate(by_layer)}
         for layer, weights in enumerate(self.W_dec):
-            reach = self._reach(layer)
+            reach = self.reach(layer)
             scaled[f"W_dec.{layer}"] = weights * outputs[reach.start : reach.stop]
         return scaled
 
@@ -125,6 +125,6 @@ class PerLayerTranscoder(CrossLayerTranscoder):
 
     architecture = "per_layer_transcoder"
 
-    def _reach(self, layer: int) -> range:
+    def reach(self, layer: int) -> range:
         start = sum(self.shape.outputs[:layer])
         return range(start, start + self.shape.outputs[layer])
