@@ -89,7 +89,7 @@ class Firings:
             for one in saes:
                 one.sae.to(device)
             for folder, sampled in zip(some, sample_firings(source, shards, share, saes), strict=True):
-                np.savez(self._path(folder), width=sampled.width, latents=sampled.latents, rows=sampled.rows, drawn=sampled.drawn)
+                np.savez(self._path(folder), **vars(sampled))
                 yield folder, sampled.l0
 
     def of(self, folder: str) -> Sampled | None:
@@ -97,7 +97,7 @@ class Firings:
         if not self._path(folder).exists():
             return None
         with np.load(self._path(folder)) as arrays:
-            return Sampled(int(arrays["width"]), arrays["latents"], arrays["rows"], arrays["drawn"])
+            return Sampled(int(arrays["width"]), *(arrays[name] for name in ("latents", "rows", "values", "drawn")))
 
     def _path(self, folder: str) -> Path:
         return Path(self._folder.name) / f"{hashlib.sha256(folder.encode()).hexdigest()}.npz"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from scopemill.evaluator.evidence import loops
 from scopemill.evaluator.evidence.encoding import Encoder
@@ -24,6 +25,7 @@ class Sampled:
     width: int
     latents: np.ndarray  # int32
     rows: np.ndarray  # int64
+    values: np.ndarray  # float32
     drawn: np.ndarray  # int64, rising
 
     @property
@@ -36,10 +38,15 @@ class Sampled:
         """Return on how many rows each latent [F] fires."""
         return np.bincount(self.latents, minlength=self.width)
 
+    def as_array(self) -> sparse.csr_array:
+        """Return the activations [n, F], a row for each that was drawn."""
+        at = np.searchsorted(self.drawn, self.rows)
+        return sparse.csr_array((self.values.astype(np.float64), (at, self.latents)), shape=(len(self.drawn), self.width))
+
     def on(self, rows: np.ndarray) -> "Sampled":
         """Return the same on some of the rows."""
         kept = np.isin(self.rows, rows)
-        return Sampled(self.width, self.latents[kept], self.rows[kept], rows)
+        return Sampled(self.width, self.latents[kept], self.rows[kept], self.values[kept], rows)
 
 
 def chosen_shards(shards: Sequence[int], rows: int, wanted: int) -> tuple[list[int], float]:
@@ -57,7 +64,7 @@ def sample_firings(source: Source, shards: Sequence[int], share: float, saes: Se
     """Return each SAE's firings on a share of the rows of some shards, read once for all SAEs."""
     encoders = [Encoder(sae.sae) for sae in saes]
     hooks = list(dict.fromkeys(hook for sae in saes for hook in sae.inputs))
-    found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in saes]
+    found: list[list[tuple[np.ndarray, ...]]] = [[] for _ in saes]
     drawn = []
     for shard in shards:
         for places, raw in source.rows(shard, hooks):
@@ -69,7 +76,8 @@ def sample_firings(source: Source, shards: Sequence[int], share: float, saes: Se
                 x = torch.cat([raw[hook][kept.to(raw[hook].device)] for hook in sae.inputs], dim=1)
                 firings = encoder(x.to(sae.sae.device))
                 counts = np.diff(firings.starts.cpu().numpy())
-                of_sae.append((firings.latents.cpu().numpy().astype(np.int32), np.repeat(names, counts)))
+                latents, values = (x.cpu().numpy() for x in (firings.latents, firings.values))
+                of_sae.append((latents.astype(np.int32), np.repeat(names, counts), values.astype(np.float32)))
     rows = np.sort(np.concatenate(drawn))
     joined = [[np.concatenate(part) for part in zip(*of_sae, strict=True)] for of_sae in found]
     return [Sampled(sae.sae.width, *of_sae, rows) for sae, of_sae in zip(saes, joined, strict=True)]

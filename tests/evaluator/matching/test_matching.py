@@ -73,7 +73,7 @@ def sampled(random: np.random.Generator, width: int, rows: int, share: float = 0
     fires = random.random((rows, width)) < share * random.random(width)
     row, latent = np.nonzero(fires)
     names = np.arange(rows, dtype=np.int64) * 3 + 5
-    return Sampled(width, latent.astype(np.int32), names[row], names), fires
+    return Sampled(width, latent.astype(np.int32), names[row], np.ones(len(row), np.float32), names), fires
 
 
 @settings(max_examples=25, deadline=None)
@@ -123,6 +123,8 @@ def test_sampled_firings_are_those_of_the_sae(world):
     wanted = sorted((firing.shard << 32) + firing.place for firing in world.firings)
     assert sorted(found.rows.tolist()) == wanted and len(found.drawn) == ROWS * SHARDS
     assert found.l0 == len(world.firings) / (ROWS * SHARDS)
+    dense, at = found.as_array().toarray(), {name: i for i, name in enumerate(found.drawn.tolist())}
+    assert all(dense[at[(f.shard << 32) + f.place], f.latent] == pytest.approx(f.value, rel=1e-5) for f in world.firings)
     (some,) = sample_firings(world.source(), range(SHARDS), 0.5, [world.sae])
     assert set(some.drawn.tolist()) < set(found.drawn.tolist()) and 100 < len(some.drawn) < 300
     kept = np.isin(found.rows, some.drawn)
@@ -172,8 +174,8 @@ def test_spaces_are_those_of_the_outputs():
 def test_children_have_one_parent_and_an_overlap():
     back = Neighbours(np.array([[1], [0], [1], [-1], [1]], np.int32), np.array([[0.9], [0.8], [0.95], [np.nan], [0.1]], np.float32))
     rows = np.arange(10, dtype=np.int64)
-    narrow = Sampled(2, np.array([1] * 6 + [0] * 2, np.int32), np.array([0, 1, 2, 3, 4, 5, 6, 7]), rows)
-    wide = Sampled(5, np.array([0, 0, 0, 0, 1, 2], np.int32), np.array([0, 1, 6, 7, 6, 3]), rows)
+    narrow = Sampled(2, np.array([1] * 6 + [0] * 2, np.int32), np.arange(8), np.ones(8, np.float32), rows)
+    wide = Sampled(5, np.array([0, 0, 0, 0, 1, 2], np.int32), np.array([0, 1, 6, 7, 6, 3]), np.ones(6, np.float32), rows)
     found = children(back, 0.4, narrow, wide)
     assert found.parents.tolist() == [0, 1, 1] and found.children.tolist() == [1, 2, 0]
     assert found.overlap.tolist() == [1.0, 1.0, 0.5]
