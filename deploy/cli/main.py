@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 from rich.text import Text
 
-from scopemill.deploy.cli import evidence, exchange, finetune, look, match, operate, run, steer
+from scopemill.deploy.cli import absorption, evidence, exchange, finetune, look, match, operate, run, steer
 from scopemill.deploy.cli.templates import templates_app
 from scopemill.deploy.cli.truth import truth
 from scopemill.deploy.console import plain_console
@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
         evidence.page,
         match.match,
         match.splits,
+        absorption.absorption,
         steer.steer,
     ),
     "Exchange": (exchange.pull, exchange.convert, exchange.import_),

@@ -72,7 +72,27 @@ def of_sweep(plan: SweepPlan, rows: int) -> Matching:
 
 
 def run(matching: Matching, reporter: Reporter) -> list[Comparison]:
-    """Sample firings, compare the pairs, and write the twins."""
+    """Sample firings, compare the pairs, and write the twins.
+
+    Raises InputError if no two SAEs are worth comparing.
+    """
+    firings, members = sampled_firings(matching, reporter)
+    pairs = list(every_pair(members)) if matching.each_with_each else related_pairs(members)
+    if not pairs:
+        raise InputError("no two of these SAEs differ in one axis alone: name their folders, and each is matched with each")
+    done = 0
+
+    def on_pair() -> None:
+        nonlocal done
+        done += 1
+        reporter.update("pairs", done)
+
+    with reporter.phase(f"matching {len(pairs)} pairs of SAEs", {"pairs": len(pairs)}):
+        return compare(members, pairs, firings, _device(), on_pair)
+
+
+def sampled_firings(matching: Matching, reporter: Reporter) -> tuple[Firings, list[Member]]:
+    """Sample the firings of all SAEs, and return them with the SAEs, whose L0 is known then."""
     lm: LanguageModel | None = None
     firings, l0s = Firings(), dict[str, float]()
     for rows, folders in matching.reads:
@@ -86,18 +106,7 @@ def run(matching: Matching, reporter: Reporter) -> list[Comparison]:
                 l0s[folder] = l0
                 reporter.update("SAEs", len(l0s))
     members = [replace(member, l0=l0s.get(member.folder, member.l0)) for member in matching.members]
-    pairs = list(every_pair(members)) if matching.each_with_each else related_pairs(members)
-    if not pairs:
-        raise InputError("no two of these SAEs differ in one axis alone: name their folders, and each is matched with each")
-    done = 0
-
-    def on_pair() -> None:
-        nonlocal done
-        done += 1
-        reporter.update("pairs", done)
-
-    with reporter.phase(f"matching {len(pairs)} pairs of SAEs", {"pairs": len(pairs)}):
-        return compare(members, pairs, firings, _device(), on_pair)
+    return firings, members
 
 
 def _source(rows: RowsFrom, lm: LanguageModel | None, card: ModelCard | None) -> Source:

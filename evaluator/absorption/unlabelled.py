@@ -35,7 +35,6 @@ def measure_features(
     narrow_decoder: np.ndarray,
     wide: sparse.csr_array,
     wide_decoder: np.ndarray,
-    chosen: Sequence[int] | None = None,
 ) -> list[Feature]:
     """Measure how a wider SAE absorbs a narrower one's latents.
 
