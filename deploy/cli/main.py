@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 from rich.text import Text
 
-from scopemill.deploy.cli import absorption, evidence, exchange, finetune, look, match, operate, run, steer
+from scopemill.deploy.cli import absorption, attribute, evidence, exchange, finetune, look, match, operate, run, steer
 from scopemill.deploy.cli.templates import templates_app
 from scopemill.deploy.cli.truth import truth
 from scopemill.deploy.console import plain_console
@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
         match.splits,
         absorption.absorption,
         steer.steer,
+        attribute.attribute,
     ),
     "Exchange": (exchange.pull, exchange.convert, exchange.import_),
     "Operate": (operate.logs, operate.stop, operate.clean, operate.keys, operate.monitor),
