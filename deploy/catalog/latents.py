@@ -10,7 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from scopemill.deploy.catalog.twins import twin_facts, twin_lines
 from scopemill.evaluator.evidence.reader import Evidence, evidence_of
+from scopemill.evaluator.matching.twins import twins_of
 from scopemill.proto.errors import InputError, MissingObject
 from scopemill.proto.evidence import INTERVALS, TOP, Example
 from scopemill.proto.storage.bucket import Bucket
@@ -46,7 +48,8 @@ def facts_of(evidence: Evidence, latent: int) -> dict[str, Any]:
     contexts = [asdict(example) | {"text": words.pieces(example.tokens)} for example in evidence.examples(latent)]
     named = {f"{name}_text": [words.text(id) for id in row[f"{name}_tokens"]] for name in ("promoted", "suppressed")}
     about = {"sae": evidence.record.sae, "source": evidence.record.source, "rows": evidence.record.rows}
-    return about | row | named | {"label": label, "label_score": score, "examples": contexts}
+    twins = twin_facts(twins_of(evidence), latent)
+    return about | row | named | {"label": label, "label_score": score, "twins": twins, "examples": contexts}
 
 
 def page(evidence: Evidence, latent: int, most: int) -> RenderableType:
@@ -55,7 +58,7 @@ def page(evidence: Evidence, latent: int, most: int) -> RenderableType:
     parts: list[RenderableType] = [Text(headline(evidence, row), style="bold")]
     if label := evidence.labels().get(latent):
         parts.append(Text(f"label: {label[0]}" + (f" ({label[1]:.2f})" if label[1] is not None else "")))
-    parts += [Text(f"{name}: {value}") for name, value in _about(row, words).items()]
+    parts += [Text(f"{name}: {value}") for name, value in (_about(row, words) | _twins(evidence, latent)).items()]
     shown = evidence.examples(latent)
     for title, examples in _sections(shown, row["histogram_range"], most):
         parts.append(Text(f"\n{title}", style="bold"))
@@ -89,7 +92,7 @@ def markdown(evidence: Evidence, latent: int, most: int) -> str:
     lines = [f"# {headline(evidence, row)}", ""]
     if label := evidence.labels().get(latent):
         lines += [f"*{label[0]}*", ""]
-    lines += [f"- {name}: {value}" for name, value in _about(row, words).items()]
+    lines += [f"- {name}: {value}" for name, value in (_about(row, words) | _twins(evidence, latent)).items()]
     for title, examples in _sections(evidence.examples(latent), row["histogram_range"], most):
         lines += ["", f"## {title}", ""]
         for example in examples:
@@ -189,6 +192,10 @@ def _about(row: dict[str, Any], words: Vocabulary) -> dict[str, str]:
     if row["encoder_decoder_cosine"] is not None:
         facts["encoder-decoder cosine"] = f"{row['encoder_decoder_cosine']:.3f}"
     return facts
+
+
+def _twins(evidence: Evidence, latent: int) -> dict[str, str]:
+    return twin_lines(twin_facts(twins_of(evidence), latent))
 
 
 def sparkline(counts: Sequence[int], bars: int = 32) -> str:

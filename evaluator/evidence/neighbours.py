@@ -63,11 +63,24 @@ def by_cofiring(latents: np.ndarray, rows: np.ndarray, sampled: int, width: int,
 
     Firings are given by latent and row [n]; rows are any distinct numbers.
     """
-    row, distinct = _numbered(rows)
-    starts, row_of = _grouped(latents, row, width)
-    row_starts, latent_of = _grouped(row, latents, distinct)
+    return by_cofiring_with((latents, rows, width), None, sampled, k)
+
+
+Fired = tuple[np.ndarray, np.ndarray, int]  # firings by latent and row [n], and the number of latents
+
+
+def by_cofiring_with(own: Fired, other: Fired | None, sampled: int, k: int) -> Neighbours:
+    """Return the neighbours of the largest positive phi among latents of another SAE on the same rows.
+
+    Without another SAE they are of the same one, and no latent is its own neighbour.
+    """
+    (latents, rows, width), (its_latents, its_rows, its_width) = own, other or own
+    row, distinct = _numbered(np.concatenate((rows, its_rows)) if other else rows)
+    starts, row_of = _grouped(latents, row[: len(rows)], width)
+    row_starts, latent_of = _grouped(row[len(row) - len(its_rows) :], its_latents, distinct)
+    its_fired = np.bincount(its_latents, minlength=its_width).astype(np.float64)
     found, phi = np.full((width, k), -1, np.int32), np.full((width, k), np.nan, np.float32)
-    _cofiring(starts, row_of, row_starts, latent_of, float(sampled), found, phi)
+    _cofiring(starts, row_of, row_starts, latent_of, its_fired, other is None, float(sampled), found, phi)
     return Neighbours(found, phi)
 
 
@@ -114,11 +127,11 @@ def _grouped(keys, values, groups):
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def _cofiring(starts, rows, row_starts, latents, sampled, found, phi):
-    width, k = found.shape
+def _cofiring(starts, rows, row_starts, latents, its_fired, same, sampled, found, phi):
+    width = len(found)
     for block in prange((width + 255) // 256):
-        together = np.zeros(width, np.int64)
-        touched = np.empty(width, np.int32)
+        together = np.zeros(len(its_fired), np.int64)
+        touched = np.empty(len(its_fired), np.int32)
         for f in range(block * 256, min(width, (block + 1) * 256)):
             n = 0
             for e in range(starts[f], starts[f + 1]):
@@ -132,18 +145,19 @@ def _cofiring(starts, rows, row_starts, latents, sampled, found, phi):
             chosen = np.sort(touched[:n])
             for i in range(n):
                 other = chosen[i]
-                other_fired = float(starts[other + 1] - starts[other])
+                other_fired = its_fired[other]
                 spread = fired * (sampled - fired) * other_fired * (sampled - other_fired)
                 value = 0.0
                 if spread > 0:
                     value = (sampled * together[other] - fired * other_fired) / np.sqrt(spread)
                 together[other] = 0
-                if other != f and value > 0:
-                    _rank(found[f], phi[f], other, np.float32(value))
+                if value > 0 and not (same and other == f):
+                    rank(found[f], phi[f], other, np.float32(value))
 
 
 @njit(cache=True, nogil=True)
-def _rank(found, scores, latent, score):
+def rank(found, scores, latent, score):
+    """Put a latent in its place among the best; of equal scores the first that came stays first."""
     at = len(found) - 1
     if found[at] >= 0 and scores[at] >= score:
         return
