@@ -82,7 +82,7 @@ def latent(
     """Show one latent: its contexts with the activation as colour, and all that is known."""
     from scopemill.deploy.catalog import latents as of
 
-    found = _evidence(sae)
+    found = evidence_at(sae)
     if as_json:
         print(json.dumps(of.facts_of(found, latent), indent=1))
     elif as_markdown:
@@ -103,7 +103,7 @@ def latents(
     """List the latents of an SAE from its evidence."""
     from scopemill.deploy.catalog import latents as of
 
-    rows = of.listed(_evidence(sae), sort, label, ascending, dead)[:most]
+    rows = of.listed(evidence_at(sae), sort, label, ascending, dead)[:most]
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
@@ -124,7 +124,7 @@ def search(
     from scopemill.deploy.catalog import latents as of
 
     if words:
-        hits = sorted(of.with_word(_evidence(sae), text), key=lambda hit: (-hit["contexts"], hit["latent"]))
+        hits = sorted(of.with_word(evidence_at(sae), text), key=lambda hit: (-hit["contexts"], hit["latent"]))
     else:
         from scopemill.evaluator.evidence.firing import firing_on
 
@@ -170,7 +170,8 @@ def _folders(file: str, overrides: list[str]) -> list[str]:
     return [bucket.place(sae.root) for sae in record.saes]
 
 
-def _evidence(sae: str) -> "Evidence":
+def evidence_at(sae: str) -> "Evidence":
+    """Return the evidence in an SAE's folder."""
     from scopemill.evaluator.evidence.reader import evidence_of
     from scopemill.proto.storage.bucket import Bucket
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 from rich.text import Text
 
-from scopemill.deploy.cli import evidence, exchange, finetune, look, operate, run, steer
+from scopemill.deploy.cli import evidence, exchange, finetune, labels, look, operate, run, steer
 from scopemill.deploy.cli.templates import templates_app
 from scopemill.deploy.cli.truth import truth
 from scopemill.deploy.console import plain_console
@@ -19,7 +19,7 @@ EXIT_ERROR, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Run": (run.sweep, run.plan, run.harvest, run.evaluate, run.submit, run.demo, finetune.finetune),
     "Look": (look.status, look.ls, truth),
-    "Latents": (evidence.evidence, evidence.latent, evidence.latents, evidence.search, evidence.page, steer.steer),
+    "Latents": (evidence.evidence, evidence.latent, evidence.latents, evidence.search, evidence.page, labels.label, steer.steer),
     "Exchange": (exchange.pull, exchange.convert, exchange.import_),
     "Operate": (operate.logs, operate.stop, operate.clean, operate.keys, operate.monitor),
 }

@@ -51,7 +51,7 @@ class Evidence:
 
     def latent(self, latent: int) -> dict[str, Any]:
         """Return the row of one latent; InputError for a latent that the SAE lacks."""
-        self._check(latent)
+        self.check(latent)
         row: dict[str, Any] = self._table.slice(latent, 1).to_pylist()[0]
         return row
 
@@ -60,7 +60,7 @@ class Evidence:
 
         The top ones come first, by falling activation; then those of intervals, from above.
         """
-        self._check(latent)
+        self.check(latent)
         batch = self.block(latent // BLOCK_LATENTS)
         return _examples(batch.column("examples")[latent % BLOCK_LATENTS])
 
@@ -116,7 +116,8 @@ class Evidence:
     def _table(self) -> pa.Table:
         return self.latents()
 
-    def _check(self, latent: int) -> None:
+    def check(self, latent: int) -> None:
+        """Raise InputError for a latent that the SAE lacks."""
         if not 0 <= latent < self.record.width:
             raise InputError(f"latent {latent} does not exist: the SAE {self.record.sae} has latents 0 to {self.record.width - 1}")
 
