@@ -120,6 +120,7 @@ class EvidenceLayout:
         self.examples = f"{self.root}/examples.arrow"
         self.tokens = f"{self.root}/tokens.parquet"
         self.labels = f"{self.root}/labels"
+        self.output_scores = f"{self.root}/output_scores.parquet"
         self.answers = f"{self.labels}/answers"  # of the endpoint that labels latents, by what it was asked
         self.work = f"{self.root}/work"  # removed once the evidence is committed
         self.parts = f"{self.work}/parts"

@@ -93,7 +93,7 @@ def latent(
 
 def latents(
     sae: SaeFolder,
-    sort: Annotated[str, typer.Option(help="latent, density, max, mean, decoder_norm, cluster or label_score.")] = "density",
+    sort: Annotated[str, typer.Option(help="latent, density, max, mean, decoder_norm, cluster, label_score or output_score.")] = "density",
     label: Annotated[str, typer.Option(help="Only latents whose label matches; * and ? are wildcards.")] = "*",
     most: Annotated[int, typer.Option(min=1, help="The most latents to list.")] = 50,
     ascending: Annotated[bool, typer.Option(help="Smallest first.")] = False,

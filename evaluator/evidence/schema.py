@@ -66,4 +66,11 @@ SCORED_LABELS = pa.schema(
         ("author", pa.string()),  # the model, or whoever the label came from
     ]
 )
+OUTPUT_SCORES = pa.schema(
+    [
+        ("latent", pa.int32()),
+        ("output_score", pa.float32()),
+        ("output_score_random", pa.float32()),  # of a random direction of the same norm
+    ]
+)
 TOKENS = pa.schema([("token", pa.int32()), ("bytes", pa.binary()), ("special", pa.bool_()), ("trained", pa.bool_())])

@@ -79,10 +79,11 @@ class Labeller:
         contexts: dict[int, LatentContexts] = {}
         for latent in group:
             if not self._is_whole(latent):
-                contexts[latent] = self._contexts.of(latent)
-                if reason := _too_few(contexts[latent]):
-                    result.reasons[latent] = reason
-                    del contexts[latent]
+                found = self._contexts.of(latent)
+                if why := _too_few(found):
+                    result.reasons[latent] = why
+                else:
+                    contexts[latent] = found
         if not contexts:
             return
         labels = self._explain(contexts, result)
@@ -90,9 +91,9 @@ class Labeller:
         answers, reason = self._asker.ask([one.question for of_latent in asked.values() for one in of_latent])
         left = iter(answers)
         for latent, of_latent in asked.items():
-            found = figures(of_latent, [next(left) for _ in of_latent])
-            facts = {"latent": latent, "label": labels[latent], "score": found.score, "basis": found.basis, "unread": found.unread}
-            self._known[latent] = whole_row(facts | {"author": self._settings.model} | found.values)
+            told = figures(of_latent, [next(left) for _ in of_latent])
+            facts = {"latent": latent, "label": labels[latent], "score": told.score, "basis": told.basis, "unread": told.unread}
+            self._known[latent] = whole_row(facts | {"author": self._settings.model} | told.values)
         self._stop(result, reason)
         if labels:
             result.place = write_labels(

@@ -18,6 +18,7 @@ Method = Literal["detection", "fuzzing", "intruder"]
 METHODS: tuple[Method, ...] = ("detection", "fuzzing", "intruder")
 OF_LABEL: tuple[Method, ...] = ("detection", "fuzzing")  # the others judge the latent, whatever its label
 TEXTS = 5  # of one request
+Judged = tuple[str, bool | None]  # a text, and whether it is a positive; None: a hard negative
 LEAST = 2  # texts of each kind, below which there is no figure
 
 
@@ -46,11 +47,11 @@ def questions(contexts: LatentContexts, label: str, other: str | None, methods: 
     return asked
 
 
-def _texts(contexts: LatentContexts, method: Method) -> list[tuple[str, bool | None]]:
+def _texts(contexts: LatentContexts, method: Method) -> list[Judged]:
     """Return the positive and the negative texts of a method."""
     if method == "detection":
-        return [(one.text, True) for one in contexts.positives] + [(one.text, False) for one in contexts.others]
-    texts: list[tuple[str, bool | None]] = []
+        return [*((one.text, True) for one in contexts.positives), *((one.text, False) for one in contexts.others)]
+    texts: list[Judged] = []
     for i, one in enumerate(contexts.positives):
         wrong = one.elsewhere(f"{contexts.latent} {i}")
         if wrong is not None:
@@ -58,11 +59,11 @@ def _texts(contexts: LatentContexts, method: Method) -> list[tuple[str, bool | N
     return texts
 
 
-def _hard(contexts: LatentContexts, method: Method) -> list[tuple[str, bool | None]]:
+def _hard(contexts: LatentContexts, method: Method) -> list[Judged]:
     return [(one.text if method == "detection" else one.marked(), None) for one in contexts.nearest]
 
 
-def _parts(texts: list[tuple[str, bool | None]], seed: str) -> Iterator[list[tuple[str, bool | None]]]:
+def _parts(texts: list[Judged], seed: str) -> Iterator[list[Judged]]:
     mixed = shuffled(texts, seed)
     for start in range(0, len(mixed), TEXTS):
         yield mixed[start : start + TEXTS]

@@ -61,6 +61,8 @@ def _table(evidence: Evidence, labels: dict[int, tuple[str, float | None]]) -> d
         "cluster": columns.column("cluster").to_pylist(),
         "top": ["" if id is None else words.text(id) for id in top],
         "promotes": [words.text(ids[0]) if ids else "" for ids in promoted],
+        "output": {latent: _short(score) for latent, (score, _) in evidence.output_scores().items()},
+        "random": {latent: _short(control) for latent, (_, control) in evidence.output_scores().items()},
         "labels": {latent: label for latent, (label, _) in labels.items()},
         "scores": {latent: score for latent, (_, score) in labels.items() if score is not None},
     }
