@@ -32,12 +32,21 @@ def evidence(
     column: Annotated[str, typer.Option(help="Of the corpus: the column that holds the text.")] = "text",
     context_length: Annotated[int, typer.Option(min=2, help="For SAE folders: tokens of a sequence.")] = 128,
     sequences: Annotated[int, typer.Option(min=1, help="For SAE folders: the most sequences to run.")] = 8192,
+    output_scores: Annotated[
+        bool, typer.Option("--output-scores", help="Instead: score what each latent of SAEs with evidence makes the model say.")
+    ] = False,
+    amount: Annotated[float, typer.Option(min=0, help="Of --output-scores: how far to raise, in largest activations.")] = 2.0,
     set: Overrides = [],  # noqa: A002, B006
 ) -> None:
     """Find out what every latent means: contexts, statistics, output tokens, neighbours.
 
     From a sweep's shards, or by the live model on a text. What is made is not made again.
     """
+    if output_scores:
+        of_sweep = len(places) == 1 and places[0].endswith((".yaml", ".yml"))
+        for folder in _folders(places[0], set) if of_sweep else places:
+            _score(folder, model, amount)
+        return
     from scopemill.deploy.orchestrator import evidence as phase
 
     if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
@@ -50,6 +59,22 @@ def evidence(
         raise InputError("SAE folders need --model and --corpus: the text is run through the live model")
     making = phase.from_text(places, model, {"source": corpus, "format": format, "column": column}, context_length, sequences, set)
     _make("evidence", making)
+
+
+def _score(folder: str, model: str | None, amount: float) -> None:
+    """Score the output of an SAE's latents, and say how many do more than a random direction."""
+    from scopemill.evaluator.steering.all_scores import score_latents
+    from scopemill.harvester.config import ModelConfig
+
+    found = evidence_at(folder)
+
+    def told(done: int, of: int) -> None:
+        print_line(f"{done:,} of {of:,} latents")
+
+    scores = score_latents(found, folder, ModelConfig.model_validate(model or found.record.model_place), amount, told)
+    better = sum(own > random for own, random in scores.values())
+    share = f", {better / len(scores):.1%}" if scores else ""
+    print_line(f"{folder}: {better:,} of {len(scores):,} latents score above a random direction of their norm{share}")
 
 
 def _make(name: str, making: "Making") -> None:

@@ -104,6 +104,4 @@ def _check_layer(place: str, source: Any, record: EvidenceRecord) -> None:
     layers = {str(Hook.parse(name).layer) for name in (*record.inputs, *record.outputs)}
     layer = str(source).partition("-")[0] if source is not None else None
     if layer is not None and layer.isdigit() and layer not in layers:
-        raise InputError(
-            f"{place}: source {source!r} is of layer {layer}, but {record.sae} is of {' and '.join(record.inputs)}: take its own"
-        )
+        raise InputError(f"{place}: source {source!r} is of layer {layer}, but {record.sae} reads {' and '.join(record.inputs)}")
