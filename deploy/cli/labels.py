@@ -1,4 +1,4 @@
-"""Label latents by a language model's endpoint, or take labels from files: the command ``scopemill label``."""
+"""Label latents: the command ``scopemill label``."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any

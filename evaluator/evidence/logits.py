@@ -41,7 +41,10 @@ class Readout:
 
     @torch.no_grad()
     def logits(self, direction: torch.Tensor) -> torch.Tensor:
-        """Return the logits [n, V] that directions [n, d] of the residual stream write, less their mean over the vocabulary."""
+        """Return the logits [n, V] of directions [n, d] of the residual stream.
+
+        They are less their mean over the vocabulary.
+        """
         centred = direction - direction.mean(1, keepdim=True) if self.centred else direction
         logits = (centred * self.gain) @ self.unembedding.T
         return logits - logits.mean(1, keepdim=True)

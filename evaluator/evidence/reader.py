@@ -108,9 +108,9 @@ class Evidence:
         return best
 
     def output_scores(self) -> dict[int, tuple[float, float]]:
-        """Return the output score of each latent, and that of a random direction of its norm.
+        """Return each latent's output score, and that of a random direction.
 
-        Empty if they were not measured.
+        The direction has the norm of the latent's push. Empty if they were not measured.
         """
         path = self.layout.output_scores
         rows = self._table_of(path, OUTPUT_SCORES.names) if self.bucket.exists(path) else []

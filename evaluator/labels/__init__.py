@@ -1,1 +1,1 @@
-"""Label latents by a language model behind an endpoint, and score each label on other documents."""
+"""Label latents by a language model's endpoint, and score each label on other documents."""

@@ -33,7 +33,7 @@ class Reading:
 
 
 def answer_of(message: dict[str, Any], logprobs: Any) -> Answer:
-    """Return an answer from a choice of a chat completion; ValueError if it has no text."""
+    """Return the answer in a chat completion; ValueError if there is no text."""
     text = message.get("content")
     if not isinstance(text, str):
         raise ValueError("a message without text")

@@ -1,4 +1,4 @@
-"""Ask questions through a cache on the bucket: an answer that is there costs no request."""
+"""Ask questions through a cache on the bucket: a known answer costs no request."""
 
 import hashlib
 import json

@@ -59,7 +59,7 @@ class Context:
         return text + CLOSE * inside
 
     def elsewhere(self, seed: str) -> frozenset[int] | None:
-        """Return as many tokens on which the latent does not fire; None if there are too few."""
+        """Return as many silent tokens; None if there are too few."""
         silent = [i for i, value in enumerate(self.activations) if not value and self.pieces[i].strip()]
         wanted = len(self.strong)
         return frozenset(shuffled(silent, seed)[:wanted]) if len(silent) >= wanted else None

@@ -1,4 +1,4 @@
-"""Ask a language model behind an OpenAI-compatible endpoint: bounded, patient, and without a trace of the key."""
+"""Ask an OpenAI-compatible endpoint: bounded, patient, without a trace of the key."""
 
 import email.utils
 import json

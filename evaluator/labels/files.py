@@ -16,7 +16,7 @@ Row = dict[str, Any]  # the columns of `SCORED_LABELS`, those without a value le
 
 
 def whole_row(fields: dict[str, Any]) -> Row:
-    """Return a row as it is read back: with every column, and numbers as they are stored."""
+    """Return a row as it will be read back, with every column."""
     row: Row = pa.Table.from_pylist([fields], schema=SCORED_LABELS).to_pylist()[0]
     return row
 
@@ -27,7 +27,7 @@ def label_file(settings: dict[str, Any]) -> str:
 
 
 def read_labels(evidence: Evidence, name: str) -> dict[int, Row]:
-    """Return the rows of a file of labels, by latent; none if it is not there."""
+    """Return the rows of a file of labels by latent; none without the file."""
     path = evidence.layout.label_file(name)
     if not evidence.bucket.exists(path):
         return {}
@@ -36,7 +36,7 @@ def read_labels(evidence: Evidence, name: str) -> dict[int, Row]:
 
 
 def write_labels(evidence: Evidence, name: str, rows: Iterable[Row], settings: dict[str, Any]) -> str:
-    """Write a file of labels, with what made them in its metadata, and return its place."""
+    """Write a file of labels with their settings, and return its place."""
     schema = SCORED_LABELS.with_metadata({"scopemill": json.dumps(settings, sort_keys=True)})
     path = evidence.layout.label_file(name)
     evidence.bucket.write(path, parquet_file(pa.Table.from_pylist(list(rows), schema=schema)))

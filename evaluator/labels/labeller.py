@@ -1,4 +1,7 @@
-"""Label latents in groups: explain each from one half of the documents, score it on the other, keep what is done."""
+"""Label latents in groups, and keep what is done.
+
+Each is explained from one half of the documents, and scored on the other.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Write the requests to a language model: to explain a latent, and to judge texts by a label."""
+"""Write the requests to explain a latent, and to judge texts by a label."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -24,7 +24,7 @@ LEAST = 2  # texts of each kind, below which there is no figure
 
 @dataclass(frozen=True)
 class Asked:
-    """Hold a question, the figure that it counts for, and which of its texts are the ones to be found."""
+    """Hold a question, its figure, and which of its texts are to be found."""
 
     figure: str
     question: Question
@@ -32,7 +32,10 @@ class Asked:
 
 
 def questions(contexts: LatentContexts, label: str, other: str | None, methods: Sequence[Method]) -> list[Asked]:
-    """Return all questions about a latent's label; ``other`` is the label of another latent, as a control."""
+    """Return all questions about a latent's label.
+
+    ``other`` is the label of another latent, as a control.
+    """
     asked: list[Asked] = []
     for method in methods:
         if method == "intruder":
@@ -85,7 +88,7 @@ def _intruders(contexts: LatentContexts) -> Iterator[Asked]:
 
 @dataclass(frozen=True)
 class Figures:
-    """Hold the figures of a label, by column; None where there are too few texts that were judged."""
+    """Hold the figures of a label by column; None where too few texts were judged."""
 
     values: dict[str, float | None]
     basis: str | None  # "logprobs" or "answers"
@@ -133,6 +136,9 @@ def _values(asked: Asked, reading: Reading, by_logprobs: bool) -> list[float]:
 
 
 def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Return the share of pairs in which the positive one has the larger value; equal ones count half."""
+    """Return the area under the ROC curve.
+
+    It is the share of pairs in which the positive one has the larger value; equal ones count half.
+    """
     right, wrong = np.asarray(positive)[:, None], np.asarray(negative)[None]
     return float(((right > wrong) + 0.5 * (right == wrong)).mean())

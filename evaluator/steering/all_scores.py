@@ -1,4 +1,4 @@
-"""Score every latent of an SAE by its output, beside a random direction, and keep the scores beside its evidence."""
+"""Score the output of every latent beside a random direction, and keep the scores."""
 
 import json
 import time

@@ -1,4 +1,6 @@
-"""Score latents by their output: whether pushing a latent makes the model say what the latent promotes.
+"""Score latents by their output.
+
+The score says whether pushing a latent makes the model say what the latent promotes.
 
 Legend of shapes: n latents, d_out width of the SAE's outputs side by side, T positions, V vocabulary.
 """
@@ -27,9 +29,9 @@ def pushes(steered: SteeredSae, latents: Sequence[int], amounts: Sequence[float]
 
 
 def random_pushes(steered: SteeredSae, rows: torch.Tensor, latents: Sequence[int], seed: int) -> torch.Tensor:
-    """Return rows [n, d_out] in random directions, as long as the given ones at each output.
+    """Return random directions [n, d_out] as long as the given rows.
 
-    The direction depends on seed and latent alone.
+    Lengths are equal at each output. The direction depends on seed and latent alone.
     """
     generators = (torch.Generator().manual_seed((seed << 32) + latent) for latent in latents)
     random = torch.stack([torch.randn(rows.shape[1], generator=generator) for generator in generators]).to(rows)
@@ -39,7 +41,10 @@ def random_pushes(steered: SteeredSae, rows: torch.Tensor, latents: Sequence[int
 
 
 def direct_logits(out: Readout, steered: SteeredSae, rows: torch.Tensor) -> torch.Tensor:
-    """Return the logits [n, V] that rows [n, d_out] at the SAE's outputs write by the direct path."""
+    """Return the logits [n, V] that rows at the SAE's outputs write directly.
+
+    Rows are [n, d_out].
+    """
     return out.logits(directions(rows.to(out.gain), steered.outputs, steered.sae.shape.outputs, out))
 
 
