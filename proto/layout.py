@@ -120,8 +120,18 @@ class EvidenceLayout:
         self.examples = f"{self.root}/examples.arrow"
         self.tokens = f"{self.root}/tokens.parquet"
         self.labels = f"{self.root}/labels"
+        self.output_scores = f"{self.root}/output_scores.parquet"
+        self.answers = f"{self.labels}/answers"  # of the endpoint that labels latents, by what it was asked
         self.work = f"{self.root}/work"  # removed once the evidence is committed
         self.parts = f"{self.work}/parts"
+
+    def label_file(self, name: str) -> str:
+        """Return the path of a table of labels."""
+        return f"{self.labels}/{name}.parquet"
+
+    def answer(self, digest: str) -> str:
+        """Return the path of the answer to a request."""
+        return f"{self.answers}/{digest[:2]}/{digest}.json"
 
     def part(self, name: str) -> str:
         """Return the path of the record that commits the ledgers of some shards."""

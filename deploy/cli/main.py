@@ -9,7 +9,21 @@ from collections.abc import Callable
 import typer
 from rich.text import Text
 
-from scopemill.deploy.cli import absorption, attribute, evidence, exchange, finetune, look, match, operate, run, steer, studio, trainings
+from scopemill.deploy.cli import (
+    absorption,
+    attribute,
+    evidence,
+    exchange,
+    finetune,
+    labels,
+    look,
+    match,
+    operate,
+    run,
+    steer,
+    studio,
+    trainings,
+)
 from scopemill.deploy.cli.templates import templates_app
 from scopemill.deploy.cli.truth import truth
 from scopemill.deploy.console import plain_console
@@ -25,6 +39,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
         evidence.latents,
         evidence.search,
         evidence.page,
+        labels.label,
         match.match,
         match.splits,
         absorption.absorption,

@@ -62,7 +62,9 @@ globalThis.latentParts = (() => {
     return [
       make("div", { class: "columns" },
         pairs("Activation", [["rows", latent.fired], ["density", latent.density], ["maximum", latent.max], ["mean", latent.mean], ["deviation", latent.std],
-          ["cluster", latent.cluster], ["encoder · decoder", latent.encoder_decoder_cosine], ["decoder norm", latent.decoder_norm]]),
+          ["cluster", latent.cluster],
+          ...(latent.output_score === undefined ? [] : [["output score", latent.output_score], ["of a random direction", latent.output_score_random]]),
+          ["encoder · decoder", latent.encoder_decoder_cosine], ["decoder norm", latent.decoder_norm]]),
         pairs("Promoted tokens", latent.promoted.map(([text, value]) => [token(text), value])),
         pairs("Suppressed tokens", latent.suppressed.map(([text, value]) => [token(text), value])),
         pairs("Nearest by decoder (cosine)", latent.nearest.map(([other, value]) => [link(other), value])),

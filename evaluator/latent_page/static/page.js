@@ -38,7 +38,7 @@ const scopemill = (() => {
       if (wanted && !`${table.top[i]}\n${table.promotes[i]}\n${table.labels[i] ?? ""}`.toLowerCase().includes(wanted)) continue;
       found.push(i);
     }
-    const of = { latent: i => i, label: i => table.scores[i] ?? -1 }[list.sort] ?? (i => table[list.sort][i]);
+    const of = { latent: i => i, label: i => table.scores[i] ?? -1, output: i => table.output[i] ?? -1 }[list.sort] ?? (i => table[list.sort][i]);
     const order = list.down ? -1 : 1;
     return found.sort((a, b) => order * (of(a) - of(b)) || a - b);
   };
@@ -49,14 +49,17 @@ const scopemill = (() => {
 
   const showList = async sae => {
     const table = await tableOf(sae), found = chosen(table), labelled = Object.keys(table.labels).length > 0;
+    const scored = Object.keys(table.output).length > 0, optional = value => value === undefined ? "" : number(value);
     const last = Math.max(0, Math.ceil(found.length / PAGE) - 1);
     list.page = Math.min(list.page, last);
     const part = found.slice(list.page * PAGE, (list.page + 1) * PAGE);
     const row = i => make("tr", {},
       make("td", { class: "n" }, make("a", { href: `#/${sae}/${i}` }, String(i))), make("td", { class: "n" }, number(table.density[i])),
       make("td", { class: "n" }, number(table.max[i])), make("td", { class: "n" }, String(table.cluster[i] ?? "–")),
+      scored ? make("td", { class: "n" }, optional(table.output[i])) : null,
       make("td", {}, token(table.top[i])), make("td", {}, token(table.promotes[i])),
-      labelled ? make("td", { class: "label" }, table.labels[i] ?? "") : null);
+      labelled ? make("td", { class: "label" }, table.labels[i] ?? "",
+        table.scores[i] === undefined ? null : make("span", { class: "muted" }, ` ${number(table.scores[i])}`)) : null);
     const field = (title, attributes, set) => make("label", {}, `${title} `, make("input", { ...attributes,
       onchange: event => { set(event.target); list.page = 0; route(); } }));
     const turn = (title, step, off) => make("button", { type: "button", ...(off ? { disabled: "" } : {}), onclick: () => { list.page += step; route(); } }, title);
@@ -68,7 +71,7 @@ const scopemill = (() => {
         field("never fired", { type: "checkbox", ...(list.dead ? { checked: "" } : {}) }, input => { list.dead = input.checked; })),
       make("div", { class: "scroll" }, make("table", {},
         make("thead", {}, make("tr", {}, heading("Latent", "latent"), heading("Density", "density"), heading("Maximum", "max"),
-          heading("Cluster", "cluster"), make("th", { scope: "col" }, "Most frequent token"), make("th", { scope: "col" }, "Promotes"),
+          heading("Cluster", "cluster"), scored ? heading("Output score", "output") : null, make("th", { scope: "col" }, "Most frequent token"), make("th", { scope: "col" }, "Promotes"),
           labelled ? heading("Label", "label", "") : null)),
         make("tbody", {}, ...part.map(row)))),
       make("nav", { class: "turn", "aria-label": "Pages" }, turn("Previous", -1, list.page === 0),
@@ -86,7 +89,7 @@ const scopemill = (() => {
     show(make("nav", { class: "turn", "aria-label": "Latents" }, turn("← previous", id - 1), make("a", { href: `#/${sae}` }, "all latents"), turn("next →", id + 1)),
       make("h2", {}, `Latent ${id}`), table.labels[id] ? make("p", {}, table.labels[id], table.scores[id] === undefined ? ""
         : make("span", { class: "muted" }, ` (score ${number(table.scores[id])})`)) : null, facts(sae),
-      ...parts(latent, about.intervals, other => `#/${sae}/${other}`));
+      ...parts({ ...latent, output_score: table.output[id], output_score_random: table.random[id] }, about.intervals, other => `#/${sae}/${other}`));
     document.title = `Latent ${id} · ${about.saes[sae].name}`;
   };
 
