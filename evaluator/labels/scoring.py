@@ -102,8 +102,14 @@ class Figures:
 
 
 def figures(asked: Sequence[Asked], answers: Sequence[Answer | None]) -> Figures:
-    """Return the figures of answers; log-probabilities are used if every answer has them."""
-    readings = [(one, read(answer, one.question)) for one, answer in zip(asked, answers, strict=True) if answer is not None]
+    """Return the figures of answers; none where not all was answered yet.
+
+    Log-probabilities are used if every answer has them.
+    """
+    given = [(one, answer) for one, answer in zip(asked, answers, strict=True) if answer is not None]
+    if len(given) < len(asked):
+        return Figures({}, None, 0)
+    readings = [(one, read(answer, one.question)) for one, answer in given]
     known = [(one, reading) for one, reading in readings if reading is not None]
     by_logprobs = bool(known) and all(reading.logprobs for _, reading in known)
     positive: dict[str, list[float]] = {}
@@ -114,11 +120,8 @@ def figures(asked: Sequence[Asked], answers: Sequence[Answer | None]) -> Figures
                 negative.setdefault(f"{one.figure}_nearest", []).append(value)
             else:
                 (positive if found else negative).setdefault(one.figure, []).append(value)
-    cut = {one.figure for one, answer in zip(asked, answers, strict=True) if answer is None}  # not all was asked: no figure yet
     values: dict[str, float | None] = {}
     for figure, wrong in negative.items():
-        if cut & {figure, figure.removesuffix("_nearest")}:
-            continue
         right = positive.get(figure, positive.get(figure.removesuffix("_nearest"), []))
         values[figure] = auc(right, wrong) if min(len(right), len(wrong)) >= LEAST else None
     return Figures(values, ("logprobs" if by_logprobs else "answers") if known else None, len(readings) - len(known))
