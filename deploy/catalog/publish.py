@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import yaml
 
 from scopemill.activation_server.mixing import measure_mixing
+from scopemill.deploy.catalog.absorption import absorption_rows, read_measured
 from scopemill.deploy.catalog.finetuned import finetuned_rows
 from scopemill.deploy.catalog.published import places_of
 from scopemill.deploy.catalog.status import SweepStatus, read_status
@@ -50,7 +51,8 @@ def publish(plan: SweepPlan, state: SweepState | None = None, status: SweepStatu
         save(figure, bucket, f"{layout.plots}/{name}")
     summary = facts(plan, now) | _mixing(plan, now) | {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     finetuned = finetuned_rows(read_finetuned(bucket, finetune_jobs(bucket, plan.record, now)))
-    page = render_report(f"Sweep {plan.config.name}", summary, evaluations, histories, finetuned)
+    absorbed = absorption_rows(read_measured(bucket, [sae.root for sae in plan.record.saes if now.saes[sae.name].finished]))
+    page = render_report(f"Sweep {plan.config.name}", summary, evaluations, histories, finetuned, absorbed)
     bucket.write(layout.report, page.encode())
     return places_of(bucket, plan.config.name)
 

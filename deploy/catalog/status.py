@@ -35,7 +35,7 @@ class SaeStatus:
     finished: bool
     last: Row | None  # of the history, as of the newest checkpoint
     evaluations: list[Evaluation]  # of this sweep's settings, by step
-    stopped: str | None = None  # the reason, if rivals dominate it
+    stopped: str | None = None  # the reason, if rivals dominate it or people stopped it
 
     @property
     def ended(self) -> bool:
@@ -121,7 +121,7 @@ def _sae(bucket: Bucket, sae: SaeRecord, state: SaeState, evaluations: list[Eval
         finished=state.finished,
         last=rows[-1] if rows else None,
         evaluations=evaluations,
-        stopped=stopped.reason if stopped else None,
+        stopped=stopped.reason if stopped else f"{state.withdrawn} on request" if state.withdrawn and not state.finished else None,
     )
 
 

@@ -32,12 +32,21 @@ def evidence(
     column: Annotated[str, typer.Option(help="Of the corpus: the column that holds the text.")] = "text",
     context_length: Annotated[int, typer.Option(min=2, help="For SAE folders: tokens of a sequence.")] = 128,
     sequences: Annotated[int, typer.Option(min=1, help="For SAE folders: the most sequences to run.")] = 8192,
+    output_scores: Annotated[
+        bool, typer.Option("--output-scores", help="Instead: score what each latent of SAEs with evidence makes the model say.")
+    ] = False,
+    amount: Annotated[float, typer.Option(min=0, help="Of --output-scores: how far to raise, in largest activations.")] = 2.0,
     set: Overrides = [],  # noqa: A002, B006
 ) -> None:
     """Find out what every latent means: contexts, statistics, output tokens, neighbours.
 
     From a sweep's shards, or by the live model on a text. What is made is not made again.
     """
+    if output_scores:
+        of_sweep = len(places) == 1 and places[0].endswith((".yaml", ".yml"))
+        for folder in _folders(places[0], set) if of_sweep else places:
+            _score(folder, model, amount)
+        return
     from scopemill.deploy.orchestrator import evidence as phase
 
     if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
@@ -50,6 +59,22 @@ def evidence(
         raise InputError("SAE folders need --model and --corpus: the text is run through the live model")
     making = phase.from_text(places, model, {"source": corpus, "format": format, "column": column}, context_length, sequences, set)
     _make("evidence", making)
+
+
+def _score(folder: str, model: str | None, amount: float) -> None:
+    """Score the output of an SAE's latents, and say how many do more than a random direction."""
+    from scopemill.evaluator.steering.all_scores import score_latents
+    from scopemill.harvester.config import ModelConfig
+
+    found = evidence_at(folder)
+
+    def told(done: int, of: int) -> None:
+        print_line(f"{done:,} of {of:,} latents")
+
+    scores = score_latents(found, folder, ModelConfig.model_validate(model or found.record.model_place), amount, told)
+    better = sum(own > random for own, random in scores.values())
+    share = f", {better / len(scores):.1%}" if scores else ""
+    print_line(f"{folder}: {better:,} of {len(scores):,} latents score above a random direction of their norm{share}")
 
 
 def _make(name: str, making: "Making") -> None:
@@ -82,7 +107,7 @@ def latent(
     """Show one latent: its contexts with the activation as colour, and all that is known."""
     from scopemill.deploy.catalog import latents as of
 
-    found = _evidence(sae)
+    found = evidence_at(sae)
     if as_json:
         print(json.dumps(of.facts_of(found, latent), indent=1))
     elif as_markdown:
@@ -93,7 +118,7 @@ def latent(
 
 def latents(
     sae: SaeFolder,
-    sort: Annotated[str, typer.Option(help="latent, density, max, mean, decoder_norm, cluster or label_score.")] = "density",
+    sort: Annotated[str, typer.Option(help="latent, density, max, mean, decoder_norm, cluster, label_score or output_score.")] = "density",
     label: Annotated[str, typer.Option(help="Only latents whose label matches; * and ? are wildcards.")] = "*",
     most: Annotated[int, typer.Option(min=1, help="The most latents to list.")] = 50,
     ascending: Annotated[bool, typer.Option(help="Smallest first.")] = False,
@@ -103,7 +128,7 @@ def latents(
     """List the latents of an SAE from its evidence."""
     from scopemill.deploy.catalog import latents as of
 
-    rows = of.listed(_evidence(sae), sort, label, ascending, dead)[:most]
+    rows = of.listed(evidence_at(sae), sort, label, ascending, dead)[:most]
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
@@ -124,7 +149,7 @@ def search(
     from scopemill.deploy.catalog import latents as of
 
     if words:
-        hits = sorted(of.with_word(_evidence(sae), text), key=lambda hit: (-hit["contexts"], hit["latent"]))
+        hits = sorted(of.with_word(evidence_at(sae), text), key=lambda hit: (-hit["contexts"], hit["latent"]))
     else:
         from scopemill.evaluator.evidence.firing import firing_on
 
@@ -170,7 +195,8 @@ def _folders(file: str, overrides: list[str]) -> list[str]:
     return [bucket.place(sae.root) for sae in record.saes]
 
 
-def _evidence(sae: str) -> "Evidence":
+def evidence_at(sae: str) -> "Evidence":
+    """Return the evidence in an SAE's folder."""
     from scopemill.evaluator.evidence.reader import evidence_of
     from scopemill.proto.storage.bucket import Bucket
 

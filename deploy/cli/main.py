@@ -9,7 +9,21 @@ from collections.abc import Callable
 import typer
 from rich.text import Text
 
-from scopemill.deploy.cli import evidence, exchange, finetune, look, operate, run, steer
+from scopemill.deploy.cli import (
+    absorption,
+    attribute,
+    evidence,
+    exchange,
+    finetune,
+    labels,
+    look,
+    match,
+    operate,
+    run,
+    steer,
+    studio,
+    trainings,
+)
 from scopemill.deploy.cli.templates import templates_app
 from scopemill.deploy.cli.truth import truth
 from scopemill.deploy.console import plain_console
@@ -18,10 +32,22 @@ from scopemill.proto.errors import InputError, ScopemillError, Stopped
 EXIT_ERROR, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Run": (run.sweep, run.plan, run.harvest, run.evaluate, run.submit, run.demo, finetune.finetune),
-    "Look": (look.status, look.ls, truth),
-    "Latents": (evidence.evidence, evidence.latent, evidence.latents, evidence.search, evidence.page, steer.steer),
+    "Look": (look.status, look.ls, truth, studio.studio),
+    "Latents": (
+        evidence.evidence,
+        evidence.latent,
+        evidence.latents,
+        evidence.search,
+        evidence.page,
+        labels.label,
+        match.match,
+        match.splits,
+        absorption.absorption,
+        steer.steer,
+        attribute.attribute,
+    ),
     "Exchange": (exchange.pull, exchange.convert, exchange.import_, exchange.export, exchange.report),
-    "Operate": (operate.logs, operate.stop, operate.clean, operate.keys, operate.monitor),
+    "Operate": (operate.logs, operate.stop, trainings.trainings, operate.clean, operate.keys, operate.monitor),
 }
 
 app = typer.Typer(help="Mill a language model's activations into sparse autoencoders.", no_args_is_help=True, add_completion=False,

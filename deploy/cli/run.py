@@ -15,6 +15,7 @@ from scopemill.deploy.cli.options import Address, Overrides, SweepFile, Wait, co
 from scopemill.proto.errors import PartlyFailed, Stopped
 
 if TYPE_CHECKING:
+    from scopemill.deploy.orchestrator.driver import SweepDriver
     from scopemill.deploy.plan.state import SweepState
     from scopemill.deploy.plan.sweep_plan import SweepPlan
     from scopemill.deploy.progress import Reporter
@@ -124,38 +125,57 @@ def _drive(file: str, overrides: list[str], phases: tuple[str, ...], wait: bool 
         return
     plan = plan_of(file, overrides)
     from scopemill.deploy.cluster.leases import check_no_overlap, held, leases_of
-    from scopemill.deploy.cluster.ray_cluster import cluster
+    from scopemill.deploy.orchestrator.desk import Desk
     from scopemill.deploy.orchestrator.driver import SweepDriver
-    from scopemill.deploy.plan.record import write_plan
+    from scopemill.deploy.plan.record import write_plan, write_submission
+    from scopemill.deploy.plan.sweep_file import load_sweep
 
-    driver = SweepDriver(plan, reporter)
+    desk = Desk(plan.bucket, plan.record)
+    reporter = Reporter(console, desk)
+    driver = SweepDriver(plan, reporter, desk)
     reporter.say(f"sweep {plan.config.name}: {len(plan.saes)} SAEs at {len(plan.hooks)} hooks")
-    failures: list[str] = []
     try:
         with ExitStack() as stack:
             stack.enter_context(held(plan.bucket, leases_of(plan.record, plan.read_state()), wait, reporter.say))
             write_plan(plan.bucket, plan.record)
+            write_submission(plan.bucket, load_sweep(file, overrides))
+            stack.enter_context(desk)
             state = plan.read_state()
             check_no_overlap(plan.bucket, plan.record, state.unfinished if "train" in phases else ())
-            if driver.has_work(phases, state):
-                stack.enter_context(cluster())
-                heed_signals()  # Ray has just replaced these handlers by its own
-                driver.check_nodes(phases, state)
-                driver.check_room(phases, state)
-                reporter.say(f"metrics are listed in {stack.enter_context(driver.targets).places}")
-            for phase in phases:
-                try:
-                    state = getattr(driver, phase)(state)
-                except PartlyFailed as error:  # what is whole is evaluated and reported all the same
-                    failures.append(str(error))
-                    state = plan.read_state()
-            if "evaluate" in phases:
-                _report(plan, state, reporter)
+            failures = _carry_on(driver, phases, state, reporter)
+            while driver.is_asked_again(phases):
+                failures = _carry_on(driver, phases, plan.read_state(), reporter)
+            if failures:
+                raise PartlyFailed("\n".join(failures))
     except KeyboardInterrupt as interrupt:
         command = "scopemill " + " ".join(sys.argv[1:])
         raise Stopped(f"stopped; everything committed is kept. To continue: {command}") from interrupt
-    if failures:
-        raise PartlyFailed("\n".join(failures))
+
+
+def _carry_on(driver: "SweepDriver", phases: tuple[str, ...], state: "SweepState", reporter: "Reporter") -> list[str]:
+    """Carry out phases on a cluster and report; return the sentences of those that failed in part."""
+    from scopemill.deploy.cluster.ray_cluster import cluster
+
+    failures: list[str] = []
+    with ExitStack() as stack:
+        if driver.has_work(phases, state):
+            stack.enter_context(cluster())
+            heed_signals()  # Ray has just replaced these handlers by its own
+            driver.check_nodes(phases, state)
+            driver.check_room(phases, state)
+            reporter.say(f"metrics are listed in {stack.enter_context(driver.targets).places}")
+        for phase in phases:
+            state = driver.plan.read_state() if driver.desk.carry_out() else state
+            try:
+                state = getattr(driver, phase)(state)
+            except PartlyFailed as error:  # what is whole is evaluated and reported all the same
+                failures.append(str(error))
+                state = driver.plan.read_state()
+            if phase == "evaluate":
+                driver.desk.evaluated()
+        if "evaluate" in phases:
+            _report(driver.plan, state, reporter)
+    return failures
 
 
 def _is_done(file: str, overrides: list[str], phases: tuple[str, ...], reporter: "Reporter") -> bool:

@@ -44,7 +44,7 @@ def steer(
     if save:
         _write(save, configurations)
     first = next(iter(request.configurations.values()))[0].sae
-    steerer = Steerer(ModelConfig.model_validate(model or _model_of(first)))
+    steerer = Steerer(ModelConfig.model_validate(model or model_of(first)))
     results = steerer.steer(request)
     if as_json:
         print_line(json.dumps({name: dataclasses.asdict(result) for name, result in results.items()}, indent=1))
@@ -93,7 +93,8 @@ def _write(path: str, configurations: dict[str, Any]) -> None:
         file.write(json.dumps(configurations, indent=1) + "\n")
 
 
-def _model_of(sae: str) -> str:
+def model_of(sae: str) -> str:
+    """Return the language model that an SAE names; InputError if it names none."""
     from scopemill.proto.errors import InputError
     from scopemill.trainer.formats import read_finished
 

@@ -49,8 +49,8 @@ class Jobs:
             self._client = JobSubmissionClient(address)
         logging.getLogger("ray").setLevel(logging.ERROR)  # Ray would log its uploads and the sockets that it closes
 
-    def submit(self, config: SweepConfig, environment: dict[str, str], installed: bool) -> None:
-        """Start a sweep, which continues from what an earlier submission committed.
+    def submit(self, config: SweepConfig, environment: dict[str, str], installed: bool, command: str = "sweep") -> None:
+        """Start a sweep, or another command on its file, which continues from what an earlier submission committed.
 
         With ``installed``, the cluster's image has Scopemill; else this process' own code is sent along. InputError if the sweep is running
         already.
@@ -63,7 +63,7 @@ class Jobs:
         with self._errors(), tempfile.TemporaryDirectory() as folder:
             packed = pack(Path(folder), config, installed)
             self._client.submit_job(
-                entrypoint="python -m scopemill.deploy sweep sweep.yaml --wait",
+                entrypoint=f"python -m scopemill.deploy {command} sweep.yaml --wait",
                 submission_id=f"{config.name}-{len(earlier) + 1}",  # of two simultaneous submissions, Ray refuses one
                 metadata={_SWEEP: config.name},
                 runtime_env=packed | {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | environment},

@@ -11,6 +11,7 @@ from typing import Any
 from scopemill.deploy.cluster.ray_cluster import check_place, needs, room_for
 from scopemill.deploy.cluster.scrape_targets import Targets
 from scopemill.deploy.orchestrator.actor_group import ActorGroup, ask, get
+from scopemill.deploy.orchestrator.desk import Desk
 from scopemill.deploy.orchestrator.evidence import EvidenceWork, evidence_to_make, make_evidence
 from scopemill.deploy.orchestrator.failures import failed_checkpoints, not_evaluated
 from scopemill.deploy.orchestrator.finetuning import finetune_sweep
@@ -38,8 +39,9 @@ class SweepDriver:
     Every method reads the bucket unless it is given the state.
     """
 
-    def __init__(self, plan: SweepPlan, reporter: Reporter):
+    def __init__(self, plan: SweepPlan, reporter: Reporter, desk: Desk | None = None):
         self.plan, self._reporter = plan, reporter
+        self.desk = desk or Desk(plan.bucket, plan.record)
         file = Path(plan.config.file_sd) if plan.config.file_sd else None
         self.targets = Targets(file, plan.config.name, plan.config.metrics_port)
 
@@ -51,6 +53,13 @@ class SweepDriver:
         others = [phase for phase in phases if phase != "evidence"]
         work = self.plan.work(state)
         return bool(work.left(others)) or ("evidence" in phases and bool(self._evidence_left(work.state)))
+
+    def is_asked_again(self, phases: Collection[str]) -> bool:
+        """Carry out the requests that came last; return True if one of them has made work for these phases."""
+        self.desk.look()
+        asked = {request.action for request in self.desk.requests}
+        self.desk.carry_out()
+        return not asked.isdisjoint(("retry", "evaluate")) and self.has_work(phases)
 
     def check_nodes(self, phases: Collection[str], state: SweepState | None = None) -> None:
         """Raise InputError if the cluster lacks a node that these phases' remaining work needs."""
@@ -156,6 +165,7 @@ class SweepDriver:
         calls = [actor.harvest.remote for _ in range(IN_FLIGHT) for actor in group.actors]
 
         def look() -> None:
+            self.desk.carry_out()
             self._reporter.update("tokens", sum(rows or 0 for rows in ask([a.rows_done.remote() for a in group.actors])))
 
         title = f"harvesting {len(manifest.hooks)} hooks: {len(todo)} shards of {manifest.rows_per_shard:,} tokens"
@@ -183,10 +193,10 @@ class SweepDriver:
     def _train_once(self, part: Pass, state: PassState, names: Collection[str]) -> dict[str, SaeOutcome]:
         manifest, todo = state.harvested_manifest(), part.named(names)
         if not part.config.harvest.rolling:
-            return Training(part, state, todo, self.targets, self._reporter).run()
+            return Training(part, state, todo, self.targets, self._reporter, self.desk).run()
         check_all_fit(part, part.trainers(todo))
         with RollingHarvest(part, manifest, self.targets, self._reporter) as harvest:
-            return Training(part, state, todo, self.targets, self._reporter).run(harvest.look)
+            return Training(part, state, todo, self.targets, self._reporter, self.desk).run(harvest.look)
 
     def _shed(self, part: Pass, state: PassState) -> bool:
         """Delete the shards of a pass whose SAEs are finished; True if there were any. The text stays, to make them again."""

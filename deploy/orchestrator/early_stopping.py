@@ -81,7 +81,9 @@ class EarlyStopping:
             if state.stopped and (step := stopped_at.get(name) or self._stopped_at(sae)) is not None:
                 end = step
                 self._halving.gone(name, step)
-            if state.history and any(step <= end and (sae.rivals, step) not in decided for step in self.steps):
+            if state.withdrawn and not state.finished:
+                self.failed(name)
+            elif state.history and any(step <= end and (sae.rivals, step) not in decided for step in self.steps):
                 self.know_history(name)
 
     def _stopped_at(self, sae: PlannedSae) -> int | None:

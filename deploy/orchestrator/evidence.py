@@ -59,8 +59,21 @@ def from_text(
 
     The packed text is kept below the first folder's evidence, so that a broken run continues.
     """
-    config, lm = config_of(None, overrides), ModelConfig.model_validate(_located(model))
-    urls, text = [_located(folder) for folder in folders], _corpus(corpus)
+    config = config_of(None, overrides)
+    rows, lm, card = text_rows(folders, model, corpus, context_length, sequences)
+    jobs = [job_of(located(folder), "", rows, config) for folder in folders]
+    return Making([(rows, [job for job in jobs if not job.made(read=True)])], lm, card, config)
+
+
+def text_rows(
+    folders: Sequence[str], model: str, corpus: dict[str, Any], context_length: int, sequences: int
+) -> tuple[RowsFrom, ModelConfig, ModelCard]:
+    """Pack a text for the live model below the first folder's evidence, and describe its rows.
+
+    Raises InputError for a folder that holds no SAE, or one of another model.
+    """
+    lm = ModelConfig.model_validate(located(model))
+    urls, text = [located(folder) for folder in folders], _corpus(corpus)
     for folder in urls:
         weights_digest(Bucket(folder), "")
     card = describe(lm)
@@ -72,8 +85,7 @@ def from_text(
     count = pack_text(bucket, place, lm, card, text, context_length, sequences)
     shards = tuple(range(-(-count // PASSAGES)))
     rows = RowsFrom("model", urls[0], text.source, place, identity, context_length, lm.dtype, shards, count * context_length)
-    jobs = [job_of(folder, "", rows, config) for folder in urls]
-    return Making([(rows, [job for job in jobs if not job.made(read=True)])], lm, card, config)
+    return rows, lm, card
 
 
 def _corpus(fields: dict[str, Any]) -> CorpusConfig:
@@ -81,10 +93,11 @@ def _corpus(fields: dict[str, Any]) -> CorpusConfig:
         text = CorpusConfig.model_validate(fields)
     except ValidationError as error:
         raise InputError(f"--{error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from error
-    return text if text.format == "hub" else text.model_copy(update={"source": _located(text.source)})
+    return text if text.format == "hub" else text.model_copy(update={"source": located(text.source)})
 
 
-def _located(place: str) -> str:
+def located(place: str) -> str:
+    """Return a local place as an absolute path, any other as it is."""
     return str(Path(place).resolve()) if "://" not in place and Path(place).exists() else place
 
 

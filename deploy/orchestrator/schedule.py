@@ -37,6 +37,7 @@ class Schedule:
 
     def __init__(self, entries: Sequence[Entry], at_once: int, streams: int, retries: int, group: int = 1):
         self._at_once, self._streams, self._retries, self._group = at_once, streams, retries, group
+        self._entries = {entry.name: entry for entry in entries}
         self._waiting = sorted(entries, key=lambda entry: -entry.priority)  # stable: then in the plan's order
         self.training: dict[str, Entry] = {}
         self.tries: Counter[str] = Counter()
@@ -85,6 +86,25 @@ class Schedule:
             self._waiting.remove(entry)
             self.outcomes[name] = SaeOutcome("stopped", self.tries[name], reason)
         return entry is not None
+
+    def retry(self, name: str) -> bool:
+        """Let an SAE that failed or was stopped wait again, with all its tries.
+
+        Returns False if the SAE has no such outcome.
+        """
+        outcome = self.outcomes.get(name)
+        if outcome is None or outcome.state not in ("failed", "stopped"):
+            return False
+        del self.outcomes[name]
+        self.tries[name] = 0
+        self._waiting.append(self._entries[name])
+        return True
+
+    def state_of(self, name: str) -> SaeOutcome:
+        """Return an SAE's outcome, or that it waits or trains."""
+        if outcome := self.outcomes.get(name):
+            return outcome
+        return SaeOutcome("training" if name in self.training else "waiting", self.tries[name])
 
     def failed(self, name: str, reason: str, is_transient: bool) -> bool:
         """Note a failed try, and return whether the SAE will be retried."""

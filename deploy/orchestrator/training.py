@@ -16,12 +16,14 @@ from scopemill.activation_server.actor import Whereabouts
 from scopemill.deploy.cluster.ray_cluster import needs, room_for
 from scopemill.deploy.cluster.scrape_targets import Targets
 from scopemill.deploy.orchestrator.actor_group import POLL_SECONDS, ActorGroup, as_scopemill_error, ask
+from scopemill.deploy.orchestrator.desk import Desk, row_fields
 from scopemill.deploy.orchestrator.early_stopping import EarlyStopping
 from scopemill.deploy.orchestrator.group import Group, assignment_of
 from scopemill.deploy.orchestrator.node_servers import NodeServers
 from scopemill.deploy.orchestrator.pool import Pool
 from scopemill.deploy.orchestrator.schedule import SaeOutcome, Schedule
 from scopemill.deploy.plan.cohorts import streams_at_once
+from scopemill.deploy.plan.progress import SaeProgress
 from scopemill.deploy.plan.state import PassState
 from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae, entries
 from scopemill.deploy.progress import Reporter
@@ -32,6 +34,7 @@ from scopemill.trainer.worker.actor import TrainerActor
 from scopemill.trainer.worker.sae_trainer import Outcome, Progress
 
 PROGRESS_CALLS_PER_SECOND = 40.0  # to all trainers together, however many there are
+ON_REQUEST = "stopped on request"
 CLOSE_SECONDS = 5.0  # for the other ranks of a wide SAE to end when one has died
 
 
@@ -41,8 +44,10 @@ class Training:
     An SAE is finished, failed for good, interrupted by a lost shard, or stopped because rivals dominate it.
     """
 
-    def __init__(self, plan: Pass, state: PassState, todo: list[PlannedSae], targets: Targets, reporter: Reporter):
+    def __init__(self, plan: Pass, state: PassState, todo: list[PlannedSae], targets: Targets, reporter: Reporter, desk: Desk):
         self._plan, self._manifest, self._targets, self._reporter = plan, state.harvested_manifest(), targets, reporter
+        self._desk = desk
+        self._rows: dict[str, SaeProgress] = {}  # the newest progress of SAEs that have started
         self._first_cursors = {sae.name: state.saes[sae.name].step for sae in todo}  # of SAEs that have not started yet
         train = plan.config.train
         self._saes = {sae.name: sae for sae in todo}
@@ -78,9 +83,12 @@ class Training:
                 self._wait()
                 self._watch()
                 self._stop_early()
+                self._heed_requests()
+                self._desk.saes({name: self._progress_of(name) for name in self._saes})
                 for state, count in self._schedule.counts().items():
                     metrics.SWEEP_SAES.labels(state).set(count)
                 look(self._schedule.training)
+        self._desk.saes({name: self._progress_of(name) for name in self._saes})
         return self._schedule.outcomes
 
     def _new_trainer(self) -> Any:
@@ -185,16 +193,19 @@ class Training:
 
     def _ended(self, name: str, steps: int) -> None:
         self._reporter.update(name, steps)
+        self._rows[name] = self._rows.get(name, SaeProgress()).model_copy(update={"step": steps})
         if self._stopping.steps:
             self._stopping.know_history(name)
         if steps < self._saes[name].config.steps:
-            self._schedule.stopped(name, self._leaving.get(name, "its trainer was asked to stop"))
+            if (reason := self._leaving.pop(name, "its trainer was asked to stop")) == ON_REQUEST:
+                self._stopping.failed(name)
+            self._schedule.stopped(name, reason)
         else:
             self._schedule.finished(name)
 
     def _failed(self, name: str, error: ScopemillError) -> None:
         if name in self._leaving:
-            self._schedule.stopped(name, self._leaving[name])
+            self._schedule.stopped(name, self._leaving.pop(name))
         elif isinstance(error, ShardLost):
             self._reporter.say(f"{name} is interrupted: {error}")
             self._schedule.interrupted(name, str(error))
@@ -229,6 +240,7 @@ class Training:
             group.leader.actor.leave.remote(progress.name)  # again: a restarted process does not know
         if progress.name not in group.settled:
             row = progress.last
+            self._rows[progress.name] = SaeProgress(step=progress.step, row=row_fields(row))
             self._reporter.update(progress.name, progress.step, f"L0 {row.l0:6.1f}  FVU {row.fvu:.3f}" if row else "")
             self._stopping.know(progress.name, progress.at)
 
@@ -236,13 +248,42 @@ class Training:
         for name, reason in self._stopping.decide().items():
             if name in self._schedule.outcomes:
                 continue  # the SAE ended before its rivals reached the rung
-            if self._schedule.withdraw(name, reason):
-                continue
-            self._leaving[name] = reason
-            self._reporter.say(f"{name} is stopped: {reason}")
-            for group in self._groups:
-                if name in group.names:
-                    group.leader.actor.leave.remote(name)
+            self._stop(name, reason)
+
+    def _stop(self, name: str, reason: str) -> None:
+        """Let an SAE wait no longer, or ask its trainer to write a checkpoint and leave it."""
+        if self._schedule.withdraw(name, reason):
+            if reason == ON_REQUEST:
+                self._stopping.failed(name)
+            return
+        if self._leaving.get(name) == reason:
+            return
+        self._leaving[name] = reason
+        self._reporter.say(f"{name} is stopped: {reason}")
+        for group in self._groups:
+            if name in group.names:
+                group.leader.actor.leave.remote(name)
+
+    # What people ask
+
+    def _heed_requests(self) -> None:
+        """Carry out what people ask. An SAE that is asked to stop counts as busy until its trainer has left it."""
+        for request in self._desk.requests:
+            if request.action in ("stop", "delete"):
+                for name in request.saes:
+                    if name in self._saes and name not in self._schedule.outcomes:
+                        self._stop(name, ON_REQUEST)
+        for request in self._desk.carry_out(busy=self._schedule.training):
+            for name in request.saes if request.action == "retry" else ():
+                if name in self._saes and self._schedule.retry(name):
+                    self._reporter.say(f"{name} is trained again on request")
+                self._leaving.pop(name, None)
+
+    def _progress_of(self, name: str) -> SaeProgress:
+        outcome = self._schedule.state_of(name)
+        return self._rows.get(name, SaeProgress()).model_copy(
+            update={"state": outcome.state, "tries": outcome.tries, "reason": outcome.reason}
+        )
 
     @property
     def _groups(self) -> list[Group]:

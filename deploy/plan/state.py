@@ -6,11 +6,12 @@ The snapshot takes few requests however many SAEs there are.
 import posixpath
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from scopemill.deploy.plan.record import PassRecord, PlanRecord
 from scopemill.deploy.plan.side_by_side import side_by_side
+from scopemill.deploy.plan.withdrawn import read_withdrawn
 from scopemill.proto.dataset import DatasetManifest, committed_shards, read_manifest
 from scopemill.proto.errors import MissingObject
 from scopemill.proto.finished import is_finished
@@ -26,6 +27,7 @@ class SaeState:
 
     finished: bool = False
     stopped: bool = False  # early, because rivals dominate it
+    withdrawn: str | None = None  # "stopped" or "deleted", on request
     history: bool = False
     checkpoints: tuple[int, ...] = ()  # steps, ascending
     measured: frozenset[int] = frozenset()  # those of the checkpoints that have an evaluation, with whatever settings
@@ -60,7 +62,7 @@ class PassState:
     rolling: bool  # shards that were passed have been deleted
     harvested: bool  # training can begin: every shard is committed, or in rolling mode will be
     saes: dict[str, SaeState]  # by name
-    unfinished: tuple[str, ...]  # names of the SAEs that training resumes: neither finished, nor stopped where halving is on
+    unfinished: tuple[str, ...]  # names of the SAEs that training resumes: not finished, withdrawn, or stopped where halving is on
 
     def harvested_manifest(self) -> DatasetManifest:
         """Return the manifest of a dataset that training needs. MissingObject if there is none."""
@@ -96,7 +98,8 @@ class SweepState:
         for layout, finished in zip(ended, side_by_side(partial(is_finished, bucket), ended), strict=True):
             if not finished:  # an empty or broken cfg.json: the SAE is exported again
                 there[layout.root].discard(layout.config)
-        saes = {sae.name: SaeState.of(sae.layout, there[sae.root]) for sae in plan.saes}
+        withdrawn = read_withdrawn(bucket, plan.name)
+        saes = {sae.name: replace(SaeState.of(sae.layout, there[sae.root]), withdrawn=withdrawn.get(sae.name)) for sae in plan.saes}
         return SweepState(tuple(_pass_state(bucket, plan, part, saes) for part in plan.passes), saes)
 
 
@@ -135,4 +138,4 @@ def _pass_state(bucket: Bucket, plan: PlanRecord, part: PassRecord, saes: dict[s
 
 
 def _is_left(state: SaeState, halving: bool) -> bool:
-    return not state.finished and not (halving and state.stopped)
+    return not state.finished and not state.withdrawn and not (halving and state.stopped)

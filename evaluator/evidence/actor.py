@@ -1,6 +1,7 @@
 """Make evidence in a Ray actor: count shards into parts, then finish each SAE."""
 
 import threading
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from ray.actor import ActorClass
 
 from scopemill.evaluator.config import EvidenceConfig
+from scopemill.evaluator.evidence.compiling import compile_loops
 from scopemill.evaluator.evidence.jobs import EvidenceJob, RowsFrom
 from scopemill.evaluator.evidence.logits import readout
-from scopemill.evaluator.evidence.making import Counted, count_shard, finish
+from scopemill.evaluator.evidence.making import Counted, bytes_held, count_shard, finish
 from scopemill.evaluator.evidence.parts import commit_part, committed_parts
 from scopemill.evaluator.evidence.rows import ModelSource, ShardSource, Source
 from scopemill.evaluator.evidence.words import vocabulary_of
@@ -37,6 +39,7 @@ class EvidenceMaker:
         self._rows, self._model, self._card, self._config = rows, model, card, config
         self._bucket = Bucket(rows.url)
         self._stop = threading.Event()
+        compile_loops()
 
     @cached_property
     def _lm(self) -> LanguageModel:
@@ -58,13 +61,30 @@ class EvidenceMaker:
         jobs, shards = task
         covered = {job: self._covered(job) for job in jobs}
         left = {job: tuple(s for s in shards if s not in covered[job]) for job in jobs}
-        saes = {job: load(job, self._card) for job in jobs if left[job]}
+        for saes in self._fitting([job for job in jobs if left[job]]):
+            self._count(saes, {job: left[job] for job in saes})
+        return len(shards)
+
+    def _fitting(self, jobs: Sequence[EvidenceJob]) -> Iterator[dict[EvidenceJob, FinishedSae]]:
+        """Yield SAEs in groups that fit into the memory given, at least one at a time."""
+        group: dict[EvidenceJob, FinishedSae] = {}
+        held, rows = 0, self._rows.rows // max(1, len(self._rows.shards))
+        for job in jobs:
+            sae = load(job, self._card)
+            size = bytes_held(sae, self._config, self._rows.context_length, rows)
+            if group and held + size > self._config.memory_gib * 2**30:
+                yield group
+                group, held = {}, 0
+            group[job], held = sae, held + size
+        if group:
+            yield group
+
+    def _count(self, saes: dict[EvidenceJob, FinishedSae], left: dict[EvidenceJob, tuple[int, ...]]) -> None:
+        """Commit the part of a group of SAEs: each shard that any of them lacks is read once."""
         counted: dict[EvidenceJob, Counted] = {}
         numbers = {job: (0, 0) for job in saes}
-        for shard in shards:
+        for shard in sorted(set().union(*left.values())):
             chosen = [job for job in saes if shard in left[job]]
-            if not chosen:
-                continue
             if self._stop.is_set():
                 raise Stopped("the evidence actor was asked to stop; committed parts are kept")
             of_shard, rows, sequences = count_shard(
@@ -75,7 +95,6 @@ class EvidenceMaker:
                 numbers[job] = numbers[job][0] + rows, numbers[job][1] + sequences
         for job, of_job in counted.items():
             commit_part(Bucket(job.url), job.layout, left[job], of_job.ledger, of_job.sample, *numbers[job])
-        return len(shards)
 
     def _covered(self, job: EvidenceJob) -> set[int]:
         if job.made():

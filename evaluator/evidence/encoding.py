@@ -19,15 +19,28 @@ from scopemill.trainer.sparse.kernels.select import backend_for
 MOST_DENSE = 8  # a row of which more than one latent in so many fires is encoded densely
 
 
+class Scratch:
+    """Lend memory for one matrix at a time; SAEs that are encoded in turn share it."""
+
+    def __init__(self) -> None:
+        self._kept = torch.empty(0)
+
+    def matrix(self, rows: int, columns: int, example: torch.Tensor) -> torch.Tensor:
+        """Return an uninitialised matrix on the device of an example, of its dtype."""
+        kept = self._kept
+        if kept.numel() < rows * columns or (kept.dtype, kept.device) != (example.dtype, example.device):
+            self._kept = kept = example.new_empty(rows * columns)
+        return kept[: rows * columns].view(rows, columns)
+
+
 class Encoder:
     """Find the firings of raw rows, in memory kept between calls."""
 
-    def __init__(self, sae: Sae):
-        self.sae = sae
+    def __init__(self, sae: Sae, scratch: Scratch | None = None):
+        self.sae, self._scratch = sae, scratch or Scratch()
         self._backend = backend_for(sae.b_dec)
         self._bias = sae.b_dec.new_zeros(sae.width) if sae.b_enc is None else sae.b_enc.detach()
         self._lower = _lower_bound(sae)
-        self._products = sae.b_dec.new_empty(0, sae.width)
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor) -> Found:
@@ -39,9 +52,7 @@ class Encoder:
         k = self.sae.activation.k if type(self.sae.activation) is TopK else None
         if self._backend is None or (self._lower is None and k is None):
             return None
-        if len(self._products) < len(x):
-            self._products = x.new_empty(len(x), self.sae.width)
-        products = self._products[: len(x)]
+        products = self._scratch.matrix(len(x), self.sae.width, x)
         self.sae.products_into(self.sae.encoder_input(self.sae.normalized(x)[0]), products)
         if k is not None:
             latents, values = self._backend.largest(products, self._bias, min(k, self.sae.width))

@@ -32,6 +32,23 @@ class Readout:
     projections: dict[str, torch.Tensor]  # W_O [heads * d_head, d] of each attn_z hook
     untrained: frozenset[int]
 
+    @property
+    def trained(self) -> torch.Tensor:
+        """Return a mask [V] of the tokens that were trained."""
+        trained = torch.ones(len(self.unembedding), dtype=torch.bool, device=self.unembedding.device)
+        trained[list(self.untrained)] = False
+        return trained
+
+    @torch.no_grad()
+    def logits(self, direction: torch.Tensor) -> torch.Tensor:
+        """Return the logits [n, V] of directions [n, d] of the residual stream.
+
+        They are less their mean over the vocabulary.
+        """
+        centred = direction - direction.mean(1, keepdim=True) if self.centred else direction
+        logits = (centred * self.gain) @ self.unembedding.T
+        return logits - logits.mean(1, keepdim=True)
+
 
 @dataclass(frozen=True)
 class Extremes:
@@ -94,13 +111,11 @@ def directions(rows: torch.Tensor, outputs: Sequence[Hook], widths: Sequence[int
 @torch.no_grad()
 def extremes(direction: torch.Tensor, out: Readout, k: int) -> tuple[Extremes, Extremes, Extremes, Extremes]:
     """Return promoted and suppressed tokens without those never trained, then both of the whole vocabulary."""
-    trained = torch.ones(len(out.unembedding), dtype=torch.bool, device=direction.device)
-    trained[list(out.untrained)] = False
+    trained = out.trained
     found: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[], [], [], []]
     k = min(k, int(trained.sum()))
     for block in direction.split(BLOCK):
-        logits = ((block - block.mean(1, keepdim=True) if out.centred else block) * out.gain) @ out.unembedding.T
-        logits -= logits.mean(1, keepdim=True)
+        logits = out.logits(block)
         choices = [logits.where(trained, -torch.inf), logits.where(trained, torch.inf), logits, logits]
         for of_kind, choice, largest in zip(found, choices, (True, False, True, False), strict=True):
             of_kind.append(choice.topk(k, dim=1, largest=largest))

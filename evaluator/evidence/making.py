@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,12 @@ import torch
 
 from scopemill.evaluator.config import EvidenceConfig
 from scopemill.evaluator.evidence import loops, parts, tables
-from scopemill.evaluator.evidence.encoding import Collector, Encoder
+from scopemill.evaluator.evidence.encoding import Collector, Encoder, Scratch
 from scopemill.evaluator.evidence.ledger import Firings, Ledger, Sizes
 from scopemill.evaluator.evidence.logits import Readout, directions, extremes
 from scopemill.evaluator.evidence.neighbours import by_cofiring, by_cosine, clusters, decoder_rows
 from scopemill.evaluator.evidence.parts import Part, Sample
-from scopemill.evaluator.evidence.rows import Source
+from scopemill.evaluator.evidence.rows import Rows, Source
 from scopemill.evaluator.evidence.store import example_batches, write_evidence
 from scopemill.proto.hooks import Hook
 from scopemill.proto.layout import EvidenceLayout
@@ -23,6 +24,9 @@ from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.vocabulary import Vocabulary
 from scopemill.trainer.formats import FinishedSae
 from scopemill.trainer.sae.crosslayer import CrossLayerTranscoder
+
+# For the memory that counting takes; they decide no byte of the evidence.
+TYPICAL_L0, WINDOW_SHARE, FIRING_BYTES = 128, 0.25, 8  # the share of a context's tokens on which its latent fires
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,19 @@ def sizes_of(config: EvidenceConfig, context_length: int) -> Sizes:
     return Sizes(config.top, config.samples, config.token_samples, min(config.window, context_length))
 
 
+def bytes_held(sae: FinishedSae, config: EvidenceConfig, context_length: int, rows: int) -> int:
+    """Return about how many bytes an SAE takes while shards of so many rows are counted.
+
+    These are its weights, its firings, collected and grouped, and three ledgers: the sum so far, the shard's, and both merged.
+    """
+    sizes = sizes_of(config, context_length)
+    windows = sizes.slots * sizes.window * WINDOW_SHARE * FIRING_BYTES
+    firings = min(rows * min(TYPICAL_L0, sae.sae.width), config.firings_at_once)
+    ledger = sae.sae.width * (Ledger.empty(1, sizes).nbytes + windows)
+    weights = sum(tensor.nbytes for tensor in sae.sae.state_dict().values())
+    return int(weights + 3 * ledger + 3 * FIRING_BYTES * firings)
+
+
 def count_shard(
     source: Source, shard: int, saes: Sequence[FinishedSae], config: EvidenceConfig, total_rows: int
 ) -> tuple[list[Counted], int, int]:
@@ -54,8 +71,11 @@ def count_shard(
     block = source.text(shard)
     tokens = block.tokens.ravel()
     hooks = list(dict.fromkeys(hook for sae in saes for hook in sae.inputs))
-    encoders = [Encoder(sae.sae) for sae in saes]
-    slices = _slices(source, shard, saes, encoders, hooks, config.firings_at_once, len(tokens))
+    scratch = Scratch()
+    encoders = [Encoder(sae.sae, scratch) for sae in saes]
+    batches = source.rows(shard, hooks)
+    first_batch = next(batches)
+    slices = _slices(first_batch, saes, encoders, config.firings_at_once, len(tokens))
     share = min(config.cofiring_rows / total_rows, 1)
     sampled = loops.row_keys(config.seed, shard, np.arange(len(tokens))) < np.uint64(share * (2**64 - 2**11))
     ledgers: list[list[Ledger]] = [[] for _ in saes]
@@ -63,13 +83,13 @@ def count_shard(
     rows = sampled_rows = 0
     for turn in range(max(map(len, slices))):
         collectors = {i: Collector(*of_sae[turn]) for i, of_sae in enumerate(slices) if turn < len(of_sae)}
-        for places, raw in source.rows(shard, hooks):
+        for places, raw in source.rows(shard, hooks) if turn else chain([first_batch], batches):
             for i, collector in collectors.items():
                 collector.add(places, encoders[i](_input(raw, saes[i])))
             if not turn:
                 rows, sampled_rows = rows + len(places), sampled_rows + int(sampled[places].sum())
-        for i, collector in collectors.items():
-            firings, first = collector.firings(), slices[i][turn][0]
+        for i in list(collectors):
+            firings, first = collectors.pop(i).firings(), slices[i][turn][0]
             sizes = sizes_of(config, source.context_length)
             ledgers[i].append(Ledger.of(firings, shard, tokens, source.context_length, sizes, config.seed, first))
             samples[i].append(_sampled(firings, shard, first, sampled, sampled_rows))
@@ -95,11 +115,9 @@ def _input(raw: dict[str, torch.Tensor], sae: FinishedSae) -> torch.Tensor:
     return raw[sae.inputs[0]] if len(sae.inputs) == 1 else torch.cat([raw[hook] for hook in sae.inputs], dim=1)
 
 
-def _slices(
-    source: Source, shard: int, saes: Sequence[FinishedSae], encoders: Sequence[Encoder], hooks: Sequence[str], at_once: int, rows: int
-) -> list[list[tuple[int, int]]]:
-    """Return each SAE's slices of latents, so that a slice of the shard has about ``at_once`` firings."""
-    places, raw = next(iter(source.rows(shard, hooks)))
+def _slices(batch: Rows, saes: Sequence[FinishedSae], encoders: Sequence[Encoder], at_once: int, rows: int) -> list[list[tuple[int, int]]]:
+    """Return each SAE's slices of latents, so that a slice of the shard has about ``at_once`` firings, by those of its first rows."""
+    places, raw = batch
     slices = []
     for sae, encoder in zip(saes, encoders, strict=True):
         expected = int(encoder(_input(raw, sae)).starts[-1]) / max(1, len(places)) * rows

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
+from scopemill.evaluator.evidence.loops import mixed
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.crosslayer import CrossLayerTranscoder
 
@@ -62,21 +63,75 @@ def by_cofiring(latents: np.ndarray, rows: np.ndarray, sampled: int, width: int,
 
     Firings are given by latent and row [n]; rows are any distinct numbers.
     """
-    numbers, row = np.unique(rows, return_inverse=True)
-    by_latent, by_row = np.lexsort((row, latents)), np.lexsort((latents, row))
-    starts = np.searchsorted(latents[by_latent], np.arange(width + 1))
-    row_starts = np.searchsorted(row[by_row], np.arange(len(numbers) + 1))
+    return by_cofiring_with((latents, rows, width), None, sampled, k)
+
+
+Fired = tuple[np.ndarray, np.ndarray, int]  # firings by latent and row [n], and the number of latents
+
+
+def by_cofiring_with(own: Fired, other: Fired | None, sampled: int, k: int) -> Neighbours:
+    """Return the neighbours of the largest positive phi among latents of another SAE on the same rows.
+
+    Without another SAE they are of the same one, and no latent is its own neighbour.
+    """
+    (latents, rows, width), (its_latents, its_rows, its_width) = own, other or own
+    row, distinct = _numbered(np.concatenate((rows, its_rows)) if other else rows)
+    starts, row_of = _grouped(latents, row[: len(rows)], width)
+    row_starts, latent_of = _grouped(row[len(row) - len(its_rows) :], its_latents, distinct)
+    its_fired = np.bincount(its_latents, minlength=its_width).astype(np.float64)
     found, phi = np.full((width, k), -1, np.int32), np.full((width, k), np.nan, np.float32)
-    _cofiring(starts, row[by_latent], row_starts, latents[by_row].astype(np.int32), float(sampled), found, phi)
+    _cofiring(starts, row_of, row_starts, latent_of, its_fired, other is None, float(sampled), found, phi)
     return Neighbours(found, phi)
 
 
+@njit(cache=True, nogil=True)
+def _numbered(rows):
+    """Return a number below that of distinct rows for each row [n], and how many are distinct.
+
+    A table of hashes holds each row's number: sorting took longer than counting.
+    """
+    table, last = np.full(2**10, -1, np.int32), np.uint64(2**10 - 1)
+    known, number, n = np.empty(2**9, np.int64), np.empty(len(rows), np.int32), 0
+    for e in range(len(rows)):
+        if n == len(known):
+            known = np.concatenate((known, np.empty(n, np.int64)))
+            table, last = np.full(4 * n, -1, np.int32), np.uint64(4 * n - 1)
+            for i in range(n):
+                at = mixed(np.uint64(known[i])) & last
+                while table[at] >= 0:
+                    at = (at + np.uint64(1)) & last
+                table[at] = i
+        at = mixed(np.uint64(rows[e])) & last
+        while table[at] >= 0 and known[table[at]] != rows[e]:
+            at = (at + np.uint64(1)) & last
+        if table[at] < 0:
+            table[at], known[n] = n, rows[e]
+            n += 1
+        number[e] = table[at]
+    return number, n
+
+
+@njit(cache=True, nogil=True)
+def _grouped(keys, values, groups):
+    """Return where each key's values start, and the values by keys, each key's in their order."""
+    starts = np.zeros(groups + 1, np.int64)
+    for e in range(len(keys)):
+        starts[keys[e] + 1] += 1
+    for g in range(groups):
+        starts[g + 1] += starts[g]
+    free, grouped = starts[:-1].copy(), np.empty(len(keys), np.int32)
+    for e in range(len(keys)):
+        grouped[free[keys[e]]] = values[e]
+        free[keys[e]] += 1
+    return starts, grouped
+
+
 @njit(parallel=True, cache=True, nogil=True)
-def _cofiring(starts, rows, row_starts, latents, sampled, found, phi):
-    width, k = found.shape
+def _cofiring(starts, rows, row_starts, latents, its_fired, same, sampled, found, phi):
+    width = len(found)
     for block in prange((width + 255) // 256):
-        together = np.zeros(width, np.int64)
-        touched = np.empty(width, np.int32)
+        together = np.zeros(len(its_fired), np.int64)
+        touched = np.empty(len(its_fired), np.int32)
         for f in range(block * 256, min(width, (block + 1) * 256)):
             n = 0
             for e in range(starts[f], starts[f + 1]):
@@ -90,18 +145,19 @@ def _cofiring(starts, rows, row_starts, latents, sampled, found, phi):
             chosen = np.sort(touched[:n])
             for i in range(n):
                 other = chosen[i]
-                other_fired = float(starts[other + 1] - starts[other])
+                other_fired = its_fired[other]
                 spread = fired * (sampled - fired) * other_fired * (sampled - other_fired)
                 value = 0.0
                 if spread > 0:
                     value = (sampled * together[other] - fired * other_fired) / np.sqrt(spread)
                 together[other] = 0
-                if other != f and value > 0:
-                    _rank(found[f], phi[f], other, np.float32(value))
+                if value > 0 and not (same and other == f):
+                    rank(found[f], phi[f], other, np.float32(value))
 
 
 @njit(cache=True, nogil=True)
-def _rank(found, scores, latent, score):
+def rank(found, scores, latent, score):
+    """Put a latent in its place among the best; of equal scores the first that came stays first."""
     at = len(found) - 1
     if found[at] >= 0 and scores[at] >= score:
         return

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 from pydantic import ValidationError
 
-from scopemill.evaluator.evidence.schema import EXAMPLES, LABELS
+from scopemill.evaluator.evidence.schema import EXAMPLES, LABELS, OUTPUT_SCORES
 from scopemill.proto.errors import CorruptObject, InputError, MissingObject
 from scopemill.proto.evidence import BLOCK_LATENTS, EvidenceRecord, Example
 from scopemill.proto.layout import EvidenceLayout, SaeLayout
@@ -61,7 +61,7 @@ class Evidence:
 
     def latent(self, latent: int) -> dict[str, Any]:
         """Return the row of one latent; InputError for a latent that the SAE lacks."""
-        self._check(latent)
+        self.check(latent)
         row: dict[str, Any] = self._table.slice(latent, 1).to_pylist()[0]
         return row
 
@@ -70,7 +70,7 @@ class Evidence:
 
         The top ones come first, by falling activation; then those of intervals, from above.
         """
-        self._check(latent)
+        self.check(latent)
         batch = self.block(latent // BLOCK_LATENTS)
         return _examples(batch.column("examples")[latent % BLOCK_LATENTS])
 
@@ -106,15 +106,27 @@ class Evidence:
 
         Of several labels the one of the highest score is returned.
         """
-        best: dict[int, tuple[str, float | None]] = {}
+        return {latent: (row["label"], row["score"]) for latent, row in self.label_rows().items()}
+
+    def label_rows(self) -> dict[int, dict[str, Any]]:
+        """Return the whole row of each latent's label (see `schema.SCORED_LABELS`), as `labels` chooses it."""
+        best: dict[int, dict[str, Any]] = {}
         for name in self.bucket.names(self.layout.labels):
             if name.endswith(".parquet"):
-                table = parquet.read_table(pa.BufferReader(self.bucket.read(f"{self.layout.labels}/{name}")), columns=LABELS.names)
-                for row in table.to_pylist():
+                for row in self._table_of(f"{self.layout.labels}/{name}", LABELS.names):
                     known = best.get(row["latent"])
-                    if known is None or (row["score"] or 0.0) > (known[1] or 0.0):
-                        best[row["latent"]] = row["label"], row["score"]
+                    if known is None or (row["score"] or 0.0) > (known["score"] or 0.0):
+                        best[row["latent"]] = row
         return best
+
+    def output_scores(self) -> dict[int, tuple[float, float]]:
+        """Return each latent's output score, and that of a random direction.
+
+        The direction has the norm of the latent's push. Empty if they were not measured.
+        """
+        path = self.layout.output_scores
+        rows = self._table_of(path, OUTPUT_SCORES.names) if self.bucket.exists(path) else []
+        return {row["latent"]: (row["output_score"], row["output_score_random"]) for row in rows}
 
     def is_whole(self, read: bool = False) -> bool:
         """Return True if every object has its size, and with ``read`` its checksum."""
@@ -124,11 +136,22 @@ class Evidence:
                 return False
         return True
 
+    def _table_of(self, path: str, needed: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the rows of a table that lies beside the evidence, whoever wrote it."""
+        try:
+            rows: list[dict[str, Any]] = parquet.read_table(pa.BufferReader(self.bucket.read(path))).to_pylist()
+        except pa.ArrowException as error:
+            raise CorruptObject(f"{self.bucket.place(path)} is no Parquet file: delete it, or write it again") from error
+        if rows and (lacking := sorted(set(needed) - set(rows[0]))):
+            raise CorruptObject(f"{self.bucket.place(path)} lacks the columns {', '.join(lacking)}: delete it, or write it again")
+        return rows
+
     @cached_property
     def _table(self) -> pa.Table:
         return self.latents()
 
-    def _check(self, latent: int) -> None:
+    def check(self, latent: int) -> None:
+        """Raise InputError for a latent that the SAE lacks."""
         if not 0 <= latent < self.record.width:
             raise InputError(f"latent {latent} does not exist: the SAE {self.record.sae} has latents 0 to {self.record.width - 1}")
 

@@ -49,4 +49,28 @@ EXAMPLE = pa.struct(
 )
 EXAMPLES = pa.schema([("latent", pa.int32()), ("examples", pa.list_(EXAMPLE))])
 LABELS = pa.schema([("latent", pa.int32()), ("label", pa.string()), ("score", pa.float32())])
+_figure = pa.float32()  # an area under the ROC curve; null where it was not measured
+SCORED_LABELS = pa.schema(
+    [
+        *LABELS,
+        ("detection", _figure),  # whether the label tells the latent's texts from others
+        ("detection_nearest", _figure),  # from those of the nearest latents
+        ("detection_shuffled", _figure),  # the same by another latent's label
+        ("fuzzing", _figure),  # whether the label tells right marks from wrong ones
+        ("fuzzing_nearest", _figure),
+        ("fuzzing_shuffled", _figure),
+        ("intruder", _figure),  # whether another latent's text is found among the latent's, without a label
+        ("intruder_nearest", _figure),
+        ("basis", pa.string()),  # of the figures: logprobs, or answers where the endpoint gives none
+        ("unread", pa.int32()),  # answers that were neither yes nor no
+        ("author", pa.string()),  # the model, or whoever the label came from
+    ]
+)
+OUTPUT_SCORES = pa.schema(
+    [
+        ("latent", pa.int32()),
+        ("output_score", pa.float32()),
+        ("output_score_random", pa.float32()),  # of a random direction of the same norm
+    ]
+)
 TOKENS = pa.schema([("token", pa.int32()), ("bytes", pa.binary()), ("special", pa.bool_()), ("trained", pa.bool_())])

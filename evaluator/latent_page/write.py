@@ -15,7 +15,7 @@ from scopemill.proto.evidence import INTERVALS, TOP, Example
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.vocabulary import Vocabulary
 
-STATIC = ("index.html", "page.css", "page.js")
+STATIC = ("index.html", "page.css", "latent.css", "latent.js", "page.js")
 CHUNK_LATENTS = 64
 DIGITS = 4  # of a number on the page
 TOP_CONTEXTS, SAMPLES = 12, 2  # of a latent, and of each interval
@@ -52,7 +52,7 @@ def _sae(name: str, evidence: Evidence) -> dict[str, Any]:
 
 def _table(evidence: Evidence, labels: dict[int, tuple[str, float | None]]) -> dict[str, Any]:
     """Return the columns of the list of latents, row n of latent n."""
-    words = evidence.vocabulary
+    words, scores = evidence.vocabulary, evidence.output_scores()
     columns = evidence.latents(["density", "max", "cluster", "top_token", "promoted_tokens"])
     top, promoted = columns.column("top_token").to_pylist(), columns.column("promoted_tokens").to_pylist()
     return {
@@ -61,6 +61,8 @@ def _table(evidence: Evidence, labels: dict[int, tuple[str, float | None]]) -> d
         "cluster": columns.column("cluster").to_pylist(),
         "top": ["" if id is None else words.text(id) for id in top],
         "promotes": [words.text(ids[0]) if ids else "" for ids in promoted],
+        "output": {latent: _short(score) for latent, (score, _) in scores.items()},
+        "random": {latent: _short(control) for latent, (_, control) in scores.items()},
         "labels": {latent: label for latent, (label, _) in labels.items()},
         "scores": {latent: score for latent, (_, score) in labels.items() if score is not None},
     }

@@ -35,11 +35,13 @@ def render_report(
     evaluations: list[Evaluation],
     histories: dict[str, list[Row]],
     finetuned: Sequence[Sequence[str]] = (),
+    absorbed: Sequence[Sequence[str]] = (),
 ) -> str:
     """Return the page as HTML.
 
     ``facts`` are shown unchanged under their names; ``histories`` are by SAE name. ``finetuned`` has a row for each fine-tuned SAE: name,
-    delta loss, FVU and L0, each before and after.
+    delta loss, FVU and L0, each before and after. ``absorbed`` has a row for each measurement of absorption: name, features, what they are
+    of, fraction, that of a random dictionary, share fully absorbed, main latents and their F1.
     """
     results = in_order(e.result for e in evaluations)
     final = in_order(last_steps(results))
@@ -50,6 +52,7 @@ def render_report(
         tiles=_tiles(final),
         final=_final_rows(final),
         finetuned=finetuned,
+        absorbed=absorbed,
         probed=_probed_rows(evaluations, final),
         advice=advice(final),
         every=results,

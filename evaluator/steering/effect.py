@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 import torch
 
+from scopemill.evaluator.evidence.logits import Readout
 from scopemill.evaluator.fidelity.measure import EvaluationText
 from scopemill.evaluator.steering.edits import Edit
 from scopemill.evaluator.steering.generation import repeated
+from scopemill.evaluator.steering.scores import direct_logits, most_promoted, pushes
 from scopemill.evaluator.steering.steering import SteeredSae, Steering
 from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.proto.hooks import Hook
 from scopemill.trainer.sae.base import Sae
 
-PROMOTED = 10  # output tokens that count as promoted by a latent
 DOSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 MOST_REPEATED = 0.5  # of a text's 3-grams; above this share it has collapsed
 
@@ -74,30 +75,19 @@ def clean_loss(lm: LanguageModel, text: EvaluationText) -> float:
 
 
 @torch.inference_mode()
-def promoted_tokens(lm: LanguageModel, saes: Sequence[SteeredSae]) -> list[int]:
+def promoted_tokens(out: Readout, saes: Sequence[SteeredSae]) -> list[int]:
     """Return the output tokens that the edited latents promote, by direct logits."""
     logits = []
     for steered in saes:
         for edit in steered.edits:
             less = edit.op == "ablate" or (edit.amount or 0) < (1 if edit.op == "scale" else 0)
-            logits.append(direct_logits(lm, steered, [edit.latent])[0] * (-1 if less else 1))
-    return torch.stack(logits).sum(0).topk(PROMOTED).indices.tolist()
-
-
-def direct_logits(lm: LanguageModel, steered: SteeredSae, latents: Sequence[int]) -> torch.Tensor:
-    """Return the logits [n, V] that latents write by the direct path.
-
-    They are summed over the SAE's outputs.
-    """
-    change = steered.sae.b_dec.new_zeros(len(latents), steered.sae.width)
-    change[torch.arange(len(latents)), torch.as_tensor(latents)] = 1
-    rows = steered.sae.decode(change) - steered.sae.b_dec
-    parts = rows.split(steered.sae.shape.outputs, dim=1)
-    return torch.stack([lm.direct_logits(hook, part) for hook, part in zip(steered.outputs, parts, strict=True)]).sum(0)
+            logits.append(direct_logits(out, steered, pushes(steered, [edit.latent], [-1.0 if less else 1.0]))[0])
+    return most_promoted(out, torch.stack(logits).sum(0)).tolist()
 
 
 def dose_curve(
     lm: LanguageModel,
+    out: Readout,
     saes: Sequence[SteeredSae],
     text: EvaluationText,
     written: Callable[[Steering], list[int]],
@@ -108,56 +98,13 @@ def dose_curve(
 
     ``written`` generates a text under a steering.
     """
-    promoted, curve = promoted_tokens(lm, saes), []
+    promoted, curve = promoted_tokens(out, saes), []
     for dose in doses:
         dosed = tuple(SteeredSae(s.sae, s.inputs, s.outputs, tuple(edit.times(dose) for edit in s.edits)) for s in saes)
         steering = Steering(dosed)
         steered, control = (measure_effect(lm, one, text, promoted) for one in (steering, Steering(dosed, control=seed)))
         curve.append(Dose(dose, steered, control, repeated(written(steering))))
     return curve
-
-
-@torch.inference_mode()
-def output_scores(
-    lm: LanguageModel,
-    steered: SteeredSae,
-    latents: Sequence[int],
-    amounts: Sequence[float],
-    prompt: torch.Tensor,
-    is_row: torch.Tensor,
-    latents_per_forward: int = 64,
-) -> torch.Tensor:
-    """Return the output score [n] of latents.
-
-    It says whether pushing a latent makes the model say what the latent promotes. Each latent is added by its amount at a neutral prompt
-    [T]. The score is p (1 - rank / V) of the likeliest of the latent's ten promoted tokens, as arXiv 2505.20063 has it. Every latent is a
-    sequence of a batch, so a score costs one row of a forward pass.
-    """
-    scores = []
-    for start in range(0, len(latents), latents_per_forward):
-        some = list(latents[start : start + latents_per_forward])
-        change = steered.sae.b_dec.new_zeros(len(some), steered.sae.width)
-        change[torch.arange(len(some)), torch.as_tensor(some)] = torch.as_tensor(amounts[start : start + len(some)]).to(change)
-        rows = steered.sae.decode(change) - steered.sae.b_dec
-        parts = rows.split(steered.sae.shape.outputs, dim=1)
-        edits = {hook: _add_at(is_row, part) for hook, part in zip(steered.outputs, parts, strict=True)}
-        logits = lm.logits(prompt.expand(len(some), -1), edits)[0][:, -1].float()
-        promoted = direct_logits(lm, steered, some).topk(PROMOTED, dim=1).indices
-        probability = logits.softmax(-1).gather(1, promoted)
-        best, which = probability.max(1)
-        token = promoted.gather(1, which[:, None])
-        rank = (logits > logits.gather(1, token)).sum(1)
-        scores.append(best * (1 - rank / logits.shape[1]))
-    return torch.cat(scores).cpu()
-
-
-def _add_at(is_row: torch.Tensor, rows: torch.Tensor):
-    """Return an edit that adds row b [d] to every row of sequence b."""
-
-    def edit(x: torch.Tensor) -> torch.Tensor:
-        return x + is_row.to(x.device)[..., None] * rows[:, None].to(x.dtype)
-
-    return edit
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from scopemill.evaluator.evidence.logits import Readout, readout
 from scopemill.evaluator.fidelity.measure import EvaluationText
 from scopemill.evaluator.steering.edits import Edit, latents_of
 from scopemill.evaluator.steering.effect import (
@@ -17,10 +18,10 @@ from scopemill.evaluator.steering.effect import (
     dose_curve,
     largest_activations,
     measure_effect,
-    output_scores,
     promoted_tokens,
 )
 from scopemill.evaluator.steering.generation import Sampling, generate, is_row_of
+from scopemill.evaluator.steering.scores import Prompt, output_scores, pushes
 from scopemill.evaluator.steering.steering import SteeredSae, Steering
 from scopemill.harvester.config import ModelConfig
 from scopemill.harvester.language_model.describe import describe, load_tokenizer
@@ -96,7 +97,7 @@ class Steerer:
 
         results = {UNSTEERED: Steered(texts(UNSTEERED, None))}
         for name, saes in configured.items():
-            promoted = promoted_tokens(self._lm, saes)
+            promoted = promoted_tokens(self._out(saes), saes)
             for column, steering in ((name, Steering(saes)), (f"{name}: {CONTROL}", Steering(saes, control=request.sampling.seed))):
                 effect = measure_effect(self._lm, steering, text, promoted)
                 extra = self._measured(saes, text, prompt, request) if column == name else {}
@@ -108,12 +109,12 @@ class Steerer:
     ) -> dict[str, Any]:
         """Return output scores, and the dose curve if it was asked for."""
         scores: dict[int, float] = {}
-        neutral = self._prompt(NEUTRAL_PROMPT)
+        tokens, out = self._prompt(NEUTRAL_PROMPT), self._out(saes)
+        neutral: Prompt = tokens, is_row_of(tokens, self._special)
         for steered in saes:
             added = {edit.latent: edit.amount for edit in steered.edits if edit.op == "add" and edit.amount is not None}
             if added:
-                is_row = is_row_of(neutral, self._special)
-                found = output_scores(self._lm, steered, list(added), list(added.values()), neutral, is_row)
+                found = output_scores(self._lm, out, steered, pushes(steered, list(added), list(added.values())), [neutral])
                 scores |= dict(zip(added, found.tolist(), strict=True))
         if not request.doses:
             return {"scores": scores}
@@ -121,9 +122,13 @@ class Steerer:
         def written(steering: Steering) -> list[int]:
             return list(generate(self._lm, prompt, self._special, request.sampling, steering))
 
-        curve = dose_curve(self._lm, saes, text, written, seed=request.sampling.seed)
+        curve = dose_curve(self._lm, out, saes, text, written, seed=request.sampling.seed)
         loss = clean_loss(self._lm, text)
         return {"scores": scores, "doses": curve, "collapse": next((one.dose for one in curve if one.collapsed(loss)), None)}
+
+    def _out(self, saes: Sequence[SteeredSae]) -> Readout:
+        """Return how the outputs of SAEs become logits."""
+        return readout(self._lm, [hook for steered in saes for hook in steered.outputs], len(self._tokenizer))
 
     def _written(self, name: str, sample: int, prompt: torch.Tensor, sampling: Sampling, steering: Steering | None, on_token) -> str:
         tokens: list[int] = []

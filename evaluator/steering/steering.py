@@ -49,6 +49,14 @@ class SteeredSae:
                 raise InputError(f"{place}: the amount of {edit} is not in raw activations yet")
         return SteeredSae(sae, inputs, outputs, tuple(edits))
 
+    def acts(self, generated: bool) -> list[bool]:
+        """Return which of the edits act on the prompt's tokens, or on generated ones."""
+        return [edit.where in ("all", "generated" if generated else "prompt") for edit in self.edits]
+
+    def encodes(self, acts: Sequence[bool]) -> bool:
+        """Return whether the difference depends on what the SAE reads."""
+        return any(edit.needs_latents for edit, active in zip(self.edits, acts, strict=True) if active)
+
     def difference(self, x: torch.Tensor | None, acts: Sequence[bool]) -> torch.Tensor:
         """Return decode(edited latents) - decode(latents) of rows, [n, d_out].
 
@@ -62,6 +70,10 @@ class SteeredSae:
         for edit, active in zip(self.edits, acts, strict=True):
             if active:
                 _edit(edit, before, change)
+        return self.decoded(change, deviation)
+
+    def decoded(self, change: torch.Tensor, deviation: torch.Tensor | None) -> torch.Tensor:
+        """Return what a change of latents [n, F] does to the outputs [n, d_out]; ``deviation`` undoes a layer norm."""
         difference = self.sae.decode_no_bias(DenseCodes(change, change.new_empty(self.sae.width)))
         return difference if deviation is None else difference * deviation
 
@@ -99,7 +111,7 @@ class Steering:
         """
         chains: dict[Hook, list[language_model.Edit]] = {}
         for number, steered in enumerate(self.saes):
-            acts = [edit.where in ("all", "generated" if generated else "prompt") for edit in steered.edits]
+            acts = steered.acts(generated)
             if any(acts):
                 one = _Pass(steered, acts, is_row, self._controlled(number))
                 for hook in dict.fromkeys(steered.inputs * one.encodes + steered.outputs):
@@ -126,7 +138,7 @@ class _Pass:
 
     def __init__(self, steered: SteeredSae, acts: list[bool], is_row: torch.Tensor, control):
         self._steered, self._acts, self._is_row, self._control = steered, acts, is_row, control
-        self.encodes = any(edit.needs_latents for edit, active in zip(steered.edits, acts, strict=True) if active)
+        self.encodes = steered.encodes(acts)
         self._read: dict[Hook, torch.Tensor] = {}
         self._parts: tuple[torch.Tensor, ...] | None = None
 

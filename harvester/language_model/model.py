@@ -134,33 +134,6 @@ class LanguageModel:
         logits, cache = self._bridge.run_with_hooks(new, fwd_hooks=fwd_hooks, return_type="logits_and_cache", **options)
         return logits[:, -1].to(self.device), cache
 
-    def direct_logits(self, hook: Hook, rows: torch.Tensor) -> torch.Tensor:
-        """Return the logits that rows at a hook write by the direct path.
-
-        Rows are [n, d], logits [n, V], centred over the vocabulary. The direct path is the residual stream alone: the final norm's gain
-        and the unembedding. Rows at ``attn_z`` go through the output projection first.
-        """
-        with torch.no_grad():
-            x = rows.to(self.device, self.dtype)
-            if hook.site == "attn_z":
-                project = self._bridge.blocks[hook.layer].attn.o
-                shape = (len(x), 1, -1)
-                x = (project(x.view(shape)) - project(torch.zeros_like(x).view(shape)))[:, 0]
-            logits = (x * self._final_gain(x.shape[-1])) @ self._unembedding.T
-            return (logits - logits.mean(-1, keepdim=True)).float()
-
-    @property
-    def _unembedding(self) -> torch.Tensor:
-        """Return the output embedding [V, d]."""
-        return self._bridge.original_model.get_output_embeddings().weight
-
-    def _final_gain(self, d: int) -> torch.Tensor:
-        """Return the factor [d] of the final norm on a row that has mean 0 and mean square 1, whatever kind of norm it is."""
-        signs = torch.ones(d, device=self.device, dtype=self.dtype)
-        signs[1::2] = -1
-        there, back = (self._bridge.ln_final(sign * signs[None, None]) for sign in (1, -1))
-        return ((there - back) / 2)[0, 0] * signs
-
     def token_losses(self, tokens: torch.Tensor, edits: Mapping[Hook, Edit] | None = None) -> torch.Tensor:
         """Return the cross-entropy [B, T-1] of each next token, in nats and float32.
 

@@ -105,6 +105,20 @@ class Bucket:
 
         return self._do("look for", path, size)
 
+    def versions(self, path: str) -> dict[str, str]:
+        """Return, for each object below a folder, what changes whenever the object is written anew.
+
+        One listing gives them all: what was read of an object is good as long as its version stays.
+        """
+        start = len(self._root.rstrip("/")) + 1
+        found = self._do("list", path, lambda full: self._fs.find(full, detail=True))
+        marks = ("ETag", "etag", "LastModified", "mtime", "updated", "ino", "size")
+        return {
+            full[start:]: "-".join(str(info[mark]) for mark in marks if info.get(mark))
+            for full, info in found.items()
+            if not PurePosixPath(full).name.startswith(TEMPORARY)
+        }
+
     @property
     def is_local(self) -> bool:
         """Return True if objects are files of this machine, which can be read in parts."""

@@ -1,7 +1,8 @@
-"""The pass over a shard for the evidence of one SAE, over the encoder's product on the same rows."""
+"""The pass over a shard for evidence: over the encoder's product on the same rows, and the bytes that many SAEs read."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -44,6 +45,24 @@ def figures() -> Iterator[Figure]:
         rounds = alternate({"pass": timed(whole), "product": timed(product)}, ROUNDS)
         name = f"evidence of one SAE from a shard over the encoder's product ({ROWS}, {D}, {WIDTH}), L0 {L0}"
         yield rounds.figure(name, "pass", "product", "<= 1.3")
+        narrow = _sae(rows[:BATCH], width=64)
+        one, eight = (_chunk_bytes(lambda n=n: count_shard(source, 0, [narrow] * n, config, ROWS)) for n in (1, 8))
+        raw = {"one, MiB": one / 2**20, "eight, MiB": eight / 2**20}
+        yield Figure("evidence of 8 SAEs of a hook: bytes of shards read over those of one SAE", eight / one, "<= 1", raw)
+
+
+def _chunk_bytes(call: Callable[[], object]) -> int:
+    """Return the bytes of chunks that a call reads from any bucket."""
+    read, sizes = Bucket.read_into, []
+
+    def counted(self, path, buffer, *rest):
+        data = read(self, path, buffer, *rest)
+        sizes.append(len(data))
+        return data
+
+    with patch.object(Bucket, "read_into", counted):
+        call()
+    return sum(sizes)
 
 
 def _write_shard(bucket: Bucket) -> torch.Tensor:
@@ -55,9 +74,9 @@ def _write_shard(bucket: Bucket) -> torch.Tensor:
     bucket.create(DatasetLayout("bench").manifest, checksummed_record(manifest.model_dump(mode="json")))
     tokens = np.random.default_rng(0).integers(1, 1000, (ROWS // CONTEXT, CONTEXT)).astype(np.int32)
     document = np.zeros(tokens.shape, np.int64)
-    save_sequences(
-        bucket, DatasetLayout("bench").packed(0), Sequences(tokens, document, np.arange(tokens.size, dtype=np.int32).reshape(tokens.shape))
-    )
+    position = np.arange(tokens.size, dtype=np.int32).reshape(tokens.shape)
+    text = Sequences(tokens, document, position, np.ones(tokens.shape, bool))
+    save_sequences(bucket, DatasetLayout("bench").packed(0), text)
     buffers, places = ShardBuffers(manifest), np.arange(ROWS)
     rows = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(0)) / D**0.5
     buffers.put(places, HOOK, buffers.scaled(HOOK, rows))
@@ -67,11 +86,11 @@ def _write_shard(bucket: Bucket) -> torch.Tensor:
     return rows
 
 
-def _sae(rows: torch.Tensor) -> FinishedSae:
-    """An SAE whose thresholds let L0 latents of a row of white noise fire."""
-    sae = Sae(Shape.square(D), WIDTH, JumpReLU(WIDTH))
+def _sae(rows: torch.Tensor, width: int = WIDTH) -> FinishedSae:
+    """An SAE whose thresholds let a share of L0 / WIDTH of the latents fire on a row of white noise."""
+    sae = Sae(Shape.square(D), width, JumpReLU(width))
     with torch.no_grad():
-        weights = torch.randn(WIDTH, D, generator=torch.Generator().manual_seed(1))
+        weights = torch.randn(width, D, generator=torch.Generator().manual_seed(1))
         sae.W_enc.copy_(weights / weights.norm(dim=1, keepdim=True))
         sae.W_dec.copy_(sae.W_enc)
         sae.activation.threshold.fill_(float((rows[:256] @ sae.W_enc.T).quantile(1 - L0 / WIDTH, dim=1).mean()))

@@ -105,7 +105,7 @@ def many(
     began, cpu = time.perf_counter(), time.process_time()
     try:
         (part,) = plan.passes
-        training = Training(part, plan.read_state().passes[0], part.saes, driver.targets, tiny_sweep.quiet())
+        training = Training(part, plan.read_state().passes[0], part.saes, driver.targets, tiny_sweep.quiet(), driver.desk)
         training.run(Scrapes(folder / "targets.json", measured))
     finally:
         ray.actor.ActorMethod._remote = remote

@@ -1,8 +1,9 @@
 """Run the restart matrix: strike each part of a tiny sweep at its worst moments, resume, and compare every bit.
 
 ``python tests/chaos/run.py`` prints the matrix and fails unless every row ends as the undisturbed run did; ``--short``
-runs the four rows that a user meets first. No process is searched for: `inside/sitecustomize.py` makes the process of
-a row kill itself at a chosen call, and the driver is a child of this process.
+runs the rows that a user meets first, and ``--only WORD`` the rows with this word in their names. No process is searched
+for: `inside/sitecustomize.py` makes the process of a row kill itself at a chosen call, and the driver is a child of this
+process.
 """
 
 import argparse
@@ -15,58 +16,21 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from chaos.rows import Row
 
 HERE = Path(__file__).parent
-PHASES = ("harvest", "train", "evaluate")
+PHASES = ("harvest", "train", "evaluate", "evidence")
+LATER = {"harvest": ("metrics.json", "evidence"), "train": ("metrics.json", "evidence"), "evaluate": ("evidence",), "evidence": ()}
 COMMAND = [sys.executable, "-m", "scopemill.deploy", "sweep"]
-COMMAND_SECONDS = 120.0  # for one command
-BUDGET_SECONDS = 480.0  # after which no further row starts
-
-
-@dataclass(frozen=True)
-class Row:
-    """Describe one blow: what it strikes, before or after a call, in one phase.
-
-    Victims: the process ``self``, the ``driver``, the ``raylet`` with all processes of the cluster; ``power``, which also takes what
-    was not synced; the newest ``checkpoint``, damaged before its trainer dies; all ``shards``, deleted while nobody dies.
-    """
-
-    name: str
-    phase: str
-    call: str
-    when: str
-    where: str = ""  # a pattern of the call's arguments
-    nth: int = 1
-    victim: str = "self"
-    short: bool = False
-
-    @property
-    def ends_the_command(self) -> bool:
-        return self.victim in ("driver", "raylet", "power")
-
-
-ROWS = [
-    Row("harvester, in the middle of a bucket", "harvest", "ShardBuffers.put", "after", nth=2),
-    Row("harvester, in the middle of one object", "harvest", "os.replace", "before", r"shards/00001.zarr/blocks.3\S*/c/"),
-    Row("harvester, between two chunk objects", "harvest", "Bucket.write", "before", r"shards/00001.zarr/blocks.3\S*/c/"),
-    Row("harvester, between data and commit", "harvest", "Bucket.create", "before", "commits/00001", short=True),
-    Row("server, its window full", "train", "ActivationServer._send_batch", "before", nth=40, short=True),
-    Row("trainer, between two steps", "train", "Loop.step", "after", nth=10),
-    Row("trainer, in the middle of a checkpoint", "train", "Bucket.write", "before", "00000016/optimizer", short=True),
-    Row("trainer, in the middle of one object", "train", "os.replace", "before", "00000024/weights"),
-    Row("trainer, just after a checkpoint", "train", "Bucket.write", "after", "00000016/checkpoint.json"),
-    Row("trainer, during its export", "train", "Bucket.write", "before", "/cfg.json"),
-    Row("trainer, its newest checkpoint damaged", "train", "Bucket.write", "after", "00000024/checkpoint.json", victim="checkpoint"),
-    Row("nobody; all shards deleted during training", "train", "Loop.step", "after", nth=4, victim="shards", short=True),
-    Row("evaluator, before its commit", "evaluate", "Bucket.write", "before", "00000016/metrics.json"),
-    Row("driver, during training", "train", "Loop.step", "after", nth=10, victim="driver"),
-    Row("the whole Ray cluster, during training", "train", "Loop.step", "after", nth=10, victim="raylet"),
-    Row("the power, just after a checkpoint", "train", "Bucket.write", "after", "00000024/checkpoint.json", victim="power"),
-]
+COMMAND_SECONDS = 300.0  # for one command
+BUDGET_SECONDS = 1200.0  # after which no further row starts
 
 
 @dataclass
@@ -87,7 +51,7 @@ class Bench:
         from support import tiny_sweep
 
         self.folder, self.orders = folder, Path(os.environ["SCOPEMILL_CHAOS"])
-        self._sweep, self._text = tiny_sweep.sweep, tiny_sweep.write_text(folder)
+        self._sweep, self.text = tiny_sweep.sweep, tiny_sweep.write_text(folder)
         self.began = time.monotonic()
         self.seconds: dict[str, float] = {}  # seconds of the reference run, by phase
         self.batches: dict[tuple[str, int], str] = {}  # digests of the reference run's batches, by SAE and index
@@ -101,17 +65,18 @@ class Bench:
         place = self.folder / name
         place.mkdir()
         server = {"window_mib": 1, "join_seconds": 10.0}
-        data = self._sweep(str(place / "bucket"), self._text, server=server, **sections)
+        evidence = {"top": 4, "samples": 2, "window": 16, "actors": 2}
+        data = self._sweep(str(place / "bucket"), self.text, server=server, evidence=evidence, **sections)
         (place / "sweep.yaml").write_text(yaml.safe_dump(data | {"file_sd": str(place / "targets.json")}))
         for phase, folder in (("train", "activations"), ("evaluate", "saes")):
             if PHASES.index(upto) >= PHASES.index(phase):
-                unmeasured = shutil.ignore_patterns("metrics.json")
-                shutil.copytree(self.reference / "bucket" / folder, place / "bucket" / folder, ignore=unmeasured)
+                ignored = shutil.ignore_patterns(*LATER[PHASES[PHASES.index(upto) - 1]])
+                shutil.copytree(self.reference / "bucket" / folder, place / "bucket" / folder, ignore=ignored)
         for leftover in ("struck", "journal", "order.json"):
             (self.orders / leftover).unlink(missing_ok=True)
         return place
 
-    def order(self, row: Row, place: Path) -> None:
+    def order(self, row: "Row", place: Path) -> None:
         (self.orders / "order.json").write_text(json.dumps(asdict(row) | {"bucket": str(place / "bucket")}))
 
     def struck(self) -> bool:
@@ -153,7 +118,7 @@ def command(place: Path, struck: Callable[[], bool] | None = None) -> int:
         return process.wait()
 
 
-def run_row(bench: Bench, number: int, row: Row) -> Outcome:
+def run_row(bench: Bench, number: int, row: "Row") -> Outcome:
     from scopemill.proto.errors import ScopemillError
 
     if time.monotonic() - bench.began > BUDGET_SECONDS:
@@ -183,7 +148,7 @@ def run_row(bench: Bench, number: int, row: Row) -> Outcome:
     plan = planned(place)
     orphans = clean(plan.bucket, plan.record, dry_run=False)
     wrong += [f"still an orphan: {path}" for path in clean(plan.bucket, plan.record, dry_run=True)]
-    wrong += differences(bench.reference / "bucket", place / "bucket", measured=row.phase == "evaluate")
+    wrong += differences(bench.reference / "bucket", place / "bucket", () if row.ends_the_command else LATER[row.phase])
     return Outcome(row.name, repeated, len(orphans), max(0.0, lost), wrong)
 
 
@@ -195,7 +160,7 @@ def run_otherwise(bench: Bench) -> Outcome:
         drive(place, phase)
         bench.seconds[phase] = min(bench.seconds[phase], time.monotonic() - began)  # the reference run started with cold processes
     wrong = journal_problems(planned(place), bench.journal(), bench.batches)
-    wrong += differences(bench.reference / "bucket", place / "bucket", measured=True)
+    wrong += differences(bench.reference / "bucket", place / "bucket")
     return Outcome("none; three harvesters, one trainer for all SAEs", 0, 0, 0.0, wrong)
 
 
@@ -208,13 +173,16 @@ def run_undisturbed(bench: Bench, row: Callable) -> Outcome:
     return Outcome(name, repeated, 0, max(0.0, time.monotonic() - began - bench.command_seconds), wrong)
 
 
-def differences(reference: Path, bucket: Path, measured: bool) -> list[str]:
-    """Return the objects that are missing, that are extra, or that have other bytes. Histories hold seconds, and so differ."""
+def differences(reference: Path, bucket: Path, later: Collection[str] = ()) -> list[str]:
+    """Return the objects that are missing, that are extra, or that have other bytes.
+
+    Files and folders of the names ``later`` are not compared. Histories hold seconds, and so differ.
+    """
 
     def objects(root: Path) -> dict[str, Path]:
         files = (path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] in ("activations", "saes"))
-        skipped = {"history.parquet", "provenance.json"} | (set() if measured else {"metrics.json"})
-        return {path.relative_to(root).as_posix(): path for path in files if path.name not in skipped and path.parent.name != "live"}
+        skipped = {"history.parquet", "provenance.json", "live", *later}
+        return {path.relative_to(root).as_posix(): path for path in files if skipped.isdisjoint(path.relative_to(root).parts)}
 
     wanted, got = objects(reference), objects(bucket)
     if not any("saes/" in path for path in got):  # only the harvest ran here
@@ -245,31 +213,31 @@ def journal_problems(plan, journal: list[tuple[str, str, int, str]], batches: di
     return wrong
 
 
-def matrix(short: bool) -> list[Outcome]:
-    from chaos import people
+def matrix(short: bool, only: str) -> list[Outcome]:
+    from chaos import unkilled
+    from chaos.rows import ROWS
 
     from scopemill.deploy.cluster.ray_cluster import local_cluster
 
-    rows = [row for row in ROWS if row.short or not short]
+    rows = [row for row in ROWS if (row.short or not short) and only in row.name]
+    undisturbed = [row for row in unkilled.ROWS if not short and only in row.__name__]
     with tempfile.TemporaryDirectory(prefix="scopemill-chaos-") as folder:
         os.environ["SCOPEMILL_CHAOS"] = str(Path(folder, "orders"))
         Path(folder, "orders").mkdir()
         bench = Bench(Path(folder))
         with local_cluster(num_cpus=4):
-            for phase in [
-                phase for phase in PHASES if any(row.phase == phase for row in rows)
-            ]:  # a phase that no row interrupts is not compared
+            for phase in PHASES if not short else ("harvest", "train"):  # no row of the short form strikes an evaluator
                 began = time.monotonic()
                 drive(bench.reference, phase)
                 bench.seconds[phase] = time.monotonic() - began
             bench.batches = {(sae, k): digest for _, sae, k, digest in bench.journal()}
-            outcomes = [] if short else [shown(run_otherwise(bench))]
+            outcomes = [] if short or only else [shown(run_otherwise(bench))]
             outcomes += [shown(run_row(bench, i, row)) for i, row in enumerate(rows) if not row.ends_the_command]
-        if not short:
+        if undisturbed or any(row.ends_the_command for row in rows):
             began = time.monotonic()
             command(bench.place("undisturbed", "train"))
             bench.command_seconds = time.monotonic() - began
-            outcomes += [shown(run_undisturbed(bench, row)) for row in people.ROWS]
+            outcomes += [shown(run_undisturbed(bench, row)) for row in undisturbed]
         return outcomes + [shown(run_row(bench, 100 + i, row)) for i, row in enumerate(rows) if row.ends_the_command]
 
 
@@ -285,15 +253,16 @@ def say(line: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="run only the four rows of `make test`")
-    short = parser.parse_args().short
+    parser.add_argument("--short", action="store_true", help="run only the rows of `make test`")
+    parser.add_argument("--only", default="", metavar="WORD", help="run only the rows with this word in their names")
+    options = parser.parse_args()
     inherited = [str(HERE / "inside"), str(HERE.parents[1] / ".import"), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in inherited if path)
     sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / ".import")]
     say("| killed | resumed | orphans removed | seconds lost | result |\n|---|---|---|---|---|")
     began = time.monotonic()
     with redirect_stdout(io.StringIO()):  # Ray prints a paragraph for every dead worker, and here workers die on purpose
-        outcomes = matrix(short)
+        outcomes = matrix(options.short, options.only)
     say(f"\n{len(outcomes)} rows in {time.monotonic() - began:.0f} s")
     return 1 if any(outcome.wrong for outcome in outcomes) else 0
 

@@ -42,5 +42,5 @@ def test_other_bytes_missing_and_further_objects_are_noticed(tmp_path):
             path = tmp_path / root / "saes" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-    assert differences(tmp_path / "one", tmp_path / "two", measured=True) == ["extra: saes/a", "missing: saes/c", "other bytes: saes/b"]
-    assert differences(tmp_path / "one", tmp_path / "one", measured=True) == []
+    assert differences(tmp_path / "one", tmp_path / "two") == ["extra: saes/a", "missing: saes/c", "other bytes: saes/b"]
+    assert differences(tmp_path / "one", tmp_path / "one") == []

@@ -14,6 +14,7 @@ from scopemill.proto.memory import keep_freed_memory
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.parallel.process_group import Rendezvous, join
 from scopemill.trainer.parallel.shards import DistributedShard
+from scopemill.trainer.sparse.kernels.compiling import compile_loops
 from scopemill.trainer.worker.assignment import Assignment
 from scopemill.trainer.worker.follower import follow
 from scopemill.trainer.worker.group_trainer import GroupTrainer
@@ -44,6 +45,7 @@ class Trainer:
         """Train SAEs of one stream together; return every SAE's outcome, by its name."""
         group = GroupTrainer(self._bucket, assignments, self._device)
         self._switch_to(group)
+        self._compile(assignments)
         return group.run(server, keys)
 
     # For a sharded SAE. A retry of only one of these calls would wait in vain for the other ranks, so Ray must not retry any.
@@ -62,6 +64,7 @@ class Trainer:
         self, assignment: Assignment, server: str | Callable[[], str], keys: str | None, address: str, parts: int
     ) -> dict[str, Outcome]:
         """Train a sharded SAE as rank 0; all ``parts`` processes meet at ``address``."""
+        self._compile([assignment])
         meeting, self._meeting = self._meeting, None
         if meeting is None or meeting.address != address:
             raise RankLost(f"the process that was to lead {assignment.name} at {address} died before training started")
@@ -74,9 +77,15 @@ class Trainer:
     def follow(self, assignment: Assignment, address: str, rank: int, parts: int) -> None:
         """Train the shard of ``rank`` until the leader ends."""
         self._switch_to(None)
+        self._compile([assignment])
         host = LOOPBACK if address.startswith(LOOPBACK) else ray.util.get_node_ip_address()
         with join(address, host, rank, parts, self._device) as ranks:
             follow(assignment, DistributedShard(ranks, assignment.config.width), self._device)
+
+    def _compile(self, assignments: Sequence[Assignment]) -> None:
+        """Compile what steps run on the CPU before batches are asked for: a trainer that compiles would delay its stream."""
+        if self._device.type == "cpu":
+            compile_loops(selects=any(assignment.config.latents == "topk" for assignment in assignments))
 
     def _switch_to(self, group: GroupTrainer | None) -> None:
         """Let ``progress``, ``leave`` and ``stop`` act on this group from now on; a follower has none."""

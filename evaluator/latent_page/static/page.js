@@ -2,24 +2,11 @@
 // Data files call these functions: data/saes.js, data/<sae>/table.js, data/<sae>/latents-<chunk>.js.
 const scopemill = (() => {
   const PAGE = 100; // rows of the list
+  const { make, number, token, parts } = latentParts;
   const main = document.getElementById("main"), choice = document.getElementById("sae");
   let about = null;
   const tables = new Map(), chunks = new Map(), waiting = new Map();
   const list = { sort: "density", down: true, text: "", low: 0, high: 1, dead: false, page: 0 };
-
-  const make = (name, attributes = {}, ...children) => {
-    const node = document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) {
-      if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-      else if (value !== null && value !== undefined) node.setAttribute(key, value);
-    }
-    node.append(...children.filter(child => child !== null)); // text is always text, whatever it holds
-    return node;
-  };
-  const number = value => value === null ? "–" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e6 || value === 0
-    ? String(+value.toPrecision(4)) : value.toExponential(2);
-  const visible = text => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll("\r", "␍");
-  const token = text => make("span", { class: "token" }, visible(text) || "∅");
 
   const load = (path, key, store) => {
     if (store.has(key)) return Promise.resolve(store.get(key));
@@ -51,7 +38,7 @@ const scopemill = (() => {
       if (wanted && !`${table.top[i]}\n${table.promotes[i]}\n${table.labels[i] ?? ""}`.toLowerCase().includes(wanted)) continue;
       found.push(i);
     }
-    const of = { latent: i => i, label: i => table.scores[i] ?? -1 }[list.sort] ?? (i => table[list.sort][i]);
+    const of = { latent: i => i, label: i => table.scores[i] ?? -1, output: i => table.output[i] ?? -1 }[list.sort] ?? (i => table[list.sort][i]);
     const order = list.down ? -1 : 1;
     return found.sort((a, b) => order * (of(a) - of(b)) || a - b);
   };
@@ -62,14 +49,17 @@ const scopemill = (() => {
 
   const showList = async sae => {
     const table = await tableOf(sae), found = chosen(table), labelled = Object.keys(table.labels).length > 0;
+    const scored = Object.keys(table.output).length > 0, optional = value => value === undefined ? "" : number(value);
     const last = Math.max(0, Math.ceil(found.length / PAGE) - 1);
     list.page = Math.min(list.page, last);
     const part = found.slice(list.page * PAGE, (list.page + 1) * PAGE);
     const row = i => make("tr", {},
       make("td", { class: "n" }, make("a", { href: `#/${sae}/${i}` }, String(i))), make("td", { class: "n" }, number(table.density[i])),
       make("td", { class: "n" }, number(table.max[i])), make("td", { class: "n" }, String(table.cluster[i] ?? "–")),
+      scored ? make("td", { class: "n" }, optional(table.output[i])) : null,
       make("td", {}, token(table.top[i])), make("td", {}, token(table.promotes[i])),
-      labelled ? make("td", { class: "label" }, table.labels[i] ?? "") : null);
+      labelled ? make("td", { class: "label" }, table.labels[i] ?? "",
+        table.scores[i] === undefined ? null : make("span", { class: "muted" }, ` ${number(table.scores[i])}`)) : null);
     const field = (title, attributes, set) => make("label", {}, `${title} `, make("input", { ...attributes,
       onchange: event => { set(event.target); list.page = 0; route(); } }));
     const turn = (title, step, off) => make("button", { type: "button", ...(off ? { disabled: "" } : {}), onclick: () => { list.page += step; route(); } }, title);
@@ -81,43 +71,12 @@ const scopemill = (() => {
         field("never fired", { type: "checkbox", ...(list.dead ? { checked: "" } : {}) }, input => { list.dead = input.checked; })),
       make("div", { class: "scroll" }, make("table", {},
         make("thead", {}, make("tr", {}, heading("Latent", "latent"), heading("Density", "density"), heading("Maximum", "max"),
-          heading("Cluster", "cluster"), make("th", { scope: "col" }, "Most frequent token"), make("th", { scope: "col" }, "Promotes"),
+          heading("Cluster", "cluster"), scored ? heading("Output score", "output") : null, make("th", { scope: "col" }, "Most frequent token"), make("th", { scope: "col" }, "Promotes"),
           labelled ? heading("Label", "label", "") : null)),
         make("tbody", {}, ...part.map(row)))),
       make("nav", { class: "turn", "aria-label": "Pages" }, turn("Previous", -1, list.page === 0),
         `${found.length.toLocaleString()} latents, page ${list.page + 1} of ${last + 1}`, turn("Next", 1, list.page === last)));
   };
-
-  const histogram = latent => {
-    const counts = latent.histogram, most = Math.log1p(Math.max(...counts, 1)), name = "http://www.w3.org/2000/svg";
-    const svg = document.createElementNS(name, "svg");
-    svg.setAttribute("viewBox", `0 0 ${counts.length} 100`); svg.setAttribute("preserveAspectRatio", "none");
-    svg.setAttribute("class", "histogram"); svg.setAttribute("role", "img");
-    svg.setAttribute("aria-label", `Histogram of activations from 0 to ${latent.range}, counts on a logarithmic scale`);
-    counts.forEach((count, i) => {
-      const height = 100 * Math.log1p(count) / most, bar = document.createElementNS(name, "rect");
-      for (const [key, value] of Object.entries({ x: i, y: 100 - height, width: .9, height })) bar.setAttribute(key, value);
-      const title = document.createElementNS(name, "title");
-      title.textContent = `${number(latent.range * i / counts.length)} to ${number(latent.range * (i + 1) / counts.length)}: ${count.toLocaleString()}`;
-      bar.append(title); svg.append(bar);
-    });
-    return make("div", {}, svg, make("p", { class: "muted" }, `Activations from 0 to ${number(latent.range)}; counts on a logarithmic scale.`));
-  };
-
-  const context = (one, most) => {
-    const [, value, place, position, peak, pieces, activations] = one;
-    const line = make("span", { class: "text" });
-    pieces.forEach((piece, i) => {
-      const share = most ? activations[i] / most : 0;
-      line.append(share > 0 ? make("span", { class: i === peak ? "peak" : null, title: number(activations[i]),
-        style: `background: rgba(var(--hot), ${(.15 + .75 * share).toFixed(3)})` }, visible(piece)) : visible(piece));
-    });
-    return make("li", {}, make("span", { class: "value", title: `document ${place}, token ${position}` }, number(value)), line);
-  };
-
-  const pairs = (title, rows) => make("section", {}, make("h3", {}, title), rows.length
-    ? make("ul", { class: "pairs" }, ...rows.map(([what, value]) => make("li", {}, what, make("span", { class: "muted" }, number(value)))))
-    : make("p", { class: "muted" }, "none"));
 
   const showLatent = async (sae, id) => {
     const width = about.saes[sae].width;
@@ -125,28 +84,12 @@ const scopemill = (() => {
       return show(make("p", { class: "error" }, `This SAE has no such latent: its latents are 0 to ${width - 1}.`));
     }
     const [table, chunk] = await Promise.all([tableOf(sae), chunkOf(sae, Math.floor(id / about.chunk))]);
-    const latent = chunk[id % about.chunk], link = other => make("a", { href: `#/${sae}/${other}` }, `latent ${other}`);
-    const sections = [];
-    for (const interval of [-1, ...[...Array(about.intervals).keys()].reverse()]) {
-      const shown = latent.contexts.filter(one => one[0] === interval);
-      if (!shown.length) continue;
-      const [low, high] = [interval, interval + 1].map(i => number(latent.range * i / about.intervals));
-      sections.push(make("h3", {}, interval < 0 ? "Top contexts" : `Sampled from ${low} to ${high}`),
-        make("ol", { class: "contexts" }, ...shown.map(one => context(one, latent.max))));
-    }
+    const latent = chunk[id % about.chunk];
     const turn = (title, other) => other >= 0 && other < width ? make("a", { href: `#/${sae}/${other}` }, title) : null;
     show(make("nav", { class: "turn", "aria-label": "Latents" }, turn("← previous", id - 1), make("a", { href: `#/${sae}` }, "all latents"), turn("next →", id + 1)),
       make("h2", {}, `Latent ${id}`), table.labels[id] ? make("p", {}, table.labels[id], table.scores[id] === undefined ? ""
         : make("span", { class: "muted" }, ` (score ${number(table.scores[id])})`)) : null, facts(sae),
-      make("div", { class: "columns" },
-        pairs("Activation", [["rows", latent.fired], ["density", latent.density], ["maximum", latent.max], ["mean", latent.mean], ["deviation", latent.std],
-          ["cluster", latent.cluster], ["encoder · decoder", latent.encoder_decoder_cosine], ["decoder norm", latent.decoder_norm]]),
-        pairs("Promoted tokens", latent.promoted.map(([text, value]) => [token(text), value])),
-        pairs("Suppressed tokens", latent.suppressed.map(([text, value]) => [token(text), value])),
-        pairs("Nearest by decoder (cosine)", latent.nearest.map(([other, value]) => [link(other), value])),
-        pairs("Fires together with (phi)", latent.cofiring.map(([other, value]) => [link(other), value]))),
-      make("h3", {}, "Histogram"), histogram(latent),
-      ...(sections.length ? sections : [make("p", { class: "muted" }, "This latent never fired.")]));
+      ...parts({ ...latent, output_score: table.output[id], output_score_random: table.random[id] }, about.intervals, other => `#/${sae}/${other}`));
     document.title = `Latent ${id} · ${about.saes[sae].name}`;
   };
 

@@ -22,7 +22,7 @@ MIDDLE = 32  # the L0 at which learning rates are found
 PREFIXES = [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0]
 
 REVIVED = {"auxk_coefficient": 1 / 32, "dead_after_tokens": 50_000}
-START = {"template": "quick", "initial_scale": "least_squares"}
+START = {"template": "quick"}
 # Aux losses and thresholds of the peers count in millions of rows; they are scaled to the rows that there are.
 LENS = {"lr_warm_up_steps": 50, "lr_decay_fraction": 0.3, "dead_feature_window": 50}
 DICTIONARY = {"warmup_steps": 50, "decay_start_fraction": 0.7}

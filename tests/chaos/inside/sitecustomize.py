@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import time
 import zlib
@@ -54,6 +55,8 @@ def strike(call: str, when: str, arguments: tuple[Any, ...]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "shards":  # nobody dies
             shutil.rmtree(Path(order["bucket"], "activations/tiny/shards"))
+        case "connection":  # nobody dies
+            cut_connections()
         case "checkpoint":
             weights = Path(order["bucket"], str(arguments[0])).with_name("weights.safetensors")
             whole = weights.read_bytes()
@@ -76,6 +79,23 @@ def cut_power() -> None:
     for place in Path(json.loads((FOLDER / "order.json").read_text())["bucket"]).rglob("*"):
         if place.is_file() and number(place) in written - synced:
             place.write_bytes(b"")
+
+
+def cut_connections() -> None:
+    """Shut down this trainer's connections to other trainers; those of Ray and of the activation server stay."""
+    import psutil
+
+    def trainer(process: psutil.Process) -> bool:
+        return any("Trainer" in word for word in process.cmdline()[:1])
+
+    mine = psutil.Process()
+    theirs = {
+        c.laddr: process for process in psutil.process_iter() if trainer(process) and process != mine for c in process.net_connections()
+    }
+    for connection in mine.net_connections():
+        if connection.raddr and connection.raddr in theirs:
+            with socket.socket(fileno=os.dup(connection.fd)) as cut:
+                cut.shutdown(socket.SHUT_RDWR)
 
 
 def number(place: int | str | Path) -> tuple[int, int]:

@@ -29,6 +29,13 @@ KEPT = [
     "SAE/checkpoints/00000016/weights.safetensors",
     "SAE/checkpoints/00000016/optimizer.safetensors",
     "SAE/checkpoints/00000016/checkpoint.json",
+    "SAE/evidence/0001/evidence.json",
+    "SAE/evidence/0001/examples.arrow",
+    "SAE/evidence/0001/labels/mine.parquet",
+    "SAE/evidence/0002/labels/mine.parquet",
+    "SAE/evidence/0002/work/parts/00000-ab.json",
+    "SAE/evidence/0002/work/ledgers/00000-ab/00000000.safetensors",
+    "SAE/evidence/0002/work/ledgers/00000-ab/sample.safetensors",
     "saes/another/checkpoints/00000008/weights.safetensors",
 ]
 ORPHANS = [
@@ -41,6 +48,10 @@ ORPHANS = [
     "SAE/checkpoints/00000008/optimizer.safetensors",
     "SAE/checkpoints/00000024/weights.safetensors",
     "SAE/checkpoints/00000024/optimizer.safetensors",
+    "SAE/evidence/0001/work/parts/00000-ab.json",
+    "SAE/evidence/0001/work/ledgers/00000-ab/sample.safetensors",
+    "SAE/evidence/0002/examples.arrow",
+    "SAE/evidence/0002/work/ledgers/00000-abcd/sample.safetensors",
 ]
 
 

@@ -118,7 +118,8 @@ def test_a_process_that_died_for_good_is_replaced(harvested, monkeypatch, victim
             ray.kill(killed[0])
 
     (part,) = plan.passes
-    Training(part, plan.read_state().passes[0], part.saes, SweepDriver(plan, reporter).targets, reporter).run(strike)
+    driver = SweepDriver(plan, reporter)
+    Training(part, plan.read_state().passes[0], part.saes, driver.targets, reporter, driver.desk).run(strike)
     assert all(plan.bucket.exists(sae.layout.config) for sae in plan.saes) and "will be retried" in reporter.said
     assert len(killed) > 1 and struck[0] not in killed[1:], "another process took its place"
 

@@ -59,7 +59,8 @@ def test_a_killed_rank_ends_the_others_and_the_sae_resumes_to_the_same_bits(tmp_
             kill(groups[0], 1)
 
     monkeypatch.setattr(Training, "_call", called)
-    training = Training(part, plan.read_state().passes[0], part.saes, SweepDriver(plan, quiet()).targets, quiet())
+    driver = SweepDriver(plan, quiet())
+    training = Training(part, plan.read_state().passes[0], part.saes, driver.targets, quiet(), driver.desk)
     outcomes = training.run(strike)
     assert len(struck) == 2 and len(groups) == 3
     assert [(outcome.state, outcome.tries) for outcome in outcomes.values()] == [("finished", 1), ("finished", 3)]

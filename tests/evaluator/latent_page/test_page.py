@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import subprocess
+from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 
@@ -10,17 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 from support import written_evidence
+from support.browser import page_of
 from typer.testing import CliRunner
 
 from scopemill.deploy.cli.main import app
-from scopemill.evaluator.latent_page.write import CHUNK_LATENTS, write_page
+from scopemill.evaluator.latent_page.write import CHUNK_LATENTS, STATIC, write_page
 from scopemill.proto.errors import InputError
 from scopemill.proto.evidence import TOP
 from scopemill.proto.storage.bucket import Bucket
 
 SAE, WIDTH = "saes/tiny/hook/width_150/jumprelu/0.001-aa", 150
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 NASTY = "<script>document.body.textContent='broken'</script>"
 
 
@@ -47,11 +46,17 @@ def arguments(file: Path) -> list:
     return json.loads("[" + text[text.index("(") + 1 : text.rindex(")")] + "]")
 
 
-def seen(page: Path, place: str) -> str:
+@pytest.fixture(scope="module")
+def seen(browser) -> Callable[[Path, str], str]:
     """The text of the page's document once a browser has run its scripts."""
-    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
-    done = subprocess.run([*command, f"file://{page}/index.html{place}"], capture_output=True, text=True, timeout=120)
-    return unescape(done.stdout)
+
+    def look(page: Path, place: str) -> str:
+        with page_of(browser) as shown:
+            shown.goto(f"file://{page}/index.html{place}")
+            shown.locator("main > :not(p:text-is('Loading…'))").first.wait_for()
+            return unescape(shown.content())
+
+    return look
 
 
 def test_data_files_hold_what_the_evidence_holds(evidence, page):
@@ -75,28 +80,25 @@ def test_data_files_hold_what_the_evidence_holds(evidence, page):
 
 
 def test_the_page_asks_nothing_of_any_other_place(page):
-    for name in ("index.html", "page.css", "page.js"):
+    for name in STATIC:
         text = (page / name).read_text()
         assert "http" not in text.replace("http://www.w3.org/2000/svg", ""), name
 
 
-@needs_browser
-def test_a_browser_lists_latents_from_disk(evidence, page):
+def test_a_browser_lists_latents_from_disk(evidence, page, seen):
     text = seen(page, "#/")
     assert "tiny & <b>" in text and f"{evidence.record.alive} latents, page 1 of 2" in text
     densest = max(range(WIDTH), key=lambda latent: evidence.latent(latent)["density"])
     assert text.index(f'href="#/0/{densest}"') == text.index('href="#/0/')
 
 
-@needs_browser
-def test_a_browser_shows_a_latent_and_takes_text_as_text(evidence, page):
+def test_a_browser_shows_a_latent_and_takes_text_as_text(evidence, page, seen):
     text = seen(page, "#/0/7")
     assert "<h2>Latent 7</h2>" in text and "Top contexts" in text and "(score 0.75)" in text and ">null<" not in text
     assert "document.body.textContent" in text and "Suppressed tokens" in text, "a label is text, and runs nothing"
     assert text.count('class="contexts"') == len({example.interval for example in evidence.examples(7)})
 
 
-@needs_browser
 @pytest.mark.parametrize(
     ("place", "sentence"),
     [
@@ -106,12 +108,11 @@ def test_a_browser_shows_a_latent_and_takes_text_as_text(evidence, page):
         ("#/3", "no such SAE"),
     ],
 )
-def test_a_browser_is_told_what_is_not_there(page, place, sentence):
+def test_a_browser_is_told_what_is_not_there(page, seen, place, sentence):
     assert sentence in seen(page, place)
 
 
-@needs_browser
-def test_a_missing_data_file_is_named(page, tmp_path):
+def test_a_missing_data_file_is_named(page, seen, tmp_path):
     copy = shutil.copytree(page, tmp_path / "copy")
     (copy / "data/0/latents-00001.js").unlink()
     assert "data/0/latents-00001.js is missing or damaged" in seen(copy, "#/0/70")

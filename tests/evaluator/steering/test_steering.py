@@ -1,13 +1,18 @@
 """Edits inside the carried language model, against forward passes written out by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.finished_saes import KINDS, finished_sae
 
+from scopemill.evaluator.evidence.logits import Readout, directions, readout
 from scopemill.evaluator.fidelity.measure import EvaluationText
+from scopemill.evaluator.steering import scores
 from scopemill.evaluator.steering.edits import Condition, Edit
-from scopemill.evaluator.steering.effect import direct_logits, dose_curve, measure_effect, output_scores, promoted_tokens
+from scopemill.evaluator.steering.effect import dose_curve, measure_effect, promoted_tokens
 from scopemill.evaluator.steering.generation import Sampling, generate, is_row_of, repeated
+from scopemill.evaluator.steering.scores import direct_logits, output_scores, pushes, random_pushes
 from scopemill.evaluator.steering.steering import SteeredSae, Steering
 from scopemill.proto.errors import InputError
 from scopemill.proto.hooks import Hook
@@ -155,47 +160,76 @@ def test_the_effect_is_that_of_two_passes_in_float64(lm, finished, text):
     assert [effect.promoted, effect.promoted_before] == pytest.approx([float(m) for m in masses], rel=1e-3)
 
 
-def test_direct_logits_are_the_final_norms_gain_and_the_unembedding(lm, finished):
+@pytest.fixture(scope="module")
+def out(lm) -> Readout:
+    return readout(lm, [RESID, Hook(2, "attn_z")], 10**6)
+
+
+def test_direct_logits_are_the_final_norms_gain_and_the_unembedding(lm, out, finished):
     """The carried model is Gemma 2's: its norm multiplies by 1 + weight."""
-    original = lm._bridge.original_model
+    original = lm.bridge.original_model
     gain = 1 + original.model.norm.original_component.weight.detach()
     unembedding = original.get_output_embeddings().weight.detach()
     logits = (finished.sae.W_dec[[3, 4]] * gain) @ unembedding.T
-    found = direct_logits(lm, SteeredSae.of(finished, "here", []), [3, 4])
+    steered = SteeredSae.of(finished, "here", [])
+    found = direct_logits(out, steered, pushes(steered, [3, 4], [1.0, 1.0]))
     torch.testing.assert_close(found, logits - logits.mean(1, keepdim=True), rtol=1e-4, atol=1e-4)
 
 
-def test_rows_at_attn_z_go_through_the_output_projection(lm):
-    o = lm._bridge.original_model.model.layers[2].self_attn.o_proj.original_component.weight.detach()
+def test_rows_at_attn_z_go_through_the_output_projection(lm, out):
+    o = lm.bridge.original_model.model.layers[2].self_attn.o_proj.original_component.weight.detach()
     z = torch.randn(2, o.shape[1], generator=torch.Generator().manual_seed(4))
-    through = lm.direct_logits(Hook(2, "attn_out"), z @ o.T)
-    torch.testing.assert_close(lm.direct_logits(Hook(2, "attn_z"), z), through, rtol=1e-3, atol=1e-3)
+    found = out.logits(directions(z, [Hook(2, "attn_z")], [o.shape[1]], out))
+    torch.testing.assert_close(found, out.logits(z @ o.T), rtol=1e-3, atol=1e-3)
 
 
-def test_output_scores_in_a_batch_are_those_of_one_at_a_time(lm, finished, card):
-    prompt = torch.tensor([card.bos, 20, 30, 40])
-    is_row = is_row_of(prompt[None], frozenset(card.special))
+def test_a_norm_that_subtracts_the_mean_is_told_from_the_direction(out):
+    centred = replace(out, centred=True)
+    x = torch.randn(3, D, generator=torch.Generator().manual_seed(8))
+    torch.testing.assert_close(centred.logits(x + 5.0), out.logits(x - x.mean(1, keepdim=True)), rtol=1e-3, atol=1e-3)
+
+
+def test_output_scores_in_a_batch_are_those_of_one_at_a_time(lm, out, finished, card, monkeypatch):
+    prompts = [torch.tensor([card.bos, 20, 30, 40]), torch.tensor([card.bos, 50, 60])]
+    given = [(prompt, is_row_of(prompt, frozenset(card.special))) for prompt in prompts]
+    monkeypatch.setattr(scores, "MOST_AT_ONCE", 4)
     steered, latents, amounts = SteeredSae.of(finished, "here", []), list(range(10)), [2.0 * (1 + i) for i in range(10)]
-    found = output_scores(lm, steered, latents, amounts, prompt, is_row, latents_per_forward=4)
+    found = output_scores(lm, out, steered, pushes(steered, latents, amounts), given)
     for latent, amount, score in zip(latents, amounts, found.tolist(), strict=True):
         one = steering(finished, edit(latent=latent, amount=amount))
-        logits = lm.logits(prompt[None], one.edits(is_row))[0][0, -1].double()
-        promoted = direct_logits(lm, steered, [latent])[0].topk(10).indices
-        best = max(promoted.tolist(), key=lambda token: logits[token])
-        rank = int((logits > logits[best]).sum())
-        assert score == pytest.approx(float(logits.softmax(-1)[best]) * (1 - rank / len(logits)), rel=1e-3)
+        trained = [token for token in range(len(out.unembedding)) if token not in out.untrained]
+        direct = direct_logits(out, steered, pushes(steered, [latent], [1.0]))[0]
+        promoted = sorted(trained, key=lambda token, direct=direct: -direct[token])[:10]
+        by_prompt = []
+        for prompt, is_row in given:
+            logits = lm.logits(prompt[None], one.edits(is_row[None]))[0][0, -1].double()
+            best = max(promoted, key=lambda token, logits=logits: logits[token])
+            rank = int((logits > logits[best]).sum())
+            by_prompt.append(float(logits.softmax(-1)[best]) * (1 - rank / len(logits)))
+        assert score == pytest.approx(sum(by_prompt) / 2, rel=1e-3)
 
 
-def test_a_larger_dose_moves_predictions_further(lm, finished, text):
+def test_random_pushes_are_as_long_at_every_output_and_the_same_for_any_division():
+    steered = SteeredSae.of(finished_sae("crosscoder"), "here", [])
+    rows = pushes(steered, [0, 1, 2], [1.0, 2.0, 3.0])
+    found = random_pushes(steered, rows, [0, 1, 2], seed=1)
+    widths = list(steered.sae.shape.outputs)
+    for random, row in zip(found.split(widths, dim=1), rows.split(widths, dim=1), strict=True):
+        torch.testing.assert_close(random.norm(dim=1), row.norm(dim=1))
+    assert torch.equal(found[2:], random_pushes(steered, rows[2:], [2], seed=1))
+    assert torch.nn.functional.cosine_similarity(found, rows).abs().max() < 0.9
+
+
+def test_a_larger_dose_moves_predictions_further(lm, out, finished, text):
     saes = (SteeredSae.of(finished, "here", [edit("add", amount=2.0)]),)
-    curve = dose_curve(lm, saes, text, lambda steering: [1, 2, 3, 1, 2, 3, 1, 2, 3], doses=(0.5, 2.0, 8.0))
+    curve = dose_curve(lm, out, saes, text, lambda steering: [1, 2, 3, 1, 2, 3, 1, 2, 3], doses=(0.5, 2.0, 8.0))
     kls = [dose.steered.kl for dose in curve]
     assert kls == sorted(kls) and curve[0].repeated == pytest.approx(4 / 7)
     assert curve[-1].collapsed(clean_loss=1e9) and not curve[0].steered.delta_loss > 1e9
 
 
-def test_an_ablated_latents_promoted_tokens_are_those_it_held_down(lm, finished):
-    more, less = (promoted_tokens(lm, [SteeredSae.of(finished, "here", [one])]) for one in (edit("add"), edit("ablate")))
+def test_an_ablated_latents_promoted_tokens_are_those_it_held_down(out, finished):
+    more, less = (promoted_tokens(out, [SteeredSae.of(finished, "here", [one])]) for one in (edit("add"), edit("ablate")))
     assert not set(more) & set(less)
 
 

@@ -1,0 +1,1 @@
+"""Answer the requests of the REST interface, a module for each kind of thing."""

@@ -1,0 +1,1 @@
+"""Attribute a logit difference to latents."""

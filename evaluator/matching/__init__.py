@@ -1,0 +1,1 @@
+"""Match latents across SAEs: twins, splitting and stability."""
