@@ -3,7 +3,6 @@
 Whatever was not measured is absent, and the report says so.
 """
 
-import io
 import json
 import math
 from collections import Counter
@@ -11,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
-
-import pyarrow.parquet as parquet
 
 from scopemill.deploy.catalog.latents import context_text
 from scopemill.evaluator.evidence.reader import Evidence, evidence_of
@@ -83,21 +80,12 @@ def interpretation(folder: str, most: int, contexts: int) -> dict[str, Any]:
 
 
 def _rows(evidence: Evidence) -> list[Row]:
-    labels, scores = evidence.labels(), _output_scores(evidence)
+    labels, scores = evidence.labels(), evidence.output_scores()
     rows: list[Row] = evidence.latents(COLUMNS).to_pylist()
     for row in rows:
         row["label"], row["label_score"] = labels.get(row["latent"], (None, None))
         row["output_score"], row["output_score_random"] = scores.get(row["latent"], (None, None))
     return rows
-
-
-def _output_scores(evidence: Evidence) -> dict[int, tuple[float, float]]:
-    """Return the output score of each latent that has one, and that of a random direction."""
-    path = f"{evidence.layout.root}/output_scores.parquet"
-    if not evidence.bucket.exists(path):
-        return {}
-    rows = parquet.read_table(io.BytesIO(evidence.bucket.read(path))).to_pylist()
-    return {row["latent"]: (row["output_score"], row["output_score_random"]) for row in rows}
 
 
 def _first(rows: Sequence[Row], sort: Sort, most: int) -> list[int]:
