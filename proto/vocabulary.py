@@ -7,6 +7,7 @@ bytes: the bytes of a context joined are its text.
 import codecs
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 UNKNOWN = b"\xef\xbf\xbd"  # U+FFFD, for an id that the tokenizer does not know
 
@@ -27,6 +28,10 @@ class Vocabulary:
 
         A character that is split over tokens belongs to the token that completes it.
         """
+        ids = list(ids)
+        whole = [self._whole[id] for id in ids]
+        if None not in whole:  # almost every text: no character is split
+            return [piece for piece in whole if piece is not None]
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         pieces = [decoder.decode(self._bytes(id)) for id in ids]
         if pieces:
@@ -41,5 +46,23 @@ class Vocabulary:
         except UnicodeDecodeError:
             return "".join(f"<0x{byte:02X}>" for byte in data)
 
+    @cached_property
+    def _whole(self) -> "_Whole":
+        return _Whole(self)
+
     def _bytes(self, id: int) -> bytes:
         return self.tokens[id] if 0 <= id < len(self.tokens) else UNKNOWN
+
+
+class _Whole(dict[int, str | None]):
+    """Remember the text of each token that was asked for; None where its bytes end inside a character."""
+
+    def __init__(self, words: Vocabulary):
+        self._words = words
+
+    def __missing__(self, id: int) -> str | None:
+        try:
+            self[id] = self._words._bytes(id).decode()
+        except UnicodeDecodeError:
+            self[id] = None
+        return self[id]

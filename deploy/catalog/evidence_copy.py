@@ -25,6 +25,7 @@ def copy_evidence(bucket: Bucket, folder: str, target: Bucket, copy: str) -> Non
     except MissingObject:
         return
     to = EvidenceLayout(copy, evidence.layout.root.rsplit("/", 1)[-1])
+    left = (f"{evidence.layout.work}/", f"{evidence.layout.answers}/")  # of use where labels and evidence are made
     whole = _is_there(evidence, target, copy, to)
     for path in bucket.find(evidence.layout.root):
         name = path.removeprefix(f"{evidence.layout.root}/")
@@ -32,7 +33,7 @@ def copy_evidence(bucket: Bucket, folder: str, target: Bucket, copy: str) -> Non
         if name in evidence.record.objects:
             if not whole:
                 _copy_object(bucket, path, target, place, evidence.record.objects[name].crc32c)
-        elif path != evidence.layout.record and not path.startswith(f"{evidence.layout.work}/"):
+        elif path != evidence.layout.record and not path.startswith(left):
             data = bucket.read(path)
             if not target.exists(place) or target.read(place) != data:
                 target.write(place, data)

@@ -81,7 +81,7 @@ def interpretation(folder: str, most: int, contexts: int) -> dict[str, Any]:
 
 def _rows(evidence: Evidence) -> list[Row]:
     labels, scores = evidence.labels(), evidence.output_scores()
-    rows = evidence.latents(COLUMNS).to_pylist()
+    rows: list[Row] = evidence.latents(COLUMNS).to_pylist()
     for row in rows:
         row["label"], row["label_score"] = labels.get(row["latent"], (None, None))
         row["output_score"], row["output_score_random"] = scores.get(row["latent"], (None, None))
