@@ -22,7 +22,7 @@ from scopemill.proto.vocabulary import Vocabulary
 FEWEST_LETTERS, LEAST_F1 = 20, 0.6  # letters that a probe has to find, and how well
 FEWEST_WORDS = 20  # of a letter
 TEST_SHARE, SEED = 0.2, 0
-PENALTY = 1e-2  # scikit-learn's C of a probe on all columns
+PENALTY = 1.0  # scikit-learn's C of a probe on all columns: a strong penalty misses rare letters
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def twins_of(evidence: Evidence) -> list[Twins]:
 
 def _read(bucket: Bucket, path: str) -> Twins:
     try:
-        table = parquet.read_table(pa.BufferReader(bucket.read(path)))
+        table = parquet.read_table(pa.BufferReader(bucket.read(path)), use_threads=False)  # small; and no thread is left at exit
         fields = json.loads(table.schema.metadata[_KEY])
         if fields.pop("format") != FORMAT:
             raise ValueError("it is of another version")

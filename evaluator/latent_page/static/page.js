@@ -119,6 +119,14 @@ const scopemill = (() => {
     ? make("ul", { class: "pairs" }, ...rows.map(([what, value]) => make("li", {}, what, make("span", { class: "muted" }, number(value)))))
     : make("p", { class: "muted" }, "none"));
 
+  // In other SAEs: those that are on this page are linked.
+  const twins = others => others.length ? [make("h3", {}, "Twins in other SAEs"), ...others.map(one => {
+    const name = other => one.sae === null ? `latent ${other}` : make("a", { href: `#/${one.sae}/${other}` }, `latent ${other}`);
+    const part = (title, key) => one[key] ? pairs(title, one[key].map(([other, value]) => [name(other), value])) : null;
+    return make("section", { class: "twins" }, make("p", { class: "muted" }, one.title),
+      make("div", { class: "columns" }, part("Cosine", "cosine"), part("Phi", "phi"), part("Splits into", "children")));
+  })] : [];
+
   const showLatent = async (sae, id) => {
     const width = about.saes[sae].width;
     if (!Number.isInteger(id) || id < 0 || id >= width) {
@@ -145,6 +153,7 @@ const scopemill = (() => {
         pairs("Suppressed tokens", latent.suppressed.map(([text, value]) => [token(text), value])),
         pairs("Nearest by decoder (cosine)", latent.nearest.map(([other, value]) => [link(other), value])),
         pairs("Fires together with (phi)", latent.cofiring.map(([other, value]) => [link(other), value]))),
+      ...twins(latent.twins ?? []),
       make("h3", {}, "Histogram"), histogram(latent),
       ...(sections.length ? sections : [make("p", { class: "muted" }, "This latent never fired.")]));
     document.title = `Latent ${id} · ${about.saes[sae].name}`;
