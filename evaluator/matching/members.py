@@ -1,4 +1,4 @@
-"""Choose which SAEs to compare: those that differ in one axis, next to each other on it."""
+"""Choose which SAEs to compare: neighbours on the one axis that differs."""
 
 import math
 from collections.abc import Iterator, Sequence
