@@ -1,4 +1,4 @@
-"""Show what matching found: how alike SAEs are, a latent's twins, and the tree it splits into."""
+"""Show what matching found: similarities, a latent's twins, its splitting tree."""
 
 import math
 from collections import defaultdict
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def similarity_table(compared: "Sequence[Comparison]") -> Table:
-    """Return how alike SAEs are as a table, a row for each side of a pair."""
+    """Return SAEs' similarities as a table, a row for each side of a pair."""
     table = Table(box=None, pad_edge=False)
     columns = ("SAE", "in", "differs in", "max cosine", "of random", "share \u2265 0.7", "of random", "mutual", "max phi")
     for column in columns:
@@ -32,7 +32,7 @@ def similarity_table(compared: "Sequence[Comparison]") -> Table:
 
 
 def stability(compared: "Sequence[Comparison]") -> dict[str, dict[str, float]]:
-    """Return each SAE's stability: how alike it is to the same SAE of other seeds, on average."""
+    """Return each SAE's mean similarity to the same SAE of other seeds."""
     found: dict[str, list[Any]] = defaultdict(list)
     for one in compared:
         if one.axes == ("seed",):

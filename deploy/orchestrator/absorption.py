@@ -60,7 +60,7 @@ def _measurable(places: Sequence[str], reporter: Reporter) -> dict[str, Hook]:
 
 
 def by_narrower(matching: Matching, reporter: Reporter) -> list[Measured]:
-    """Measure wider SAEs by the latents of narrower ones on the same rows, and write it beside their evidence.
+    """Measure wider SAEs by the latents of narrower ones, and write the records.
 
     Of a sweep, an SAE is measured by the next narrower one that differs in width alone. Raises InputError for SAEs without one.
     """
@@ -99,7 +99,7 @@ def _by_width(members: Sequence[Member], each_with_each: bool) -> Iterator[tuple
 
 
 def of_sweep(plan: SweepPlan, rows: int, reporter: Reporter) -> list[Measured]:
-    """Measure the finished SAEs of a sweep both ways, as far as each can be measured.
+    """Measure a sweep's finished SAEs both ways, as far as possible.
 
     Raises InputError if neither way measures any.
     """

@@ -68,7 +68,7 @@ def from_text(
 def text_rows(
     folders: Sequence[str], model: str, corpus: dict[str, Any], context_length: int, sequences: int
 ) -> tuple[RowsFrom, ModelConfig, ModelCard]:
-    """Pack a text for the live model below the first folder's evidence, and describe its rows.
+    """Pack a text below the first folder's evidence, and describe its rows.
 
     Raises InputError for a folder that holds no SAE, or one of another model.
     """

@@ -24,7 +24,7 @@ from scopemill.trainer.formats import read_finished
 
 @dataclass(frozen=True)
 class Matching:
-    """Hold all that matching takes: the SAEs, and the rows that each group of them reads."""
+    """Hold what matching takes: SAEs, and the rows that each group reads."""
 
     members: tuple[Member, ...]
     reads: tuple[tuple[RowsFrom, tuple[str, ...]], ...]  # rows, and the folders of the SAEs that fire on them
@@ -92,7 +92,7 @@ def run(matching: Matching, reporter: Reporter) -> list[Comparison]:
 
 
 def sampled_firings(matching: Matching, reporter: Reporter) -> tuple[Firings, list[Member]]:
-    """Sample the firings of all SAEs, and return them with the SAEs, whose L0 is known then."""
+    """Sample the firings of all SAEs, and return both, with L0s."""
     lm: LanguageModel | None = None
     firings, l0s = Firings(), dict[str, float]()
     for rows, folders in matching.reads:

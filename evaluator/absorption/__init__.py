@@ -1,1 +1,1 @@
-"""Measure absorption: latents that miss their feature where a more specific latent has taken it over."""
+"""Measure absorption: more specific latents take a feature over from its own."""

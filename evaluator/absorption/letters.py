@@ -1,4 +1,4 @@
-"""Measure absorption of first letters, which an SAE may or may not say of a word.
+"""Measure absorption of the first letters of words.
 
 SAEBench's evaluation. Its prompt is ``{word} has the first letter:``, and what is looked at is the word's own token, at position -6. A
 causal model has not read further there, so the word alone is run, after BOS.
@@ -22,7 +22,7 @@ from scopemill.proto.vocabulary import Vocabulary
 FEWEST_LETTERS, LEAST_F1 = 20, 0.6  # letters that a probe has to find, and how well
 FEWEST_WORDS = 20  # of a letter
 TEST_SHARE, SEED = 0.2, 0
-PENALTY = 1e-2  # scikit-learn's C of a probe on all columns
+PENALTY = 1.0  # scikit-learn's C of a probe on all columns: a strong penalty misses rare letters
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Letter:
 
 
 def words_of(vocabulary: Vocabulary, most: int) -> Words:
-    """Return the tokens that are words of at least two ASCII letters, with a space before them.
+    """Return the tokens that are a space and two or more ASCII letters.
 
     Of more than ``most`` a random choice is taken. The same words are held out for every SAE.
     """

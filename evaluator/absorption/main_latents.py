@@ -1,4 +1,4 @@
-"""Find the latents that stand for a feature: its main latents, one or more where it is split.
+"""Find a feature's main latents, which are several where it is split.
 
 Latents are added while they raise the F1 by more than `GAIN`.
 """
@@ -22,7 +22,7 @@ def f1(predicted: np.ndarray, expected: np.ndarray) -> float:
 
 
 def grown(score: Callable[[int], float]) -> int:
-    """Return the number of latents: from one on, the next is taken while it raises the score by more than `GAIN`."""
+    """Return how many latents to take: while the next gains more than `GAIN`."""
     k, best = 1, score(1)
     while k < MOST and (more := score(k + 1)) - best > GAIN:
         k, best = k + 1, more
@@ -55,7 +55,7 @@ def by_probe(latents: sparse.csr_array, targets: np.ndarray, is_test: np.ndarray
 
 
 def by_union(fires: sparse.csc_array, rows: np.ndarray) -> tuple[list[int], float]:
-    """Return the latents whose firing together says best on which rows a feature is, and the F1 of that.
+    """Return the latents whose union fires best where a feature is, and its F1.
 
     ``fires`` is bool [n, F], ``rows`` are those of the feature. The first latent has the largest F1 alone, each further one raises that of
     the union most; among equals the smallest is taken. No probe is fitted, so thousands of features are quick.

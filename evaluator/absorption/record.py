@@ -55,7 +55,7 @@ def write_absorption(folder: str, name: str, record: Absorption) -> None:
 
 
 def read_absorption(folder: str) -> list[Absorption]:
-    """Return what was measured of an SAE as it is now, by name; records of other weights are passed over."""
+    """Return the records of an SAE's present weights, by name."""
     bucket = Bucket(folder)
     names = [name for name in bucket.names(FOLDER) if name.endswith(".json")]
     found = [_read(bucket, f"{FOLDER}/{name}") for name in sorted(names)]

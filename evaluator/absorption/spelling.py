@@ -74,7 +74,7 @@ class Speller:
 
 
 def one_hook(folder: str, finished: FinishedSae) -> Hook:
-    """Return the hook that an SAE reads and rebuilds; InputError for an SAE of several or different hooks."""
+    """Return the one hook that an SAE reads and rebuilds, else raise InputError."""
     inputs, outputs = finished.hooks(folder)
     if len(inputs) != 1 or inputs != outputs:
         raise InputError(

@@ -1,1 +1,1 @@
-"""Attribute a logit difference to latents."""
+"""Tell which latents a logit difference rests on."""

@@ -1,4 +1,4 @@
-"""Tell which latents of an SAE a logit difference rests on, by gradients and by exact ablation.
+"""Tell which latents a logit difference rests on, by gradient and by ablation.
 
 The SAE is spliced in as a difference: x + decode(f + change) - decode(f). So with no change the model is the clean one, and what the SAE
 does not explain stays as it is whatever is ablated. With M the logit difference at the last token:
@@ -99,7 +99,7 @@ def attribute(
     lm: Model, finished: FinishedSae, place: str, tokens: torch.Tensor, is_row: torch.Tensor, metric: Metric, steps: int = 1,
     most: int = 20, ablated: int = 10,
 ) -> Attribution:  # fmt: skip
-    """Attribute a metric of a prompt's logits to the latents of an SAE.
+    """Return how much a metric of a prompt's logits rests on each latent.
 
     ``tokens`` and ``is_row`` are [T]. ``most`` latents and places are listed, the first ``ablated`` of each with their exact ablation.
     Raises InputError for an SAE that cannot act within one pass.

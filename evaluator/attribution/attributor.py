@@ -46,7 +46,7 @@ class Attributor:
         self._lm = LanguageModel(model)
 
     def attribute(self, request: AttributionRequest) -> Answer:
-        """Attribute a logit difference to latents.
+        """Return which latents a logit difference rests on.
 
         Raises InputError for an SAE that does not fit or cannot act, and for answers that begin with the same token.
         """

@@ -70,7 +70,7 @@ Fired = tuple[np.ndarray, np.ndarray, int]  # firings by latent and row [n], and
 
 
 def by_cofiring_with(own: Fired, other: Fired | None, sampled: int, k: int) -> Neighbours:
-    """Return the neighbours of the largest positive phi among latents of another SAE on the same rows.
+    """Return the neighbours of the largest positive phi among another SAE's latents.
 
     Without another SAE they are of the same one, and no latent is its own neighbour.
     """
@@ -157,7 +157,7 @@ def _cofiring(starts, rows, row_starts, latents, its_fired, same, sampled, found
 
 @njit(cache=True, nogil=True)
 def rank(found, scores, latent, score):
-    """Put a latent in its place among the best; of equal scores the first that came stays first."""
+    """Put a latent in its place among the best, after equal ones."""
     at = len(found) - 1
     if found[at] >= 0 and scores[at] >= score:
         return

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from scopemill.evaluator.evidence.reader import Evidence
+from scopemill.evaluator.matching.twins import Twins, twins_of
 from scopemill.proto.evidence import INTERVALS, TOP, Example
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.vocabulary import Vocabulary
@@ -27,12 +28,19 @@ def write_page(target: Bucket, saes: Sequence[tuple[str, Evidence]]) -> None:
     for number, (_, evidence) in enumerate(saes):
         folder, labels = f"data/{number}", evidence.labels()
         target.write(f"{folder}/table.js", _call("table", number, _table(evidence, labels)))
-        for index, chunk in _chunks(evidence, labels):
+        twins = [(_number_of(one, saes), one) for one in twins_of(evidence)]
+        for index, chunk in _chunks(evidence, labels, twins):
             target.write(f"{folder}/latents-{index:05d}.js", _call("latents", number, index, chunk))
     listed = [_sae(name, evidence) for name, evidence in saes]
     target.write("data/saes.js", _call("saes", {"chunk": CHUNK_LATENTS, "intervals": INTERVALS, "saes": listed}))
     for name in reversed(STATIC):
         target.write(name, (files(__package__) / "static" / name).read_bytes())
+
+
+def _number_of(twins: Twins, saes: Sequence[tuple[str, Evidence]]) -> int | None:
+    """Return the page's number of the other SAE of twins, or None if it is not on the page."""
+    weights = [evidence.record.settings.get("weights") for _, evidence in saes]
+    return weights.index(twins.record.other_weights) if twins.record.other_weights in weights else None
 
 
 def _call(function: str, *arguments: Any) -> bytes:
@@ -68,12 +76,16 @@ def _table(evidence: Evidence, labels: dict[int, tuple[str, float | None]]) -> d
     }
 
 
-def _chunks(evidence: Evidence, labels: dict[int, tuple[str, float | None]]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+def _chunks(
+    evidence: Evidence, labels: dict[int, tuple[str, float | None]], twins: Sequence[tuple[int | None, Twins]]
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Yield the latents of each data file, with its number."""
     words, rows = evidence.vocabulary, evidence.latents().to_pylist()
+    of_others = [(number, one.title, one.table.to_pylist()) for number, one in twins]
     chunk: list[dict[str, Any]] = []
     for latent, examples in evidence.all_examples():
-        chunk.append(_latent(rows[latent], examples, words))
+        others = [_twins(number, title, table[latent]) for number, title, table in of_others]
+        chunk.append(_latent(rows[latent], examples, words) | ({"twins": others} if others else {}))
         if len(chunk) == CHUNK_LATENTS or latent == len(rows) - 1:
             yield latent // CHUNK_LATENTS, chunk
             chunk = []
@@ -94,6 +106,19 @@ def _latent(row: dict[str, Any], examples: Sequence[Example], words: Vocabulary)
         "cofiring": [[other, _short(score)] for other, score in zip(row["cofiring_latents"], row["cofiring_phi"], strict=True)],
         "contexts": [_context(example, words) for example in _chosen(examples)],
     }
+
+
+def _twins(number: int | None, title: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Return a latent's twins in another SAE; ``number`` is the other's on the page, if it is there."""
+    scored = {
+        name: [[other, _short(score)] for other, score in zip(row[latents], row[scores], strict=True)]
+        for name, latents, scores in (
+            ("cosine", "nearest_latents", "nearest_cosines"),
+            ("phi", "cofiring_latents", "cofiring_phi"),
+            ("children", "children", "children_scores"),
+        )
+    }
+    return {"sae": number, "title": title} | {name: pairs for name, pairs in scored.items() if pairs}
 
 
 def _chosen(examples: Sequence[Example]) -> Iterator[Example]:

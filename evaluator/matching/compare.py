@@ -76,7 +76,7 @@ def check_same_model(finished: Sequence[tuple[str, FinishedSae]]) -> None:
 
 
 class Firings:
-    """Keep the sampled firings of SAEs on the local disk, so that memory holds few at a time."""
+    """Keep the sampled firings of SAEs on the local disk."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="scopemill-match-")

@@ -28,7 +28,9 @@ def space_of(outputs: Sequence[str]) -> tuple[str, ...]:
 
 @torch.no_grad()
 def nearest(own: torch.Tensor, other: torch.Tensor, k: int) -> Neighbours:
-    """Return the k rows of ``other`` [G, d] of the largest cosine with each row of ``own`` [F, d].
+    """Return the other's k rows of the largest cosine with each own row.
+
+    Rows are ``other`` [G, d] and ``own`` [F, d].
 
     Scores are computed in float64; among equals the smaller latent comes first. A row of no norm has no neighbours, and is none.
     """

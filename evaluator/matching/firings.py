@@ -50,7 +50,7 @@ class Sampled:
 
 
 def chosen_shards(shards: Sequence[int], rows: int, wanted: int) -> tuple[list[int], float]:
-    """Return the shards to read for about ``wanted`` of ``rows`` rows, and the share to sample.
+    """Return the shards to read for ``wanted`` rows, and the share to sample.
 
     They lie evenly over all shards, so that the sample is of the whole text.
     """
@@ -61,7 +61,7 @@ def chosen_shards(shards: Sequence[int], rows: int, wanted: int) -> tuple[list[i
 
 @torch.no_grad()
 def sample_firings(source: Source, shards: Sequence[int], share: float, saes: Sequence[FinishedSae], seed: int = 0) -> list[Sampled]:
-    """Return each SAE's firings on a share of the rows of some shards, read once for all SAEs."""
+    """Return each SAE's firings on sampled rows, read once for all SAEs."""
     encoders = [Encoder(sae.sae) for sae in saes]
     hooks = list(dict.fromkeys(hook for sae in saes for hook in sae.inputs))
     found: list[list[tuple[np.ndarray, ...]]] = [[] for _ in saes]
@@ -84,7 +84,7 @@ def sample_firings(source: Source, shards: Sequence[int], share: float, saes: Se
 
 
 def on_common_rows(own: Sampled, other: Sampled) -> tuple[Sampled, Sampled]:
-    """Return both on the rows that both have: outlier filters of two datasets drop different ones."""
+    """Return both on the rows that both have: outlier filters drop different ones."""
     if np.array_equal(own.drawn, other.drawn):
         return own, other
     common = np.intersect1d(own.drawn, other.drawn, assume_unique=True)
@@ -92,7 +92,7 @@ def on_common_rows(own: Sampled, other: Sampled) -> tuple[Sampled, Sampled]:
 
 
 def by_phi(own: Sampled, other: Sampled, k: int) -> Neighbours:
-    """Return the k latents of another SAE that fire together with each latent of this one.
+    """Return another SAE's k latents that fire together with each own latent.
 
     They are those of the largest positive phi on the same rows; among equals the smaller latent comes first.
     """
@@ -102,7 +102,7 @@ def by_phi(own: Sampled, other: Sampled, k: int) -> Neighbours:
 
 
 def shared(own: Sampled, other: Sampled, pairs: np.ndarray) -> np.ndarray:
-    """Return on how many rows both latents of each pair [n, 2] fire, the first of this SAE and the second of the other."""
+    """Return on how many rows both latents of each pair [n, 2] fire."""
     (own_rows, own_starts), (other_rows, other_starts) = (_by_latent(sampled) for sampled in (own, other))
     return np.array(
         [

@@ -1,4 +1,4 @@
-"""Choose which SAEs to compare: those that differ in one axis, next to each other on it."""
+"""Choose which SAEs to compare: neighbours on the one axis that differs."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,6 +11,7 @@ from scopemill.proto.hooks import Hook
 Axis = Literal["layer", "site", "width", "architecture", "seed", "sparsity", "recipe"]
 ORDERED: tuple[Axis, ...] = ("layer", "width", "sparsity")
 UNORDERED: tuple[Axis, ...] = ("seed", "architecture", "recipe")
+L0_APART = 1.25  # a ratio of L0 from which two SAEs of unknown coefficients differ in sparsity
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,16 @@ def differing(a: Member, b: Member) -> tuple[Axis, ...]:
 
     A coefficient of another architecture or recipe says nothing, so sparsity does not count beside them.
     """
-    axes = tuple(axis for axis in ("layer", "site", "width", *UNORDERED) if a.along(axis) != b.along(axis))  # type: ignore[arg-type]
+    axes = tuple(axis for axis in ("layer", "site", "width", *UNORDERED) if a.along(axis) != b.along(axis))
     if {"architecture", "recipe"} & set(axes):
-        return axes  # type: ignore[return-value]
-    return (*axes, *(("sparsity",) if a.along("sparsity") != b.along("sparsity") else ()))  # type: ignore[return-value]
+        return axes
+    return (*axes, *(("sparsity",) if _sparsities_differ(a, b) else ()))
+
+
+def _sparsities_differ(a: Member, b: Member) -> bool:
+    if a.sparsity is not None and b.sparsity is not None:
+        return a.sparsity != b.sparsity
+    return bool(a.l0 and b.l0) and _l0_apart(a, b) > math.log(L0_APART)
 
 
 def every_pair(members: Sequence[Member]) -> Iterator[tuple[int, int, tuple[Axis, ...]]]:

@@ -16,7 +16,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Similarity:
-    """Record how well the latents of one SAE are found again in another one; NaN where it is not known."""
+    """Record how well one SAE's latents are found again in another; NaN: unknown."""
 
     latents: int  # that count: they fire on the sampled rows, or without rows have a norm
     mean_max_cosine: float
@@ -52,7 +52,7 @@ def mutual(own: Neighbours, back: Neighbours) -> np.ndarray:
 
 
 def random_cosines(own: torch.Tensor, other: torch.Tensor) -> np.ndarray:
-    """Return the largest cosine of some rows [F, d] with random directions, as many as ``other`` [G, d] has rows.
+    """Return each row's largest cosine with as many random directions as ``other`` has rows.
 
     The directions are Gaussian with the second moment of the other's rows: decoder rows crowd in few dimensions, and random directions
     that did not would look too unlike.

@@ -1,4 +1,4 @@
-"""Write and read what an SAE's latents match in another SAE: a Parquet file beside the evidence.
+"""Write and read latents' twins in another SAE, beside the evidence.
 
 ``evidence/twins/<other>.parquet`` in the SAE's folder, named by the other's weights. A file of older weights is not read.
 """
@@ -68,7 +68,7 @@ class Twins:
 
 
 def write_twins(folder: str, record: TwinsRecord, table: pa.Table) -> None:
-    """Write the twins of an SAE's latents in another one, over older ones of the same two."""
+    """Write the twins of an SAE's latents in another, over older ones."""
     metadata = {_KEY: json.dumps({"format": FORMAT, **asdict(record)}).encode()}
     sink = pa.BufferOutputStream()
     parquet.write_table(table.cast(TWINS).replace_schema_metadata(metadata), sink, compression="zstd")
@@ -76,7 +76,7 @@ def write_twins(folder: str, record: TwinsRecord, table: pa.Table) -> None:
 
 
 def twins_in(bucket: Bucket, evidence: str = "evidence", weights: str | None = None) -> list[Twins]:
-    """Return the twins of an SAE in every other that it was matched with, by title.
+    """Return an SAE's twins in every other that was matched, by title.
 
     ``evidence`` is the folder of the SAE's evidence. ``weights`` is the digest of the SAE's weights: twins of other weights are passed
     over.
@@ -93,7 +93,7 @@ def twins_of(evidence: Evidence) -> list[Twins]:
 
 def _read(bucket: Bucket, path: str) -> Twins:
     try:
-        table = parquet.read_table(pa.BufferReader(bucket.read(path)))
+        table = parquet.read_table(pa.BufferReader(bucket.read(path)), use_threads=False)  # small; and no thread is left at exit
         fields = json.loads(table.schema.metadata[_KEY])
         if fields.pop("format") != FORMAT:
             raise ValueError("it is of another version")
@@ -105,7 +105,7 @@ def _read(bucket: Bucket, path: str) -> Twins:
 
 
 def relative_folder(own: str, other: str) -> str:
-    """Return another folder as seen from one: a bucket that is moved as a whole stays right."""
+    """Return another folder as seen from one, so that buckets may be moved."""
     if own.partition("://")[::2][0] != other.partition("://")[::2][0] or not _root(own) or _root(own) != _root(other):
         return other
     return posixpath.relpath(_path(other), _path(own))

@@ -73,7 +73,10 @@ class SteeredSae:
         return self.decoded(change, deviation)
 
     def decoded(self, change: torch.Tensor, deviation: torch.Tensor | None) -> torch.Tensor:
-        """Return what a change of latents [n, F] does to the outputs [n, d_out]; ``deviation`` undoes a layer norm."""
+        """Return what a change of latents [n, F] does to the outputs.
+
+        They are [n, d_out]; ``deviation`` undoes a layer norm.
+        """
         difference = self.sae.decode_no_bias(DenseCodes(change, change.new_empty(self.sae.width)))
         return difference if deviation is None else difference * deviation
 

@@ -48,7 +48,16 @@ globalThis.latentParts = (() => {
     ? make("ul", { class: "pairs" }, ...rows.map(([what, value]) => make("li", {}, what, make("span", { class: "muted" }, number(value)))))
     : make("p", { class: "muted" }, "none"));
 
-  // A latent's elements: statistics, output tokens, neighbours, histogram and contexts; `place` returns another latent's address.
+  // In other SAEs: those that are on the same page are linked.
+  const twins = (others, place) => others.length ? [make("h3", {}, "Twins in other SAEs"), ...others.map(one => {
+    const name = other => one.sae === null ? `latent ${other}` : make("a", { href: place(other, one.sae) }, `latent ${other}`);
+    const part = (title, key) => one[key] ? pairs(title, one[key].map(([other, value]) => [name(other), value])) : null;
+    return make("section", { class: "twins" }, make("p", { class: "muted" }, one.title),
+      make("div", { class: "columns" }, part("Cosine", "cosine"), part("Phi", "phi"), part("Splits into", "children")));
+  })] : [];
+
+  // A latent's elements: statistics, output tokens, neighbours, twins, histogram and contexts; `place` returns the address of
+  // another latent, of the same SAE or of one that the page knows.
   const parts = (latent, intervals, place) => {
     const link = other => make("a", { href: place(other) }, `latent ${other}`);
     const sections = [];
@@ -69,6 +78,7 @@ globalThis.latentParts = (() => {
         pairs("Suppressed tokens", latent.suppressed.map(([text, value]) => [token(text), value])),
         pairs("Nearest by decoder (cosine)", latent.nearest.map(([other, value]) => [link(other), value])),
         pairs("Fires together with (phi)", latent.cofiring.map(([other, value]) => [link(other), value]))),
+      ...twins(latent.twins ?? [], place),
       make("h3", {}, "Histogram"), histogram(latent),
       ...(sections.length ? sections : [make("p", { class: "muted" }, "This latent never fired.")]),
     ];

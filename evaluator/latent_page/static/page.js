@@ -89,7 +89,7 @@ const scopemill = (() => {
     show(make("nav", { class: "turn", "aria-label": "Latents" }, turn("← previous", id - 1), make("a", { href: `#/${sae}` }, "all latents"), turn("next →", id + 1)),
       make("h2", {}, `Latent ${id}`), table.labels[id] ? make("p", {}, table.labels[id], table.scores[id] === undefined ? ""
         : make("span", { class: "muted" }, ` (score ${number(table.scores[id])})`)) : null, facts(sae),
-      ...parts({ ...latent, output_score: table.output[id], output_score_random: table.random[id] }, about.intervals, other => `#/${sae}/${other}`));
+      ...parts({ ...latent, output_score: table.output[id], output_score_random: table.random[id] }, about.intervals, (other, of = sae) => `#/${of}/${other}`));
     document.title = `Latent ${id} · ${about.saes[sae].name}`;
   };
 

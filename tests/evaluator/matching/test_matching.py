@@ -139,7 +139,7 @@ def test_random_directions_have_the_others_spread():
     assert random_cosines(flat, flat).mean() > 0.9 > 0.7 > random_cosines(own, wide).mean()
 
 
-def member(layer: int = 1, width: int = 16, seed: int = 0, sparsity: float = 1e-3, architecture: str = "jumprelu", **more) -> Member:
+def member(layer: int = 1, width: int = 16, seed: int = 0, sparsity: float | None = 1e-3, architecture: str = "jumprelu", **more) -> Member:
     hook = (RESID.format(layer),)
     return Member(f"b/saes/{layer}-{width}-{seed}-{sparsity}-{architecture}", hook, hook, architecture, width, seed, sparsity, **more)
 
@@ -164,6 +164,12 @@ def test_seeds_are_all_compared_and_architectures_by_l0():
     assert [(i, j) for i, j, axes in pairs if axes == ("architecture",)] == [(0, 3), (1, 2)]
     assert [(i, j) for i, j, axes in pairs if axes == ("sparsity",)] == [(0, 1), (2, 3)] and len(pairs) == 4
     assert len(list(every_pair(both))) == 6
+
+
+def test_without_coefficients_a_like_l0_is_the_same_sparsity():
+    narrow, wide, dense = (member(width=width, sparsity=None, l0=l0) for width, l0 in ((16, 20.0), (32, 22.0), (32, 80.0)))
+    assert differing(narrow, wide) == ("width",) and differing(wide, dense) == ("sparsity",)
+    assert [(i, j) for i, j, _ in related_pairs([narrow, wide, dense])] == [(0, 1), (1, 2)]
 
 
 def test_spaces_are_those_of_the_outputs():

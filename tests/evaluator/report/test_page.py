@@ -130,6 +130,13 @@ def test_probes_stand_beside_their_baselines_and_what_beats_both_is_marked():
     assert "k-sparse" not in render_report("A sweep", FACTS, SWEEP, {}), "where none was probed, nothing is said"
 
 
+def test_absorption_is_shown_where_it_was_measured():
+    row = ("m/hook/width_1k", "22", "first letters", "0.131", "0.020", "0.043", "1.25", "0.700")
+    page = " ".join("".join(Page(render_report("A sweep", FACTS, SWEEP, {}, absorbed=[row])).text).split())
+    assert all(cell in page for cell in row) and "Absorption and splitting" in page
+    assert "Absorption" not in render_report("A sweep", FACTS, SWEEP, {})
+
+
 def test_advice_on_l0_is_given_where_saes_differ_in_sparsity_alone():
     rows = [evaluation(0, sparsity, l0=1 / sparsity, decoder_cosine=cosine) for sparsity, cosine in ((0.1, 0.3), (0.05, 0.2), (0.01, 0.4))]
     text = " ".join("".join(Page(render_report("A sweep", FACTS, rows, {})).text).split())
