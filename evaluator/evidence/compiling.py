@@ -1,4 +1,4 @@
-"""Compile the loops of evidence before they are needed, each in one process of a machine."""
+"""Compile the loops of evidence ahead, each in one process of a machine."""
 
 from collections.abc import Callable
 from pathlib import Path

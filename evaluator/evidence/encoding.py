@@ -20,7 +20,7 @@ MOST_DENSE = 8  # a row of which more than one latent in so many fires is encode
 
 
 class Scratch:
-    """Lend memory for one matrix at a time; SAEs that are encoded in turn share it."""
+    """Lend memory for one matrix at a time, to SAEs that are encoded in turn."""
 
     def __init__(self) -> None:
         self._kept = torch.empty(0)

@@ -47,9 +47,10 @@ def sizes_of(config: EvidenceConfig, context_length: int) -> Sizes:
 
 
 def bytes_held(sae: FinishedSae, config: EvidenceConfig, context_length: int, rows: int) -> int:
-    """Return about how many bytes an SAE takes while shards of so many rows are counted.
+    """Return about how many bytes an SAE takes while it is counted.
 
-    These are its weights, its firings, collected and grouped, and three ledgers: the sum so far, the shard's, and both merged.
+    ``rows`` are those of a shard. Counted are its weights, its firings, collected and grouped, and three ledgers: the sum so
+    far, the shard's, and both merged.
     """
     sizes = sizes_of(config, context_length)
     windows = sizes.slots * sizes.window * WINDOW_SHARE * FIRING_BYTES
