@@ -1,4 +1,7 @@
-"""Pass requests on to the driver at work; without one, carry them out here and start a driver where they make work."""
+"""Pass requests on to the driver at work.
+
+Without one, carry them out here, and start a driver where they make work.
+"""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -26,7 +29,10 @@ class Dispatcher:
         self._bucket, self._launcher = bucket, launcher
 
     async def ask(self, action: Action, entries: Sequence[Entry]) -> list[Asked]:
-        """Write a request for each sweep of some trainings; `settle` carries it out where no driver does."""
+        """Write a request for each sweep of some trainings.
+
+        `settle` carries it out where no driver does.
+        """
         by_sweep: dict[str, list[Entry]] = {}
         for entry in entries:
             by_sweep.setdefault(entry.sweep.name, []).append(entry)
@@ -50,7 +56,10 @@ class Dispatcher:
         return AskedAll(asked=await self.ask(action, found), missing=[id for id in ids if id not in trainings.by_id])
 
     async def settle(self, sweeps: Collection[SweepFacts]) -> bool:
-        """Carry out the requests of sweeps that no driver is at work on; return True if there were any."""
+        """Carry out the requests of sweeps that no driver is at work on.
+
+        Returns True if there were any.
+        """
         settled = False
         for sweep in sweeps:
             if sweep.requests and not sweep.runs and sweep.record:

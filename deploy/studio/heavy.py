@@ -49,7 +49,10 @@ def estimate(tell: Tell, config: dict[str, Any], hardware: str, given: dict[str,
 
 
 def plan(tell: Tell, config: dict[str, Any]) -> list[str]:
-    """Check a sweep whole, and write its plan and its file into the bucket; return its SAEs' names."""
+    """Check a sweep whole, and write its plan and its file into the bucket.
+
+    Returns its SAEs' names.
+    """
     import yaml
 
     from scopemill.deploy.plan.planner import plan_sweep

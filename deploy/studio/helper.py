@@ -1,6 +1,7 @@
-"""Call what needs torch or Ray in processes of their own, each started at first use: the service itself stays small.
+"""Call what needs torch or Ray in processes of their own.
 
-A call and its answer are lines of JSON. The process ends with the service, whose end closes its input.
+Each is started at first use, so the service itself stays small. A call and its answer are lines of JSON. The process ends with the
+service, whose end closes its input.
 """
 
 import asyncio
@@ -24,7 +25,10 @@ class Helper:
         self._process: asyncio.subprocess.Process | None = None
 
     async def call(self, name: str, note: Note = lambda note: None, **arguments: Any) -> Any:
-        """Return what a function of `heavy` returns; ``note`` gets what it tells meanwhile. Its errors are raised here."""
+        """Return what a function of `heavy` returns.
+
+        ``note`` gets what it tells meanwhile. Its errors are raised here.
+        """
         async with self._lock:
             process = await self._started()
             assert process.stdin and process.stdout

@@ -1,4 +1,7 @@
-"""Send messages to every open page, and again what a page missed while its connection was broken."""
+"""Send messages to every open page.
+
+A page gets again what it missed while its connection was broken.
+"""
 
 import asyncio
 import json
@@ -56,10 +59,10 @@ class Hub:
         return f"{self._run}-{number}"
 
     async def listen(self, channels: Collection[str], last_id: str | None = None) -> AsyncIterator[tuple[str, str]]:
-        """Yield ids and JSON of messages on channels, which may hold ``*``; an empty pair says that the connection lives.
+        """Yield ids and JSON of messages on channels, which may hold ``*``.
 
-        With the id of the last message that a page got, those that it missed come first. If they are not kept any more, ``resync`` on the
-        channel ``bucket`` asks it to read the lists again.
+        An empty pair says that the connection lives. With the id of the last message that a page got, those that it missed come first.
+        If they are not kept any more, ``resync`` on the channel ``bucket`` asks it to read the lists again.
         """
         page: asyncio.Queue[Message | None] = asyncio.Queue(WAITING)
         self._pages.add(page)

@@ -1,4 +1,4 @@
-"""Run what a helper does for some while, and tell open pages how far it is."""
+"""Run long work of a helper, and tell open pages how far it is."""
 
 import asyncio
 import time
@@ -24,7 +24,10 @@ class JobList:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, kind: Literal["import", "steer"], command: str, work: Work) -> Job:
-        """Start a job and return it; messages come on the channel ``job/<id>``: progress, text, completed or failed."""
+        """Start a job and return it.
+
+        Messages come on the channel ``job/<id>``: progress, text, completed or failed.
+        """
         job = Job(id=f"{int(time.time())}-{uuid.uuid4().hex[:8]}", kind=kind, state="running", done=0, total=None, reason=None, result=None,
                   command=command)  # fmt: skip
         self._jobs[job.id] = job

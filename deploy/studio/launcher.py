@@ -1,4 +1,7 @@
-"""Start drivers: as a job of a Ray cluster, or as a process of this machine that outlives the service."""
+"""Start drivers: as jobs of a Ray cluster, or as processes of this machine.
+
+These outlive the service.
+"""
 
 import asyncio
 import os
@@ -41,7 +44,10 @@ class Launcher:
         return f"a job on {self._address}" if self._address else "a process on the service's machine"
 
     async def start(self, sweep: str, command: str) -> None:
-        """Start a command, ``sweep`` or ``evaluate``, on a sweep's file; do nothing while one that was started here is at work."""
+        """Start a command, ``sweep`` or ``evaluate``, on a sweep's file.
+
+        Does nothing while one that was started here is at work.
+        """
         known = self._launches.get(sweep)
         if known and known.process and known.process.poll() is None:
             return
@@ -54,7 +60,10 @@ class Launcher:
             self._launches[sweep] = await asyncio.to_thread(self._process, sweep, submission, command)
 
     def note(self, sweep: str, runs: bool) -> str | None:
-        """Return what became of a driver that was started here, where the bucket does not tell it."""
+        """Return what became of a driver that was started here.
+
+        Returns None where the bucket tells it.
+        """
         launch = self._launches.get(sweep)
         if launch is None:
             return None

@@ -1,4 +1,7 @@
-"""Define what the REST interface takes and gives; its OpenAPI page is made from these models."""
+"""Define what the REST interface takes and gives.
+
+Its OpenAPI page is made from these models.
+"""
 
 from typing import Any, Literal
 
@@ -232,7 +235,10 @@ class EvaluateRequest(_Given):
 
 
 class Evaluated(BaseModel):
-    """Give the metrics that are there, and tell what was asked of the driver for the others."""
+    """Give the metrics that are there.
+
+    For the others, tell what was asked of the driver.
+    """
 
     id: str
     step: int | None

@@ -75,7 +75,10 @@ def detail(bucket: Bucket, trainings: Trainings, name: str) -> SweepDetail:
 
 
 def points_of(trainings: Sequence[Training]) -> list[Point]:
-    """Return the scatter's points; the frontier is of each group, lower L0 and lower error being better."""
+    """Return the scatter's points.
+
+    The frontier is of each group, lower L0 and lower error being better.
+    """
     points = [_point(one) for one in trainings]
     groups: dict[str, list[Point]] = {}
     for point in points:

@@ -1,4 +1,7 @@
-"""Turn our errors into problem documents (RFC 9457), with the sentence that the command line prints."""
+"""Turn our errors into problem documents (RFC 9457).
+
+They have the sentence that the command line prints.
+"""
 
 import re
 from http import HTTPStatus

@@ -13,7 +13,10 @@ PROBES, HISTOGRAM = "probes", "histogram"  # scores on labelled text; latents by
 
 
 def measured(entry: Entry, names: list[str]) -> Evaluated:
-    """Return the metrics of a training's newest checkpoint that are there; InputError for names that no evaluation gives."""
+    """Return the metrics that a training's newest checkpoint has.
+
+    InputError for names that no evaluation gives.
+    """
     known = (*COLUMNS, PROBES, HISTOGRAM)
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"metrics {', '.join(unknown)}: an evaluation has no such metric: choose from {', '.join(known)}")

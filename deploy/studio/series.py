@@ -1,4 +1,4 @@
-"""Decimate a curve so that a chart shows what the whole curve would: its extremes survive."""
+"""Return few points of a curve that show what the whole would."""
 
 import math
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ def series_of(rows: Sequence[Row], points: int, columns: Sequence[str] = ()) -> 
 
 
 def decimated(steps: Sequence[int], values: Sequence[float], points: int) -> Series:
-    """Return first and last point, and the smallest and largest value of each of equally many steps between.
+    """Return the ends of a curve, and its extremes between them.
 
-    A value that is not finite is a gap, None.
+    These are the smallest and the largest value of each of equally many steps. A value that is not finite is a gap, None.
     """
     finite = [value if math.isfinite(value) else None for value in values]
     count = len(steps)

@@ -20,7 +20,10 @@ LEAST_TOKEN = 16  # letters
 def settings_of(
     bucket: str, host: str, port: int, names: Iterable[str], read_only: bool, encrypted: bool
 ) -> tuple[Settings, socket.socket]:
-    """Return the settings and a socket that listens; InputError if the port is taken or the token is too short."""
+    """Return the settings and a socket that listens.
+
+    InputError if the port is taken or the token is too short.
+    """
     place = bucket if "://" in bucket or "::" in bucket else str(Path(bucket).expanduser().absolute())
     token = os.environ.get(TOKEN) or kept_token(place)
     if len(token) < LEAST_TOKEN:

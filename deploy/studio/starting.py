@@ -1,4 +1,4 @@
-"""Prepare what people want to start: a sweep file's content, checked by the models that read sweep files."""
+"""Check what people want to start, by the models that read sweep files."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,10 @@ SOURCE = "the sweep file"
 
 
 def prepared(bucket: Bucket, given: dict[str, Any], sparsities: list[float] | None = None) -> dict[str, Any]:
-    """Return a sweep file's content with absolute places, in this bucket; SweepFileError names each wrong field."""
+    """Return a sweep file's content with absolute places, in this bucket.
+
+    SweepFileError names each wrong field.
+    """
     data = given | {"bucket": bucket.url}
     if (named := given.get("bucket")) not in (None, bucket.url) and _absolute(str(named)) != bucket.url:
         raise InputError(f"bucket: this service is for {bucket.url}, and not for {named}: leave the field out")

@@ -1,6 +1,7 @@
-"""Keep training templates on the bucket, ``training-templates/<name>.json``, so that everybody who uses the bucket has them.
+"""Keep training templates on the bucket, ``training-templates/<name>.json``.
 
-The templates that the package carries are among them; they cannot be changed, but be favourites and be counted.
+So everybody who uses the bucket has them. The templates that the package carries are among them; they cannot be changed, but be
+favourites and be counted.
 """
 
 import time
@@ -98,7 +99,10 @@ class Templates:
         return TemplateExport(templates=[NewTemplate(**{field: getattr(one, field) for field in fields}) for one in chosen])
 
     def take_in(self, document: TemplateExport, replace: bool) -> list[Template]:
-        """Keep the templates of a document; none if one of them is not valid or its name is taken."""
+        """Keep the templates of a document.
+
+        Keeps none if one of them is not valid or its name is taken.
+        """
         there = {one.name for one in self.all()} if not replace else set(_packaged())
         for one in document.templates:
             check(one)
@@ -117,7 +121,10 @@ class Templates:
 
 
 def check(given: NewTemplate) -> None:
-    """Raise TemplateError unless a template's fields are a sweep file's, and InputError for a name that cannot be a file's."""
+    """Raise TemplateError unless a template's fields are a sweep file's.
+
+    InputError for a name that cannot be a file's.
+    """
     TemplateLayout(given.name)
     for section, value in given.config.items():
         field = SweepConfig.model_fields.get(section)

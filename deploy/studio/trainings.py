@@ -72,7 +72,10 @@ class Trainings:
             raise MissingObject(f"there is no SAE {path!r} in this bucket") from None
 
     def language_model(self, path: str) -> str | None:
-        """Return the language model that an SAE's sweep file names; None for an SAE that no sweep has."""
+        """Return the language model that an SAE's sweep file names.
+
+        Returns None for an SAE that no sweep has.
+        """
         for entry in self.by_id.values():
             if entry.record.root == path:
                 model = (entry.sweep.config or {}).get("model")
@@ -148,7 +151,10 @@ def _without_driver(sweep: SweepFacts, facts: SaeFacts) -> str:
 
 
 def progress_of(sae: SaeRecord, facts: SaeFacts, run: SaeProgress | None, state: State) -> Progress:
-    """Tell how far a training is: by the run at work if it is further than the history in the bucket."""
+    """Tell how far a training is.
+
+    The run at work tells it if it is further than the history in the bucket.
+    """
     last = facts.last
     row: dict[str, Any] = {}
     step = sae.steps if facts.state.finished else facts.state.step

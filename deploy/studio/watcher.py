@@ -48,7 +48,10 @@ class Watcher:
                 pass
 
     async def fresh(self) -> Trainings:
-        """Return trainings that are not stale; of a bucket that does not answer, the newest there are."""
+        """Return trainings that are not stale.
+
+        Of a bucket that does not answer, these are the newest there are.
+        """
         self._asked = time.monotonic()
         if time.time() - self.trainings.snapshot.read_at > STALE_SECONDS and self.trainings.snapshot.problem is None:
             await self.again()

@@ -1,4 +1,7 @@
-"""Start, stop, retry, delete and evaluate trainings: each becomes an object in the bucket that a driver carries out."""
+"""Start, stop, retry, delete and evaluate trainings.
+
+Each becomes an object in the bucket that a driver carries out.
+"""
 
 from http import HTTPStatus
 from typing import Any
@@ -57,7 +60,10 @@ async def _start(studio: Studio, config: dict[str, Any], template: str | None) -
 
 @router.post("/trainings/estimate")
 async def estimate(given: EstimateRequest, studio: TheStudio) -> Estimate:
-    """Tell what a sweep would take in time, money and memory; nothing is started or written."""
+    """Tell what a sweep would take in time, money and memory.
+
+    Nothing is started or written.
+    """
     config = await in_thread(prepared, studio.bucket, given.config)
     own = {"price": given.price, "utilisation": given.utilisation}
     found = await studio.planner.call("estimate", config=config, hardware=given.hardware, given=own)
@@ -78,9 +84,9 @@ async def stop_training(id: str, studio: TheStudio) -> Asked:
 
 @router.post("/trainings/{id}/retry", status_code=HTTPStatus.ACCEPTED)
 async def retry_training(id: str, studio: TheStudio) -> Asked:
-    """Train again what failed or was stopped, from its newest checkpoint; a driver is started if none is at work.
+    """Train again what failed or was stopped, from its newest checkpoint.
 
-    A driver that is started goes on with everything that its sweep has left to do.
+    A driver is started if none is at work. A driver that is started goes on with everything that its sweep has left to do.
     """
     return await _ask(studio, "retry", id)
 
@@ -93,7 +99,10 @@ async def delete_training(id: str, studio: TheStudio) -> Asked:
 
 @router.post("/trainings/{id}/evaluate")
 async def evaluate_training(id: str, given: EvaluateRequest, studio: TheStudio) -> Evaluated:
-    """Give the metrics asked for; those that were measured before come at once, and for others the driver is asked."""
+    """Give the metrics asked for.
+
+    Those that were measured before come at once, and for others the driver is asked.
+    """
     entry = (await studio.watcher.fresh()).get(id)
     there = quality.measured(entry, given.metrics)
     asked = None

@@ -15,9 +15,10 @@ router = APIRouter(tags=["latents"])
 
 @router.post("/steer", status_code=HTTPStatus.ACCEPTED)
 async def steer(given: SteerRequest, studio: TheStudio) -> Job:
-    """Continue a prompt unsteered, steered and randomly pushed; text comes on the channel ``job/<id>`` as it is written.
+    """Continue a prompt unsteered, steered and randomly pushed.
 
-    The job's result has a column for each configuration, with its texts, effect, output scores and doses.
+    Text comes on the channel ``job/<id>`` as it is written. The job result has a column for each configuration, with its texts, effect,
+    output scores and doses.
     """
     trainings = await studio.watcher.fresh()
     paths = [edit.get("sae") for edits in given.configurations.values() for edit in edits]

@@ -1,4 +1,4 @@
-"""Browse finished SAEs of the bucket and of Gemma Scope, and import the latter."""
+"""List finished SAEs of the bucket and of Gemma Scope, and import the latter."""
 
 from http import HTTPStatus
 from shlex import quote
@@ -68,7 +68,10 @@ async def browse_gemma_scope(
 
 @router.post("/saes/import", status_code=HTTPStatus.ACCEPTED)
 async def import_saes(given: ImportRequest, studio: TheStudio) -> Job:
-    """Import the SAEs of a Gemma Scope tree that match; progress comes on the channel ``job/<id>``. Imported ones are skipped."""
+    """Import the SAEs of a Gemma Scope tree that match.
+
+    Progress comes on the channel ``job/<id>``. Imported ones are skipped.
+    """
     command = f"scopemill import {quote(given.source)} {quote(studio.bucket.url)} --match {quote(given.match)}"
 
     async def work(note: Note) -> dict[str, Any]:

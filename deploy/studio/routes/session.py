@@ -13,7 +13,10 @@ router = APIRouter(tags=["session"])
 
 @router.post("/session", status_code=HTTPStatus.NO_CONTENT)
 async def open_session(given: Session, studio: TheStudio) -> Response:
-    """Exchange the token, which stands in the address' fragment, for a cookie that no script can read."""
+    """Exchange the token for a cookie that no script can read.
+
+    The token stands in the address' fragment.
+    """
     if not studio.access.is_token(given.token):
         raise HTTPException(HTTPStatus.UNAUTHORIZED, "this is not the token of this service: open the address that it printed")
     return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Set-Cookie": studio.access.cookie_header()})

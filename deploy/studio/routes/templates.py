@@ -1,4 +1,4 @@
-"""Keep training templates: parts of sweep files, as objects on the bucket, beside those that the package carries."""
+"""Keep training templates: parts of sweep files, as objects on the bucket."""
 
 from http import HTTPStatus
 from typing import Annotated

@@ -13,9 +13,11 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from typer.main import get_command
 from zmq.auth import load_certificate
 
 from scopemill.activation_server.keys import ServerKeys, TrainerKeys, make_keys
+from scopemill.deploy.cli.main import app
 from scopemill.deploy.cluster.jobs import STOP_SECONDS
 from scopemill.deploy.cluster.scrape_targets import LAST_WORD_SECONDS
 from scopemill.deploy.plan.sweep_file import load_sweep
@@ -132,3 +134,20 @@ def test_prometheus_finds_our_processes_where_the_driver_lists_them():
     for cluster in clusters():
         (container,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
         assert {"name": "targets", "containerPort": port["port"]} in container["ports"]
+
+
+def test_the_studio_is_reached_through_a_tunnel_alone_and_runs_with_the_clusters_code():
+    (deployment,) = of_kind("Deployment")
+    pod = deployment["spec"]["template"]
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    (container,) = pod["spec"]["containers"]
+    command, *arguments = container["args"]
+    assert command == "scopemill" and "--host" not in arguments and "--insecure" not in arguments and "ports" not in container
+    settings = get_command(app).commands["studio"].make_context("studio", arguments[1:]).params
+    probed = container["livenessProbe"]["exec"]["command"][-1]
+    assert f":{settings['port']}/api/v1/health" in probed and settings["installed"] and settings["address"]
+    assert {"secretRef": {"name": "scopemill-studio"}} in container["envFrom"]
+    assert container["securityContext"]["readOnlyRootFilesystem"] and pod["spec"]["securityContext"]["runAsNonRoot"]
+    assert not pod["spec"]["automountServiceAccountToken"]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert container["image"].endswith(f":{version}")
