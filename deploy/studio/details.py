@@ -1,5 +1,6 @@
 """Read what one training's own page shows: hyperparameters, curves and checkpoints."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,11 +67,9 @@ def rows_of(bucket: Bucket, entry: Entry) -> list[Row]:
     last = rows[-1].step if rows else 0
     if entry.training.state != "completed":
         rows = rows + [row for row in read_rows(bucket.place(layout.root)) if row.step > last]
-    run = entry.run
-    if run and run.row and run.row.get("step") and int(run.row["step"]) > (rows[-1].step if rows else 0):  # fresher than the live objects
-        values = {name: float("nan") if value is None else value for name, value in run.row.items()}
-        integers = {name: int(values[name]) for name in ("step", "tokens", "dead_latents")}
-        rows = [*rows, Row(**values | integers)]  # type: ignore[arg-type]
+    newest = _newest_row(entry)
+    if newest and newest.step > (rows[-1].step if rows else 0):  # fresher than the live objects
+        rows = [*rows, newest]
     return rows
 
 
@@ -81,6 +80,15 @@ def comparison(bucket: Bucket, cache: VersionedCache, entries: Sequence[Entry], 
     values = {field: [(one.config or {}).get(field) for one in shown] for field in fields}
     differing = {field: found for field, found in values.items() if any(value != found[0] for value in found)}
     return Comparison(trainings=shown, differing=differing, metrics=[metrics(bucket, cache, one, points, names, 0) for one in entries])
+
+
+def _newest_row(entry: Entry) -> Row | None:
+    """Return the row that the run at work has reported last."""
+    if not entry.run or not entry.run.row:
+        return None
+    values = {name: math.nan if value is None else value for name, value in entry.run.row.items()}
+    integers = {name: int(values[name]) for name in ("step", "tokens", "dead_latents")}
+    return Row(**values | integers)  # type: ignore[arg-type]
 
 
 def checkpoints(bucket: Bucket, entry: Entry) -> Checkpoints:
