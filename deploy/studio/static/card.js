@@ -32,7 +32,7 @@ function useCurves(training) {
       } catch { /* the card shows its numbers without curves; the page tells that the service is away */ }
     }, REST);
     return () => { clearTimeout(later); stop.abort(); };
-  }, [id, Boolean(known)]);
+  }, [id, Boolean(known), training.progress.step > 0]);
   useLive([`training/${id}`], ({ event, data }) => {
     const now = kept.get(id);
     if (event !== "progress" || !now || data.step <= now.step) return;

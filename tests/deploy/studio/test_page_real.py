@@ -7,8 +7,8 @@ from support.tiny_sweep import sweep
 
 from scopemill.proto.storage.bucket import Bucket
 
-STEPS = 900
-LONG = 300_000  # milliseconds for what Ray does on a busy machine
+STEPS = 1500
+LONG = 180_000  # milliseconds for what Ray does on a busy machine
 
 
 @pytest.mark.services
