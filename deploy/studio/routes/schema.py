@@ -12,7 +12,10 @@ router = APIRouter(tags=["trainings"])  # before the router of trainings: `schem
 
 @router.get("/trainings/schema")
 async def show_schema() -> dict[str, Any]:
-    """Give the JSON schema of a sweep file's content; ``readBy`` tells which SAEs read a field of ``train``."""
+    """Give the JSON schema of a sweep file.
+
+    ``readBy`` tells which SAEs read a field of ``train``.
+    """
     schema = SweepConfig.model_json_schema()
     for name, field in schema["$defs"]["TrainConfig"]["properties"].items():
         if name in Recipe.model_fields:

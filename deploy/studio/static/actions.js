@@ -38,17 +38,21 @@ const MOST_COMPARED = 16;
 
 export function Bulk({ chosen, clear, all, total, about, after }) {
   const ids = [...chosen];
-  if (!ids.length) return html`<div class="bulk muted">${total > 0 && html`<button type="button" class="plain" onClick=${() => attempt(all)}>Select all ${total}</button>`}</div>`;
+  if (!ids.length) return html`<div class="bulk muted">${total > 0 && html`<button type="button" class="plain"
+    onClick=${() => attempt(all)}>Select all ${total}</button>`}</div>`;
   const run = async action => {
     if (!await actOnAll(action, ids, about)) return;
     if (action === "delete") clear();
     after();
   };
   return html`<section class="bulk active" aria-label="Selected trainings"><b role="status">${ids.length} selected</b>
-    ${!about?.read_only && ["stop", "retry", "delete"].map(action => html`<button type="button" class=${action === "delete" ? "danger" : ""} onClick=${() => run(action)}>
+    ${!about?.read_only && ["stop", "retry", "delete"].map(action => html`<button type="button" class=${action === "delete" ? "danger" : ""}
+      onClick=${() => run(action)}>
       ${action === "delete" ? "Delete…" : action === "stop" ? "Stop" : "Retry"}</button>`)}
     ${ids.length > 1 && ids.length <= MOST_COMPARED && html`<a class="button" href=${link("compare", { ids: ids.join() })}>Compare</a>`}
-    <button type="button" class="plain" onClick=${() => attempt(all)}>Select all ${total}</button><button type="button" class="plain" onClick=${clear}>Select none</button>
-    ${!about?.read_only && html`<details><summary>On the command line</summary>${["stop", "retry", "delete"].map(action => html`<${Command} label=${action}>${command(about, action, ids)}<//>`)}</details>`}
+    <button type="button" class="plain" onClick=${() => attempt(all)}>Select all ${total}</button><button type="button" class="plain"
+      onClick=${clear}>Select none</button>
+    ${!about?.read_only && html`<details><summary>On the command line</summary>
+      ${["stop", "retry", "delete"].map(action => html`<${Command} label=${action}>${command(about, action, ids)}<//>`)}</details>`}
   </section>`;
 }

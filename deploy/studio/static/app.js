@@ -61,8 +61,10 @@ function Page({ where, about }) {
 
 function Trouble({ about, stream, problem }) {
   if (problem?.status === 401) return null;
-  if (stream === "broken" || problem) return html`<p class="trouble" role="alert">The service does not answer; what is shown may be old. This page tries again by itself.</p>`;
-  if (about && !about.reachable) return html`<p class="trouble sentences" role="alert">The bucket does not answer: ${about.problem} What is shown was read ${ago(about.read_at)}.</p>`;
+  if (stream === "broken" || problem) return html`<p
+    class="trouble" role="alert">The service does not answer; what is shown may be old. This page tries again by itself.</p>`;
+  if (about && !about.reachable) return html`<p
+    class="trouble sentences" role="alert">The bucket does not answer: ${about.problem} What is shown was read ${ago(about.read_at)}.</p>`;
   return null;
 }
 
@@ -76,11 +78,13 @@ function App() {
   const skip = event => { event.preventDefault(); main.current.focus(); };
   return html`<a class="skip" href="#main" onClick=${skip}>Skip to the content</a>
     <header class="top"><a class="brand" href=${link("trainings")}>Scopemill</a>
-      <nav aria-label="Pages">${MENU.filter(name => PAGES[name] && !(about?.read_only && PAGES[name].writes)).map(name => html`<a href=${link(name)}
+      <nav aria-label="Pages">${MENU.filter(name => PAGES[name] && !(about?.read_only && PAGES[name].writes)).map(name => html`<a
+        href=${link(name)}
         aria-current=${where.name === name ? "page" : undefined}>${PAGES[name].title}</a>`)}</nav>
       <span class="muted cut bucket" title=${about?.bucket}>${about?.bucket}${about?.read_only ? " · read only" : ""}</span></header>
     <${Trouble} about=${about} stream=${stream} problem=${problem} />
-    <main id="main" tabindex="-1" ref=${main}>${problem?.status === 401 ? html`<h1 class="title">This studio asks for its token</h1><p class="sentences">${problem.message}</p>`
+    <main id="main" tabindex="-1" ref=${main}>${problem?.status === 401 ? html`<h1 class="title">This studio asks for its token</h1><p
+      class="sentences">${problem.message}</p>`
       : html`<${Page} where=${where} about=${about} />`}</main><${Notices} /><${Confirm} />`;
 }
 

@@ -32,7 +32,7 @@ function useCurves(training) {
       } catch { /* the card shows its numbers without curves; the page tells that the service is away */ }
     }, REST);
     return () => { clearTimeout(later); stop.abort(); };
-  }, [id, Boolean(known)]);
+  }, [id, Boolean(known), training.progress.step > 0]);
   useLive([`training/${id}`], ({ event, data }) => {
     const now = kept.get(id);
     if (event !== "progress" || !now || data.step <= now.step) return;
@@ -51,11 +51,14 @@ export const facts = one => [one.architecture, one.width && `${count(one.width)}
 
 const Curves = ({ training }) => {
   const series = useCurves(training), { loss, l0, fvu, dead } = training.progress;
-  return html`<div class="sparks"><${Sparkline} title="loss" series=${series?.loss} value=${loss} /><${Sparkline} title="L0" series=${series?.l0} value=${l0} />
-    <${Sparkline} title="FVU" series=${series?.fvu} value=${fvu} /><${Sparkline} title="dead" series=${series?.dead} value=${dead} shown=${count} /></div>`;
+  return html`<div class="sparks"><${Sparkline} title="loss" series=${series?.loss} value=${loss} /><${Sparkline}
+    title="L0" series=${series?.l0} value=${l0} />
+    <${Sparkline} title="FVU" series=${series?.fvu} value=${fvu} /><${Sparkline} title="dead" series=${series?.dead}
+      value=${dead} shown=${count} /></div>`;
 };
 
-const Progress = ({ training: { progress, state, name } }) => html`<div class="progress"><${Bar} percent=${progress.progress_pct} label=${`Progress of ${name}`} />
+const Progress = ({ training: { progress, state, name } }) => html`<div class="progress">
+  <${Bar} percent=${progress.progress_pct} label=${`Progress of ${name}`} />
   <span class="muted">${percent(progress.progress_pct)}${state === "running" && progress.eta !== null ? ` · ${duration(progress.eta)} left` : ""}</span></div>`;
 
 const Choice = ({ training, chosen, toggle }) => html`<input type="checkbox" checked=${chosen} aria-label=${`Select ${training.name}`}
@@ -63,10 +66,12 @@ const Choice = ({ training, chosen, toggle }) => html`<input type="checkbox" che
 
 const Asked = ({ asked }) => asked.length > 0 && html`<span class="muted">asked to ${asked.join(", ")}</span>`;
 
-const Title = ({ training }) => html`<a href=${link(`training/${encodeURIComponent(training.id)}`)} title=${training.name}>${title(training)}</a>`;
+const Title = ({ training }) => html`<a href=${link(`training/${encodeURIComponent(training.id)}`)} title=${training.name}>
+  ${title(training)}</a>`;
 
 export const Card = ({ training, chosen, toggle }) => html`<article class=${`card ${chosen ? "chosen" : ""}`}>
-  <header><${Choice} ...${{ training, chosen, toggle }} /><h2><${Title} training=${training} /></h2><${State} state=${training.state} reason=${training.reason} /></header>
+  <header><${Choice} ...${{ training, chosen, toggle }} /><h2><${Title} training=${training} /></h2>
+    <${State} state=${training.state} reason=${training.reason} /></header>
   <p class="muted cut">${training.sweep} · ${facts(training)}</p>
   <${Curves} training=${training} /><${Progress} training=${training} />
   <p class="muted cut" title=${training.reason}><${Asked} asked=${training.asked} /> ${training.reason}</p></article>`;
@@ -74,5 +79,6 @@ export const Card = ({ training, chosen, toggle }) => html`<article class=${`car
 export const Row = ({ training, chosen, toggle }) => html`<article class=${`row ${chosen ? "chosen" : ""}`}>
   <${Choice} ...${{ training, chosen, toggle }} /><div class="cut"><h2><${Title} training=${training} /></h2>
   <span class="muted">${training.sweep} · ${facts(training)}</span></div>
-  <div><${State} state=${training.state} reason=${training.reason} /> <${Asked} asked=${training.asked} /><${Progress} training=${training} /></div>
+  <div><${State} state=${training.state} reason=${training.reason} /> <${Asked} asked=${training.asked} />
+    <${Progress} training=${training} /></div>
   <${Curves} training=${training} /></article>`;

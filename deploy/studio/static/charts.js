@@ -51,5 +51,6 @@ export function Chart({ title, lines, logarithmic = false, height = 190 }) {
     if (zoomed) plot.current.setScale("x", { min, max });
   }, [lines]);
   const newest = lines.map(line => `${line.name} ${number([...line.values].reverse().find(value => value !== null))}`).join(", ");
-  return html`<figure class="chart"><figcaption>${title}</figcaption><div ref=${place} role="img" aria-label=${`${title} by step: ${newest}`}></div></figure>`;
+  return html`<figure class="chart"><figcaption>${title}</figcaption><div ref=${place} role="img"
+    aria-label=${`${title} by step: ${newest}`}></div></figure>`;
 }

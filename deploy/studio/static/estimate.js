@@ -16,17 +16,29 @@ export function Estimate({ config, valid }) {
     const later = setTimeout(() => post("trainings/estimate", asked).then(answer => { if (!old) { set(answer); setProblem(null); } }, error => { if (!old) { set(null); setProblem(error); } }), REST);
     return () => { old = true; clearTimeout(later); };
   }, [config, valid, hardware, dollars, share]);
-  return html`<section aria-label="Estimate" aria-live="polite"><div class="filters"><label><span class="muted">on</span> <select value=${hardware} onChange=${event => setHardware(event.target.value)}>${CARDS.map(one => html`<option>${one}</option>`)}</select></label>
-      <label><span class="muted">$ an hour</span> <input size="5" inputmode="decimal" placeholder="usual" value=${dollars} onInput=${event => setDollars(event.target.value)} /></label>
-      <label><span class="muted">utilisation</span> <input size="4" inputmode="decimal" placeholder="0.4" value=${share} onInput=${event => setShare(event.target.value)} /></label></div>
+  return html`<section aria-label="Estimate" aria-live="polite"><div class="filters"><label><span class="muted">on</span> <select
+    value=${hardware} onChange=${event => setHardware(event.target.value)}>${CARDS.map(one => html`<option>${one}</option>`)}</select>
+    </label>
+      <label><span class="muted">$ an hour</span> <input size="5" inputmode="decimal" placeholder="usual" value=${dollars}
+        onInput=${event => setDollars(event.target.value)} /></label>
+      <label><span class="muted">utilisation</span> <input size="4" inputmode="decimal" placeholder="0.4" value=${share}
+        onInput=${event => setShare(event.target.value)} /></label></div>
     ${!valid && html`<p class="muted">Time, cost and memory are estimated once every field is valid.</p>`}
     ${problem && html`<p class="wrong sentences">${problem.message}</p>`}
-    ${found && html`<dl class="figures"><div><dt class="muted">trainings</dt><dd>${count(found.trainings)}</dd></div><div><dt class="muted">accelerator time</dt><dd>${hours(found.hours)}</dd></div>
-        <div><dt class="muted">cost</dt><dd>${price(found.price)}</dd></div><div><dt class="muted">kept</dt><dd>${bytes(found.kept_bytes)}</dd></div>
+    ${found && html`<dl class="figures"><div><dt class="muted">trainings</dt><dd>${count(found.trainings)}</dd></div><div><dt
+      class="muted">accelerator time</dt><dd>${hours(found.hours)}</dd></div>
+        <div><dt class="muted">cost</dt><dd>${price(found.price)}</dd></div><div><dt class="muted">kept</dt><dd>
+          ${bytes(found.kept_bytes)}</dd></div>
         <div><dt class="muted">most memory</dt><dd>${bytes(Math.max(0, ...found.memory.map(one => one.bytes)))}</dd></div></dl>
-      <details><summary>By stage and process</summary><div class="scroll" tabindex="0" role="region" aria-label="Stages, a table"><table><thead><tr><th scope="col">Stage</th><th scope="col" class="n">Tokens</th><th scope="col" class="n">FLOP</th><th scope="col" class="n">Time</th><th scope="col" class="n">Cost</th></tr></thead>
-        <tbody>${found.stages.map(one => html`<tr><th scope="row">${one.name}</th><td class="n">${count(one.tokens)}</td><td class="n">${number(one.flops, 3)}</td><td class="n">${hours(one.hours)}</td><td class="n">${price(one.price)}</td></tr>`)}</tbody></table></div>
-        <dl class="pairs">${found.memory.map(one => html`<div><dt>${one.process}</dt><dd title=${Object.entries(one.parts).map(([name, part]) => `${name}: ${bytes(part)}`).join("\n")}>${bytes(one.bytes)}</dd></div>`)}
-        ${Object.entries(found.facts).map(([name, fact]) => html`<div><dt>${name}</dt><dd>${fact}</dd></div>`)}</dl><p class="muted">${found.hardware}</p></details>
+      <details><summary>By stage and process</summary><div class="scroll" tabindex="0" role="region" aria-label="Stages, a table"><table>
+        <thead><tr><th scope="col">Stage</th><th scope="col" class="n">Tokens</th><th scope="col" class="n">FLOP</th><th scope="col"
+        class="n">Time</th><th scope="col" class="n">Cost</th></tr></thead>
+        <tbody>${found.stages.map(one => html`<tr><th scope="row">${one.name}</th><td class="n">${count(one.tokens)}</td><td class="n">
+          ${number(one.flops, 3)}</td><td class="n">${hours(one.hours)}</td><td class="n">${price(one.price)}</td></tr>`)}</tbody></table>
+          </div>
+        <dl class="pairs">${found.memory.map(one => html`<div><dt>${one.process}</dt><dd
+          title=${Object.entries(one.parts).map(([name, part]) => `${name}: ${bytes(part)}`).join("\n")}>${bytes(one.bytes)}</dd></div>`)}
+        ${Object.entries(found.facts).map(([name, fact]) => html`<div><dt>${name}</dt><dd>${fact}</dd></div>`)}</dl><p class="muted">
+          ${found.hardware}</p></details>
       <${Command}>${found.command}<//>`}</section>`;
 }

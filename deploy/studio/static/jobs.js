@@ -20,8 +20,10 @@ export function useJob(started, hear) {
 export function Job({ job, problem, what }) {
   if (!job) return null;
   const percent = job.state === "completed" ? 100 : job.total ? 100 * job.done / job.total : undefined;
-  return html`<section aria-label=${what}><div class="progress wide">${job.state === "running" && html`<${Bar} percent=${percent} label=${what} />`}
+  return html`<section aria-label=${what}><div class="progress wide">
+    ${job.state === "running" && html`<${Bar} percent=${percent} label=${what} />`}
     <span role="status" class=${job.state}>${what}: ${job.state}${job.total ? `, ${job.done} of ${job.total}` : ""}</span></div>
-    ${job.reason && html`<p class="wrong sentences" role="alert">${job.reason}</p>`}${problem && html`<p class="wrong sentences" role="alert">${problem.message}</p>`}
+    ${job.reason && html`<p class="wrong sentences" role="alert">${job.reason}</p>`}${problem && html`<p
+      class="wrong sentences" role="alert">${problem.message}</p>`}
     ${job.command && html`<${Command}>${job.command}<//>`}</section>`;
 }

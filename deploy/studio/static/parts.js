@@ -54,7 +54,8 @@ export function Notices() {
   const [list, set] = useState(notices.list);
   notices.show = set;
   return html`<div class="notices" role="status" aria-live="polite">${list.map(one => html`<div key=${one.id} class=${`notice ${one.kind}`}>
-    <span class="sentences">${one.text}</span><button type="button" class="plain" aria-label="Close the notice" onClick=${one.close}>×</button></div>`)}</div>`;
+    <span class="sentences">${one.text}</span><button type="button" class="plain" aria-label="Close the notice"
+      onClick=${one.close}>×</button></div>`)}</div>`;
 }
 
 // Does something, and shows as a notice what came of it.
@@ -83,7 +84,8 @@ export async function copy(text) {
   notice("Copied.");
 }
 
-export const Copy = ({ text, label = "Copy" }) => html`<button type="button" onClick=${() => copy(typeof text === "function" ? text() : text)}>${label}</button>`;
+export const Copy = ({ text, label = "Copy" }) => html`<button type="button"
+  onClick=${() => copy(typeof text === "function" ? text() : text)}>${label}</button>`;
 
 // The command line that does the same.
 export const Command = ({ children, label = "The same on the command line" }) => html`<div class="command" role="group" aria-label=${label}>

@@ -52,23 +52,36 @@ export function Scatter({ points, name }) {
   const toggle = group => hide(before => { const after = new Set(before); if (!after.delete(group)) after.add(group); return after; });
   const missing = points.length - points.filter(point => point.l0 !== null && point[error] !== null).length;
   return html`<section aria-label="L0 against quality"><div class="heading"><h2>L0 against ${ERRORS[error]}</h2>
-    <label><span class="muted">Quality</span> <select value=${error} onChange=${event => setError(event.target.value)}>${Object.entries(ERRORS).map(([key, title]) => html`<option value=${key}>${title}</option>`)}</select></label>
+    <label><span class="muted">Quality</span> <select value=${error} onChange=${event => setError(event.target.value)}>
+      ${Object.entries(ERRORS).map(([key, title]) => html`<option value=${key}>${title}</option>`)}</select></label>
     <label><input type="checkbox" checked=${logarithmic} onChange=${event => setLogarithmic(event.target.checked)} /> logarithmic</label>
-    <div class="group" role="group" aria-label="Download"><button type="button" onClick=${() => download(`${name}.csv`, csv(points), "text/csv")}>CSV</button>
-      <button type="button" disabled=${!shown.length} onClick=${() => download(`${name}.svg`, standalone(picture.current), "image/svg+xml")}>SVG</button>
+    <div class="group" role="group" aria-label="Download"><button type="button"
+      onClick=${() => download(`${name}.csv`, csv(points), "text/csv")}>CSV</button>
+      <button type="button" disabled=${!shown.length}
+        onClick=${() => download(`${name}.svg`, standalone(picture.current), "image/svg+xml")}>SVG</button>
       <button type="button" disabled=${!shown.length} onClick=${() => png(picture.current, `${name}.png`)}>PNG</button></div></div>
-    ${!shown.length ? html`<p class="muted">${points.length ? `No point has both L0 and ${ERRORS[error]} yet.` : "This sweep has no trainings yet."}</p>` : html`
-    <svg ref=${picture} class="scatter" viewBox=${`0 0 ${WIDE} ${HIGH}`} role="group" aria-label=${`Scatter of L0 against ${ERRORS[error]}, ${shown.length} trainings; each point is a link to its training`}>
-      ${marks(x.low, x.high, logarithmic).map(mark => html`<g class="axis"><line x1=${x.at(mark)} x2=${x.at(mark)} y1=${TOP} y2=${HIGH - BOTTOM} /><text x=${x.at(mark)} y=${HIGH - BOTTOM + 17} text-anchor="middle">${number(mark)}</text></g>`)}
-      ${marks(y.low, y.high, high).map(mark => html`<g class="axis"><line x1=${LEFT} x2=${WIDE - RIGHT} y1=${y.at(mark)} y2=${y.at(mark)} /><text x=${LEFT - 7} y=${y.at(mark) + 4} text-anchor="end">${number(mark)}</text></g>`)}
+    ${!shown.length ? html`<p class="muted">
+      ${points.length ? `No point has both L0 and ${ERRORS[error]} yet.` : "This sweep has no trainings yet."}</p>` : html`
+    <svg ref=${picture} class="scatter" viewBox=${`0 0 ${WIDE} ${HIGH}`} role="group"
+      aria-label=${`Scatter of L0 against ${ERRORS[error]}, ${shown.length} trainings; each point is a link to its training`}>
+      ${marks(x.low, x.high, logarithmic).map(mark => html`<g class="axis">
+        <line x1=${x.at(mark)} x2=${x.at(mark)} y1=${TOP} y2=${HIGH - BOTTOM} />
+        <text x=${x.at(mark)} y=${HIGH - BOTTOM + 17} text-anchor="middle">${number(mark)}</text></g>`)}
+      ${marks(y.low, y.high, high).map(mark => html`<g class="axis"><line x1=${LEFT} x2=${WIDE - RIGHT} y1=${y.at(mark)} y2=${y.at(mark)} />
+        <text x=${LEFT - 7} y=${y.at(mark) + 4} text-anchor="end">${number(mark)}</text></g>`)}
       <text class="name" x=${(LEFT + WIDE - RIGHT) / 2} y=${HIGH - 8} text-anchor="middle">L0</text>
       <text class="name" transform=${`translate(14 ${(TOP + HIGH - BOTTOM) / 2}) rotate(-90)`} text-anchor="middle">${ERRORS[error]}</text>
-      ${groups.filter(group => !hidden.has(group)).map(group => html`<path class="pareto" style=${{ stroke: `var(${look(group).colour})` }} d=${line(shown.filter(point => point.group === group && point[`pareto_${error}`]), x, y, error)} />`)}
-      ${shown.map(point => html`<a key=${point.id} href=${link(`training/${encodeURIComponent(point.id)}`)} aria-label=${says(point, error)}>
+      ${groups.filter(group => !hidden.has(group)).map(group => html`<path
+        class="pareto" style=${{ stroke: `var(${look(group).colour})` }} d=${line(shown.filter(point => point.group === group && point[`pareto_${error}`]), x, y, error)} />`)}
+      ${shown.map(point => html`<a key=${point.id} href=${link(`training/${encodeURIComponent(point.id)}`)}
+        aria-label=${says(point, error)}>
         <path class=${`point ${point.measured ? "" : "unmeasured"}`} style=${{ fill: point.measured ? `var(${look(point.group).colour})` : "var(--paper)", stroke: `var(${look(point.group).colour})` }}
-          transform=${`translate(${x.at(point.l0).toFixed(1)} ${y.at(point[error]).toFixed(1)})`} d=${look(point.group).shape}><title>${says(point, error)}</title></path></a>`)}</svg>`}
-    <div class="legend" role="group" aria-label="Groups">${groups.map(group => html`<button type="button" class="plain" aria-pressed=${hidden.has(group) ? "false" : "true"} onClick=${() => toggle(group)}>
-      <svg viewBox="-8 -8 16 16" aria-hidden="true"><path style=${{ fill: hidden.has(group) ? "none" : `var(${look(group).colour})`, stroke: `var(${look(group).colour})` }} d=${look(group).shape} /></svg>${group}</button>`)}</div>
+          transform=${`translate(${x.at(point.l0).toFixed(1)} ${y.at(point[error]).toFixed(1)})`} d=${look(point.group).shape}><title>
+            ${says(point, error)}</title></path></a>`)}</svg>`}
+    <div class="legend" role="group" aria-label="Groups">${groups.map(group => html`<button type="button" class="plain"
+      aria-pressed=${hidden.has(group) ? "false" : "true"} onClick=${() => toggle(group)}>
+      <svg viewBox="-8 -8 16 16" aria-hidden="true">
+        <path style=${{ fill: hidden.has(group) ? "none" : `var(${look(group).colour})`, stroke: `var(${look(group).colour})` }} d=${look(group).shape} /></svg>${group}</button>`)}</div>
     <p class="muted">The line joins the trainings of a group that no other beats in both. Hollow points are not evaluated: their figures are of the training.
       ${missing > 0 ? ` ${missing} of ${points.length} have no ${ERRORS[error]} yet.` : ""}</p></section>`;
 }

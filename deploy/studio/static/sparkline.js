@@ -21,4 +21,5 @@ export function path(steps, values) {
 
 export const Sparkline = ({ title, series, value, shown = number }) => html`<div class="spark">
   <span class="muted">${title}</span><b>${shown(value)}</b>
-  <svg viewBox=${`0 0 ${WIDE} ${HIGH}`} preserveAspectRatio="none" aria-hidden="true">${series && html`<path d=${path(series.steps, series.values)} />`}</svg></div>`;
+  <svg viewBox=${`0 0 ${WIDE} ${HIGH}`} preserveAspectRatio="none" aria-hidden="true">
+    ${series && html`<path d=${path(series.steps, series.values)} />`}</svg></div>`;

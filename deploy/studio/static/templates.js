@@ -23,25 +23,33 @@ export function Templates({ about }) {
   };
   return html`<h1 class="title">Training templates</h1>
     <div class="buttons"><button type="button" onClick=${() => save()}>Export your own</button>
-      ${writes && html`<button type="button" onClick=${() => file.current.click()}>Import…</button><input ref=${file} type="file" hidden accept="application/json,.json" aria-label="A file of templates" onChange=${take} />
-      <label><input type="checkbox" checked=${replace} onChange=${event => setReplace(event.target.checked)} /> replace those of the same name</label>`}</div>
+      ${writes && html`<button type="button" onClick=${() => file.current.click()}>Import…</button>
+        <input ref=${file} type="file" hidden accept="application/json,.json" aria-label="A file of templates" onChange=${take} />
+      <label><input type="checkbox" checked=${replace}
+        onChange=${event => setReplace(event.target.checked)} /> replace those of the same name</label>`}</div>
     ${problem && html`<${Wrong} problem=${problem} again=${again} />`}${!list && !problem && html`<${Loading} what="templates" />`}
     ${list && !list.length && html`<${Empty}><p>There is no template yet: the form that starts trainings saves one.</p><//>`}
     ${list && html`<ul class="tiles">${list.map(one => html`<li class="card" key=${one.name}><header>
-      <button type="button" class="plain star" aria-pressed=${one.favourite ? "true" : "false"} aria-label=${`${one.name} is a favourite`} disabled=${!writes} onClick=${() => then(() => patch(at(one.name), { favourite: !one.favourite }))}>${one.favourite ? "★" : "☆"}</button>
+      <button type="button" class="plain star" aria-pressed=${one.favourite ? "true" : "false"} aria-label=${`${one.name} is a favourite`}
+        disabled=${!writes} onClick=${() => then(() => patch(at(one.name), { favourite: !one.favourite }))}>
+        ${one.favourite ? "★" : "☆"}</button>
       <h2>${one.name}</h2><span class="muted">${one.own ? "" : "comes with Scopemill"}</span></header>
       <p class="muted">${one.description || "No description."}</p><p class="muted">used ${one.uses} ${one.uses === 1 ? "time" : "times"}</p>
       <details><summary>Content</summary><pre class="log" tabindex="0">${JSON.stringify(one.config, null, 2)}</pre></details>
-      <div class="buttons">${writes && html`<a class="button" href=${link("new", { template: one.name })}>Use</a><${Ask} title="Duplicate" label="Name of the copy" value=${`${one.name}-copy`} done=${name => then(() => post(at(one.name, "/duplicate"), { name }))} />`}
+      <div class="buttons">${writes && html`<a class="button" href=${link("new", { template: one.name })}>Use</a><${Ask}
+        title="Duplicate" label="Name of the copy"
+        value=${`${one.name}-copy`} done=${name => then(() => post(at(one.name, "/duplicate"), { name }))} />`}
         <button type="button" onClick=${() => save(one.name)}>Export</button>
-        ${writes && one.own && html`<button type="button" class="danger" onClick=${async () => await confirm({ title: `Delete template ${one.name}?`, text: "Trainings that were started from it stay as they are.", action: "Delete" }) && then(() => remove(at(one.name)))}>Delete…</button>`}</div></li>`)}</ul>`}`;
+        ${writes && one.own && html`<button type="button" class="danger"
+          onClick=${async () => await confirm({ title: `Delete template ${one.name}?`, text: "Trainings that were started from it stay as they are.", action: "Delete" }) && then(() => remove(at(one.name)))}>Delete…</button>`}</div></li>`)}</ul>`}`;
 }
 
 // A button that asks for one line of text.
 function Ask({ title, label, value, done }) {
   const [open, set] = useState(false);
   if (!open) return html`<button type="button" onClick=${() => set(true)}>${title}</button>`;
-  return html`<form class="inline" onSubmit=${event => { event.preventDefault(); set(false); done(event.target.text.value.trim()); }}><input name="text" aria-label=${label} defaultValue=${value} required autofocus /><button>OK</button>
+  return html`<form class="inline" onSubmit=${event => { event.preventDefault(); set(false); done(event.target.text.value.trim()); }}>
+    <input name="text" aria-label=${label} defaultValue=${value} required autofocus /><button>OK</button>
     <button type="button" class="plain" onClick=${() => set(false)}>Cancel</button></form>`;
 }
 
@@ -53,7 +61,9 @@ export function SaveTemplate({ config }) {
     if (await attempt(() => post("training-templates", { name: name.trim(), description, config: rest }), found => `Saved template ${found.name}.`)) set(false);
   };
   if (!open) return html`<button type="button" onClick=${() => set(true)}>Save as template…</button>`;
-  return html`<fieldset class="inputs"><legend>Save as template</legend><label>Name <input value=${name} autofocus onInput=${event => setName(event.target.value)} /></label>
+  return html`<fieldset class="inputs"><legend>Save as template</legend><label>Name <input value=${name} autofocus
+    onInput=${event => setName(event.target.value)} /></label>
     <label>Description <input value=${description} onInput=${event => describe(event.target.value)} /></label>
-    <div class="buttons"><button type="button" disabled=${!name.trim()} onClick=${save}>Save</button><button type="button" class="plain" onClick=${() => set(false)}>Cancel</button></div></fieldset>`;
+    <div class="buttons"><button type="button" disabled=${!name.trim()} onClick=${save}>Save</button><button type="button" class="plain"
+      onClick=${() => set(false)}>Cancel</button></div></fieldset>`;
 }

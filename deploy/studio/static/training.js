@@ -22,12 +22,14 @@ export function Training({ rest: [id], about }) {
     } else if (event === "checkpoint") setTurn(now => now + 1);
     else reload();
   });
-  if (!one) return loaded.problem ? html`<h1 class="title">Training</h1><${Wrong} problem=${loaded.problem} again=${loaded.again} />` : html`<${Loading} what="the training" />`;
+  if (!one) return loaded.problem ? html`<h1 class="title">Training</h1>
+    <${Wrong} problem=${loaded.problem} again=${loaded.again} />` : html`<${Loading} what="the training" />`;
   const run = async action => {
     const asked = await act(action, id, one.name, about);
     if (asked && action === "delete") go("trainings"); else if (asked) reload();
   };
-  return html`<nav class="crumbs" aria-label="Where this is"><a href=${link("trainings")}>Trainings</a> / <a href=${link(`sweep/${encodeURIComponent(one.sweep)}`)}>${one.sweep}</a></nav>
+  return html`<nav class="crumbs" aria-label="Where this is"><a href=${link("trainings")}>Trainings</a> / <a
+    href=${link(`sweep/${encodeURIComponent(one.sweep)}`)}>${one.sweep}</a></nav>
     <h1 class="title">${one.name} <${State} state=${one.state} reason=${one.reason} /></h1>
     <p class="muted">${[one.model, facts(one), one.path].join(" · ")}</p>
     ${one.reason && html`<p class=${one.state === "failed" ? "wrong sentences" : "sentences"}>${one.reason}</p>`}
@@ -35,7 +37,8 @@ export function Training({ rest: [id], about }) {
     <div class="progress wide"><${Bar} percent=${one.progress.progress_pct} label="Progress" />
       <span class="muted">step ${count(one.progress.step)} of ${count(one.progress.steps)} · ${percent(one.progress.progress_pct)}
         ${one.state === "running" && one.progress.eta !== null ? ` · ${duration(one.progress.eta)} left` : ""}
-        ${one.progress.steps_per_second && one.state === "running" ? ` · ${number(one.progress.steps_per_second, 3)} steps/s` : ""}</span></div>
+        ${one.progress.steps_per_second && one.state === "running" ? ` · ${number(one.progress.steps_per_second, 3)} steps/s` : ""}</span>
+          </div>
     <${Actions} one=${one} run=${run} about=${about} />
     <${Curves} id=${id} step=${one.progress.step} />
     <${Quality} one=${one} about=${about} after=${reload} />
@@ -52,9 +55,11 @@ function Actions({ one, run, about }) {
     ${one.state === "completed" && !about?.read_only && html`<a class="button" href=${link("steer", { sae: one.path })}>Steer</a>`}
     ${!about?.read_only && html`<a class="button" href=${link("new", { like: one.id })}>Start one like it</a>`}
     ${can("delete") && html`<button type="button" class="danger" onClick=${() => run("delete")}>Delete…</button>`}
-    ${one.asked.length > 0 && html`<span class="muted" role="status">asked to ${one.asked.join(", ")}; its driver carries it out</span>`}</div>
+    ${one.asked.length > 0 && html`<span
+      class="muted" role="status">asked to ${one.asked.join(", ")}; its driver carries it out</span>`}</div>
     <details><summary>The same on the command line</summary><${Command} label="the whole sweep">${one.command}<//>
-      ${["stop", "retry", "delete"].filter(action => CAN[action].includes(one.state)).map(action => html`<${Command} label=${action}>${command(about, action, [one.id])}<//>`)}</details></section>`;
+      ${["stop", "retry", "delete"].filter(action => CAN[action].includes(one.state)).map(action => html`<${Command} label=${action}>
+        ${command(about, action, [one.id])}<//>`)}</details></section>`;
 }
 
 // All curves, read once and then only what is new.
@@ -84,7 +89,8 @@ function Curves({ id, step }) {
   return html`<section aria-label="Curves"><div class="heading"><h2>Curves</h2>
     <label><input type="checkbox" checked=${logarithmic} onChange=${event => setLogarithmic(event.target.checked)} /> logarithmic</label>
     <label><input type="checkbox" checked=${all} onChange=${event => showAll(event.target.checked)} /> every column</label></div>
-    <div class="charts">${shown.map(([name, lines]) => html`<${Chart} key=${name} title=${MAIN[name] ?? name.replaceAll("_", " ")} lines=${lines}
+    <div class="charts">${shown.map(([name, lines]) => html`<${Chart} key=${name}
+      title=${MAIN[name] ?? name.replaceAll("_", " ")} lines=${lines}
       logarithmic=${logarithmic && lines[0].values.every(value => value === null || value > 0)} />`)}</div></section>`;
 }
 
@@ -98,12 +104,17 @@ function Quality({ one, about, after }) {
     if (found) { setAnswer(found); after(); }
   };
   return html`<section aria-label="Evaluation"><h2>Evaluation</h2>
-    ${one.quality ? html`<dl class="figures">${Object.entries(QUALITY).map(([name, title]) => html`<div><dt class="muted">${title}</dt><dd>${number(one.quality[name])}</dd></div>`)}</dl>
-      <p class="muted">Measured on held-out text, of the checkpoint at step ${count(one.quality.step)}.</p>` : html`<p class="muted">Not evaluated yet.</p>`}
-    ${!about?.read_only && html`<form class="inline" onSubmit=${evaluate}><label>Metrics <input value=${names} placeholder="all that the sweep asks for" onInput=${event => setNames(event.target.value)} /></label>
+    ${one.quality ? html`<dl class="figures">${Object.entries(QUALITY).map(([name, title]) => html`<div><dt class="muted">${title}</dt><dd>
+      ${number(one.quality[name])}</dd></div>`)}</dl>
+      <p class="muted">Measured on held-out text, of the checkpoint at step ${count(one.quality.step)}.</p>` : html`<p
+        class="muted">Not evaluated yet.</p>`}
+    ${!about?.read_only && html`<form class="inline" onSubmit=${evaluate}><label>Metrics <input value=${names}
+      placeholder="all that the sweep asks for" onInput=${event => setNames(event.target.value)} /></label>
       <button>Evaluate</button></form><${Command}>${command(about, "evaluate", [one.id])}<//>`}
-    ${answer && html`<div role="status"><p>${answer.cached ? "All of them were measured already." : answer.request ? `Asked: ${answer.request.driver}` : ""}</p>
-      <dl class="figures">${Object.entries(answer.metrics).map(([name, one]) => html`<div><dt class="muted">${name}</dt><dd>${value(one)}</dd></div>`)}</dl></div>`}</section>`;
+    ${answer && html`<div role="status"><p>
+      ${answer.cached ? "All of them were measured already." : answer.request ? `Asked: ${answer.request.driver}` : ""}</p>
+      <dl class="figures">${Object.entries(answer.metrics).map(([name, one]) => html`<div><dt class="muted">${name}</dt><dd>
+        ${value(one)}</dd></div>`)}</dl></div>`}</section>`;
 }
 
 function Checkpoints({ id, turn }) {
@@ -111,10 +122,14 @@ function Checkpoints({ id, turn }) {
   return html`<section aria-label="Checkpoints"><h2>Checkpoints</h2>
     ${problem && html`<${Wrong} problem=${problem} again=${again} />`}
     ${found && !found.items.length && html`<p class="muted">None is written yet.</p>`}
-    ${found?.items.length > 0 && html`<div class="scroll" tabindex="0" role="region" aria-label="Checkpoints, a table"><table><thead><tr><th scope="col" class="n">Step</th><th scope="col">Resumable</th>
-      <th scope="col" class="n">L0</th><th scope="col" class="n">FVU</th><th scope="col" class="n">Delta loss</th><th scope="col">Path</th></tr></thead>
-      <tbody>${[...found.items].reverse().map(one => html`<tr><td class="n">${count(one.step)}</td><td>${one.resumable ? "yes" : "weights only"}</td>
-        <td class="n">${number(one.quality?.l0)}</td><td class="n">${number(one.quality?.fvu)}</td><td class="n">${number(one.quality?.delta_loss)}</td><td><code>${one.path}</code></td></tr>`)}</tbody></table></div>`}</section>`;
+    ${found?.items.length > 0 && html`<div class="scroll" tabindex="0" role="region" aria-label="Checkpoints, a table"><table><thead><tr>
+      <th scope="col" class="n">Step</th><th scope="col">Resumable</th>
+      <th scope="col" class="n">L0</th><th scope="col" class="n">FVU</th><th scope="col" class="n">Delta loss</th><th scope="col">Path</th>
+        </tr></thead>
+      <tbody>${[...found.items].reverse().map(one => html`<tr><td class="n">${count(one.step)}</td><td>
+        ${one.resumable ? "yes" : "weights only"}</td>
+        <td class="n">${number(one.quality?.l0)}</td><td class="n">${number(one.quality?.fvu)}</td><td class="n">
+          ${number(one.quality?.delta_loss)}</td><td><code>${one.path}</code></td></tr>`)}</tbody></table></div>`}</section>`;
 }
 
 function Hyperparameters({ config }) {
@@ -122,7 +137,8 @@ function Hyperparameters({ config }) {
   if (!config) return null;
   const rows = Object.entries(config).filter(([name]) => name.includes(text.trim().toLowerCase()));
   return html`<section aria-label="Hyperparameters"><div class="heading"><h2>Hyperparameters</h2>
-    <label>Find <input type="search" value=${text} onInput=${event => find(event.target.value)} /></label><${Copy} text=${() => JSON.stringify(config, null, 2)} label="Copy as JSON" /></div>
+    <label>Find <input type="search" value=${text} onInput=${event => find(event.target.value)} /></label>
+      <${Copy} text=${() => JSON.stringify(config, null, 2)} label="Copy as JSON" /></div>
     <dl class="pairs">${rows.map(([name, one]) => html`<div key=${name}><dt>${name}</dt><dd><code>${value(one)}</code></dd></div>`)}</dl>
     ${!rows.length && html`<p class="muted">No hyperparameter has this in its name.</p>`}</section>`;
 }

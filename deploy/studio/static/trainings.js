@@ -89,7 +89,8 @@ export function Trainings({ parameters, about }) {
     ${pages.total > 0 && html`<${VirtualList} count=${pages.total} height=${Entry === Row ? 62 : 208} least=${Entry === Row ? Infinity : 320} label="Trainings"
       seen=${pages.seen} show=${index => {
         const one = pages.item(index);
-        return one ? html`<${Entry} key=${one.id} training=${one} chosen=${chosen.has(one.id)} toggle=${toggle} />` : html`<div class="card waiting" />`;
+        return one ? html`<${Entry} key=${one.id} training=${one} chosen=${chosen.has(one.id)} toggle=${toggle} />` : html`<div
+          class="card waiting" />`;
       }} />`}`;
 }
 
@@ -109,15 +110,20 @@ function Filters({ fields, counts, set, layout, arrange }) {
   useEffect(() => type(fields.text), [fields.text]);
   const toggle = state => set({ state: (fields.state.includes(state) ? fields.state.filter(one => one !== state) : [...fields.state, state]).join() });
   return html`<search class="filters" aria-label="Filter the trainings">
-    <label class="grow"><span class="muted">Find</span> <input type="search" value=${text} placeholder="name, sweep or model" onInput=${event => type(event.target.value)} /></label>
+    <label class="grow"><span class="muted">Find</span> <input type="search" value=${text} placeholder="name, sweep or model"
+      onInput=${event => type(event.target.value)} /></label>
     <div class="group" role="group" aria-label="States">${STATES.map(state => html`<button type="button" class=${`chip ${state}`}
-      aria-pressed=${fields.state.includes(state) ? "true" : "false"} onClick=${() => toggle(state)}>${state} <span class="muted">${counts[state] ?? 0}</span></button>`)}</div>
-    ${fields.sweep && html`<button type="button" class="chip" onClick=${() => set({ sweep: "" })} aria-label=${`Show all sweeps, not only ${fields.sweep}`}>sweep ${fields.sweep} ×</button>`}
+      aria-pressed=${fields.state.includes(state) ? "true" : "false"} onClick=${() => toggle(state)}>${state} <span class="muted">
+        ${counts[state] ?? 0}</span></button>`)}</div>
+    ${fields.sweep && html`<button type="button" class="chip" onClick=${() => set({ sweep: "" })}
+      aria-label=${`Show all sweeps, not only ${fields.sweep}`}>sweep ${fields.sweep} ×</button>`}
     <label><span class="muted">Sort by</span> <select value=${fields.sort} onChange=${event => set({ sort: event.target.value })}>
       ${Object.entries(SORTS).map(([name, title]) => html`<option value=${name}>${title}</option>`)}</select></label>
-    <button type="button" aria-label=${`Order: ${fields.order}; turn it round`} onClick=${() => set({ order: fields.order === "ascending" ? "descending" : "ascending" })}>
+    <button type="button" aria-label=${`Order: ${fields.order}; turn it round`}
+      onClick=${() => set({ order: fields.order === "ascending" ? "descending" : "ascending" })}>
       ${fields.order === "ascending" ? "↑" : "↓"}</button>
-    <div class="group wide-only" role="group" aria-label="Layout">${["cards", "rows"].map(name => html`<button type="button" aria-pressed=${layout === name ? "true" : "false"}
+    <div class="group wide-only" role="group" aria-label="Layout">${["cards", "rows"].map(name => html`<button type="button"
+      aria-pressed=${layout === name ? "true" : "false"}
       onClick=${() => arrange(name)}>${name}</button>`)}</div></search>`;
 }
 
