@@ -1,6 +1,6 @@
 """Measure the absorption of a sweep's SAEs, or of any SAEs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from scopemill.deploy.orchestrator.evidence import located
 from scopemill.deploy.orchestrator.matching import Matching, sampled_firings
@@ -105,10 +105,11 @@ def of_sweep(plan: SweepPlan, rows: int, reporter: Reporter) -> list[Measured]:
     """
     matching = of_finished(plan, rows)
     done, reasons = [], list[str]()
-    for way in (
+    ways: tuple[Callable[[], list[Measured]], ...] = (
         lambda: by_letters([member.folder for member in matching.members], plan.config.model, reporter),
         lambda: by_narrower(matching, reporter),
-    ):
+    )
+    for way in ways:
         try:
             done += way()
         except InputError as error:

@@ -104,7 +104,7 @@ def attribute(
     ``tokens`` and ``is_row`` are [T]. ``most`` latents and places are listed, the first ``ablated`` of each with their exact ablation.
     Raises InputError for an SAE that cannot act within one pass.
     """
-    checked = SteeredSae.of(finished, place, [Edit(sae=place, latent=0, op="ablate")])
+    checked = SteeredSae.of(finished, place, [_ablation(place, 0)])
     scaled = _Scaled(checked.sae, checked.inputs, checked.outputs, ())
     latents, gradient = _mean_gradient(lm, scaled, tokens, is_row, metric, steps)
     shares = latents * gradient
@@ -116,7 +116,7 @@ def attribute(
 
     def effect(latent: int, position: int | None) -> float:
         where = is_row if position is None else torch.arange(len(is_row)) == position
-        return clean - run(SteeredSae.of(finished, place, [Edit(sae=place, latent=latent, op="ablate")]), where)
+        return clean - run(SteeredSae.of(finished, place, [_ablation(place, latent)]), where)
 
     with torch.no_grad():
         clean = float(metric(lm.logits(tokens[None])[0].double())[0])
@@ -131,6 +131,10 @@ def attribute(
         for at, value in _largest(shares.flatten(), most, (latents > 0).flatten())
     ]
     return Attribution(clean, without, *(_with_ablation(listed, ablated, effect) for listed in (by_latent, by_place)))
+
+
+def _ablation(place: str, latent: int) -> Edit:
+    return Edit.model_validate({"sae": place, "latent": latent, "op": "ablate"})
 
 
 def _mean_gradient(

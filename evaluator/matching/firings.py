@@ -78,9 +78,9 @@ def sample_firings(source: Source, shards: Sequence[int], share: float, saes: Se
                 counts = np.diff(firings.starts.cpu().numpy())
                 latents, values = (x.cpu().numpy() for x in (firings.latents, firings.values))
                 of_sae.append((latents.astype(np.int32), np.repeat(names, counts), values.astype(np.float32)))
-    rows = np.sort(np.concatenate(drawn))
-    joined = [[np.concatenate(part) for part in zip(*of_sae, strict=True)] for of_sae in found]
-    return [Sampled(sae.sae.width, *of_sae, rows) for sae, of_sae in zip(saes, joined, strict=True)]
+    all_drawn = np.sort(np.concatenate(drawn))
+    joined = [tuple(map(np.concatenate, zip(*of_sae, strict=True))) for of_sae in found]
+    return [Sampled(sae.sae.width, latents, rows, values, all_drawn) for sae, (latents, rows, values) in zip(saes, joined, strict=True)]
 
 
 def on_common_rows(own: Sampled, other: Sampled) -> tuple[Sampled, Sampled]:
