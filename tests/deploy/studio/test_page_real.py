@@ -42,7 +42,7 @@ def test_a_sweep_is_started_watched_stopped_retried_evaluated_steered_and_delete
         page.get_by_role("button", name="Retry").click()
         page.locator("h1").get_by_text("completed", exact=True).wait_for(timeout=LONG)
         assert client.get("/trainings?sweep=clicked&state=completed&text=0.001")["items"][0]["progress"]["step"] == STEPS
-        page.get_by_text("Measured on held-out text").wait_for(timeout=LONG)
+        page.get_by_text(f"of the checkpoint at step {STEPS:,}").wait_for(timeout=LONG)
         page.get_by_role("button", name="Evaluate").click()
         page.get_by_text("All of them were measured already.").wait_for()
 
