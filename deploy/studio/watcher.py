@@ -39,13 +39,19 @@ class Watcher:
         """Watch until cancelled."""
         while True:
             await self.update()
-            at_work = any(sweep.runs or sweep.requests or sweep.note for sweep in self.trainings.snapshot.sweeps.values())
-            watched = self._hub.watched or time.monotonic() - self._asked < RECENT_SECONDS
-            pause = LOOK_SECONDS if at_work and watched else SCAN_SECONDS if watched else IDLE_SECONDS
-            try:
-                await asyncio.wait_for(self._wake.wait(), pause)
-            except TimeoutError:
-                pass
+            updated = time.monotonic()
+            while not self._wake.is_set():
+                at_work = any(sweep.runs or sweep.requests or sweep.note for sweep in self.trainings.snapshot.sweeps.values())
+                try:
+                    await asyncio.wait_for(self._wake.wait(), LOOK_SECONDS if at_work and self._watched else SCAN_SECONDS)
+                except TimeoutError:
+                    if self._watched or time.monotonic() - updated >= IDLE_SECONDS:
+                        break
+
+    @property
+    def _watched(self) -> bool:
+        """Return True while somebody looks."""
+        return self._hub.watched or time.monotonic() - self._asked < RECENT_SECONDS
 
     async def fresh(self) -> Trainings:
         """Return trainings that are not stale.

@@ -1,5 +1,6 @@
 """The REST interface over a bucket of records, on loopback."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.studio import served, write_sweep
+from support.studio import TOKEN, served, write_sweep
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from scopemill.proto.storage.bucket import Bucket
 
@@ -144,6 +147,21 @@ def test_a_bucket_that_goes_away_and_comes_back_loses_nothing(tmp_path):
         (tmp_path / "gone").rename(tmp_path / "bucket")
         assert next(message["event"] for _, message in messages) == "reachable"
         assert client.get("/about")["reachable"]
+
+
+def test_a_websocket_gets_the_same_messages_and_only_with_the_token(tmp_path):
+    bucket = Bucket(str(tmp_path / "bucket"))
+    write_sweep(bucket, "one")
+    with served(bucket.url) as client:
+        place = client.url.replace("http", "ws") + "/api/v1/ws?channels=trainings"
+        with connect(place, additional_headers={"Authorization": f"Bearer {TOKEN}"}, proxy=None) as stream:
+            client.get("/trainings")
+            write_sweep(bucket, "two", saes=1)
+            message = json.loads(stream.recv(timeout=60))
+            assert message["event"] == "changed" and message["data"]["added"] == ["two:3.resid_post:256:topk:1"] and message["id"]
+        for headers in ({}, {"Authorization": f"Bearer {TOKEN}", "Origin": "http://evil.example"}):
+            with pytest.raises(InvalidStatus), connect(place, additional_headers=headers, proxy=None):
+                pass
 
 
 def test_five_hundred_saes_are_listed_at_once(tmp_path):
