@@ -25,5 +25,5 @@ export function Job({ job, problem, what }) {
     <span role="status" class=${job.state}>${what}: ${job.state}${job.total ? `, ${job.done} of ${job.total}` : ""}</span></div>
     ${job.reason && html`<p class="wrong sentences" role="alert">${job.reason}</p>`}${problem && html`<p
       class="wrong sentences" role="alert">${problem.message}</p>`}
-    ${job.command && html`<${Command}>${job.command}<//>`}</section>`;
+    ${job.kind === "import" && html`<${Command}>${job.command}<//>`}</section>`;
 }
