@@ -22,14 +22,15 @@ MIDDLE = 32  # the L0 at which learning rates are found
 PREFIXES = [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0]
 
 REVIVED = {"auxk_coefficient": 1 / 32, "dead_after_tokens": 50_000}
-START = {"template": "quick"}
+START = {"template": "quick", "adam_beta1": 0.9, "clip_gradient": 1.0}
+KERNEL = {"bandwidth": 0.3, "initial_threshold": 0.1, "sparsity_warmup_steps": 0, "sparsity_warmup_fraction": 0.5}
 # Aux losses and thresholds of the peers count in millions of rows; they are scaled to the rows that there are.
 LENS = {"lr_warm_up_steps": 50, "lr_decay_fraction": 0.3, "dead_feature_window": 50}
 DICTIONARY = {"warmup_steps": 50, "decay_start_fraction": 0.7}
 DICTIONARY_TOPK = DICTIONARY | {"dead_after_rows": 50_000, "threshold_start_step_fraction": 0.3, "threshold_beta": 0.99}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     OURS: {
-        "jumprelu": START,
+        "jumprelu": START | KERNEL,
         "topk": START | REVIVED,
         "batchtopk": START | REVIVED,
         "matryoshka": START | REVIVED,
@@ -47,11 +48,12 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "matryoshka": DICTIONARY_TOPK | {"group_fractions": [1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2]},
     },
 }
-RATES = {OURS: (1e-3, 3e-3, 1e-2), SAE_LENS: (1e-3, 3e-3, 1e-2), DICTIONARIES: (1e-3, 3e-3, 1e-2)}
+RATES = dict.fromkeys(PACKAGES, (3e-3, 1e-2, 2e-2))
 # What each package is told so that JumpReLU's L0 comes near 8, 16, 32, 64, 128: coefficients of the L0 penalty, for rows with
 # E||x||^2 = 1, or L0 itself.
 COEFFICIENTS = (1.5e-2, 6e-3, 2.5e-3, 1e-3, 3e-4)
-JUMPRELU = {OURS: COEFFICIENTS, SAE_LENS: COEFFICIENTS, DICTIONARIES: L0S}
+OUR_COEFFICIENTS = (4e-3, 1.5e-3, 4e-4, 1e-4, 2.5e-5)  # smaller, since a wider kernel moves thresholds further
+JUMPRELU = {OURS: OUR_COEFFICIENTS, SAE_LENS: COEFFICIENTS, DICTIONARIES: L0S}
 
 
 @dataclass(frozen=True)
