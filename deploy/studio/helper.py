@@ -54,9 +54,12 @@ class Helper:
             why = ", for want of memory perhaps" if code == -9 else ""
             raise ScopemillError(f"{self._what} ended with exit code {code}{why}; it is started again at its next use")
 
-    def close(self) -> None:
-        """End the process, if it was started."""
+    async def close(self) -> None:
+        """End the process, if it was started, and wait: its pipes must not outlive the event loop."""
+        process = self._process
         self._end()
+        if process:
+            await process.wait()
 
     async def _started(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:

@@ -62,7 +62,7 @@ class Studio:
         """End what the service alone does; sweeps go on."""
         self.jobs.cancel()
         for helper in (self.planner, self.importer, self.inference):
-            helper.close()
+            await helper.close()
 
 
 def studio_of(request: Request = None, websocket: WebSocket = None) -> Studio:  # type: ignore[assignment]
