@@ -21,6 +21,18 @@ def f1(predicted: np.ndarray, expected: np.ndarray) -> float:
     return 2 * right / (int(predicted.sum()) + int(expected.sum())) if right else 0.0
 
 
+def best_threshold(margins: np.ndarray, targets: np.ndarray) -> float:
+    """Return the least margin [n] to predict a target at, so that F1 is largest.
+
+    Zero would do for targets that are half of all rows; of rarer ones a probe on few latents would predict none.
+    """
+    order = np.argsort(-margins, kind="stable")
+    falling = margins[order]
+    scores = 2 * np.cumsum(targets[order]) / (np.arange(1, len(order) + 1) + targets.sum())
+    last_of_equals = np.append(falling[1:] < falling[:-1], True)
+    return float(falling[np.argmax(np.where(last_of_equals, scores, -1.0))])
+
+
 def grown(score: Callable[[int], float]) -> int:
     """Return how many latents to take: while the next gains more than `GAIN`."""
     k, best = 1, score(1)
@@ -33,7 +45,7 @@ def by_probe(latents: sparse.csr_array, targets: np.ndarray, is_test: np.ndarray
     """Return the main latents of a target and their probe's F1 on the test rows.
 
     Latents [n, F] are ordered by the difference of their mean on and off the target over the training rows; a logistic probe sees the first
-    k. A latent that fires less for the target is none of it.
+    k and predicts at the threshold of `best_threshold`. A latent that fires less for the target is none of it.
     """
     weights = np.where(targets, 1 / targets[~is_test].sum(), -1 / (~targets)[~is_test].sum()) * ~is_test
     difference = latents.T @ weights
@@ -47,7 +59,9 @@ def by_probe(latents: sparse.csr_array, targets: np.ndarray, is_test: np.ndarray
             return -np.inf
         x = latents[:, order[:k]].toarray()
         train, test = standardized(x[~is_test], x[is_test])
-        scores[k] = f1(fitted(train, targets[~is_test], PENALTY).decision_function(test) > 0, targets[is_test])
+        probe = fitted(train, targets[~is_test], PENALTY)
+        least = best_threshold(probe.decision_function(train), targets[~is_test])
+        scores[k] = f1(probe.decision_function(test) >= least, targets[is_test])
         return scores[k]
 
     k = grown(score)

@@ -1,7 +1,7 @@
 """Run the restart matrix: strike each part of a tiny sweep at its worst moments, resume, and compare every bit.
 
 ``python tests/chaos/run.py`` prints the matrix and fails unless every row ends as the undisturbed run did; ``--short``
-runs the rows that a user meets first, and ``--only WORD`` the rows with this word in their names. No process is searched
+runs the rows that a user meets first, and ``--only PATTERN`` the rows whose names match. No process is searched
 for: `inside/sitecustomize.py` makes the process of a row kill itself at a chosen call, and the driver is a child of this
 process.
 """
@@ -10,6 +10,7 @@ import argparse
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -219,8 +220,8 @@ def matrix(short: bool, only: str) -> list[Outcome]:
 
     from scopemill.deploy.cluster.ray_cluster import local_cluster
 
-    rows = [row for row in ROWS if (row.short or not short) and only in row.name]
-    undisturbed = [row for row in unkilled.ROWS if not short and only in row.__name__]
+    rows = [row for row in ROWS if (row.short or not short) and re.search(only, row.name)]
+    undisturbed = [row for row in unkilled.ROWS if not short and re.search(only, row.__name__)]
     with tempfile.TemporaryDirectory(prefix="scopemill-chaos-") as folder:
         os.environ["SCOPEMILL_CHAOS"] = str(Path(folder, "orders"))
         Path(folder, "orders").mkdir()
@@ -254,7 +255,7 @@ def say(line: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="run only the rows of `make test`")
-    parser.add_argument("--only", default="", metavar="WORD", help="run only the rows with this word in their names")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="run only the rows whose names match")
     options = parser.parse_args()
     inherited = [str(HERE / "inside"), str(HERE.parents[1] / ".import"), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in inherited if path)

@@ -12,7 +12,7 @@ from scipy import sparse
 from support.finished_saes import finished_sae
 
 from scopemill.evaluator.absorption.letters import FEWEST_LETTERS, Words, fit_probes, measure_letters, words_of
-from scopemill.evaluator.absorption.main_latents import MOST, by_probe, by_union, f1, grown
+from scopemill.evaluator.absorption.main_latents import MOST, best_threshold, by_probe, by_union, f1, grown
 from scopemill.evaluator.absorption.measure import absorption
 from scopemill.evaluator.absorption.record import LETTERS, read_absorption, record_of, write_absorption
 from scopemill.evaluator.absorption.spelling import one_hook
@@ -120,6 +120,23 @@ def test_a_split_letter_has_several_main_latents():
     assert sorted(main) == [3, 7] and score == 1.0
     assert by_probe(sparse.csr_array(np.zeros((400, 3))), targets, is_test) == ([], 0.0)
     assert grown(lambda k: 0.5 + 0.1 * min(k, 4)) == 4 and grown(lambda k: float(k)) == MOST
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=20))
+def test_the_threshold_is_the_one_of_the_largest_f1(rows):
+    margins, targets = np.array([float(margin) for margin, _ in rows]), np.array([target for _, target in rows])
+    reached = f1(margins >= best_threshold(margins, targets), targets)
+    assert reached == max(f1(margins >= least, targets) for least in set(margins))
+
+
+def test_a_latent_of_a_rare_target_has_an_f1():
+    """At a threshold of zero a probe on this latent predicts nothing: it fires off the target more often than on it."""
+    targets = np.arange(2_000) % 26 == 0
+    rng = np.random.default_rng(0)
+    fires = targets & (rng.random(2_000) < 0.5) | ~targets & (rng.random(2_000) < 0.03)
+    latents = sparse.csr_array(np.where(fires, 1.0, 0.0)[:, None])
+    main, score = by_probe(latents, targets, np.arange(2_000) % 3 == 0)
+    assert main == [0] and score > 0.3
 
 
 def test_a_union_grows_while_it_gains():
