@@ -23,7 +23,7 @@ PREFIXES = [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0]
 
 REVIVED = {"auxk_coefficient": 1 / 32, "dead_after_tokens": 50_000}
 START = {"template": "quick", "adam_beta1": 0.9, "clip_gradient": 1.0}
-KERNEL = {"bandwidth": 0.3, "initial_threshold": 0.1, "sparsity_warmup_steps": 0, "sparsity_warmup_fraction": 0.5}
+KERNEL = {"bandwidth": 0.1, "initial_threshold": 0.1, "sparsity_warmup_steps": 0, "sparsity_warmup_fraction": 0.5}
 # Aux losses and thresholds of the peers count in millions of rows; they are scaled to the rows that there are.
 LENS = {"lr_warm_up_steps": 50, "lr_decay_fraction": 0.3, "dead_feature_window": 50}
 DICTIONARY = {"warmup_steps": 50, "decay_start_fraction": 0.7}
@@ -52,7 +52,7 @@ RATES = dict.fromkeys(PACKAGES, (3e-3, 1e-2, 2e-2))
 # What each package is told so that JumpReLU's L0 comes near 8, 16, 32, 64, 128: coefficients of the L0 penalty, for rows with
 # E||x||^2 = 1, or L0 itself.
 COEFFICIENTS = (1.5e-2, 6e-3, 2.5e-3, 1e-3, 3e-4)
-OUR_COEFFICIENTS = (4e-3, 1.5e-3, 4e-4, 1e-4, 2.5e-5)  # smaller, since a wider kernel moves thresholds further
+OUR_COEFFICIENTS = (8e-3, 4e-3, 2e-3, 8e-4, 2e-4)  # a wider kernel moves thresholds further
 JUMPRELU = {OURS: OUR_COEFFICIENTS, SAE_LENS: COEFFICIENTS, DICTIONARIES: L0S}
 
 
