@@ -76,7 +76,10 @@ class TreeEntry:
 
 
 def tree_entries(source: str) -> list[TreeEntry]:
-    """List the SAEs of a Gemma Scope tree by what their paths say. InputError if the tree cannot be listed."""
+    """List the SAEs of a Gemma Scope tree by what their paths say.
+
+    Raises InputError if the tree cannot be listed.
+    """
     return [_tree_entry(below, *generation.parse(folder)) for below, folder, generation in _folders(source)]
 
 

@@ -50,10 +50,10 @@ class Jobs:
         logging.getLogger("ray").setLevel(logging.ERROR)  # Ray would log its uploads and the sockets that it closes
 
     def submit(self, config: SweepConfig, environment: dict[str, str], installed: bool, command: str = "sweep") -> None:
-        """Start a sweep, or another command on its file, which continues from what an earlier submission committed.
+        """Start a sweep, or another command on its file.
 
-        With ``installed``, the cluster's image has Scopemill; else this process' own code is sent along. InputError if the sweep is running
-        already.
+        It continues from what an earlier submission committed. With ``installed``, the cluster's image has Scopemill; else this
+        process' own code is sent along. InputError if the sweep is running already.
         """
         earlier = self._submissions(config.name)
         if earlier and not earlier[-1].status.is_terminal():

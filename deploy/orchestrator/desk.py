@@ -1,4 +1,4 @@
-"""Keep a run in touch with the bucket: its progress goes there, and what people ask of it comes from there.
+"""Write a run's progress to the bucket, and read there what people ask of it.
 
 So a sweep can be followed and directed by everybody who reaches the bucket, wherever the run is, and no port is opened.
 """
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 
 class Desk(Onlooker):
-    """Write progress and read requests every `WRITE_SECONDS`, in a thread, for the length of a ``with``.
+    """Write progress and read requests every `WRITE_SECONDS`, in a thread.
 
-    Outside of it nothing is written and no request comes. A bucket that does not answer holds up neither training nor the run: what was
-    not written is written with the next progress.
+    It lasts for the length of a ``with``; outside of it nothing is written and no request comes. A bucket that does not answer
+    holds up neither training nor the run: what was not written is written with the next progress.
     """
 
     def __init__(self, bucket: Bucket, plan: PlanRecord):
@@ -73,9 +73,9 @@ class Desk(Onlooker):
         return list(self._requests)
 
     def carry_out(self, busy: Collection[str] = ()) -> list[Request]:
-        """Carry out what can be, while some SAEs are busy in training; return the requests that are done.
+        """Carry out the requests that can be now, and return those that are done.
 
-        Of two requests for one SAE, the later waits for the earlier.
+        SAEs that are ``busy`` are in training.         Of two requests for one SAE, the later waits for the earlier.
         """
         done, waiting = [], set[str]()
         for request in self.requests:
@@ -130,7 +130,10 @@ class Desk(Onlooker):
 
 
 def row_fields(row: Row | None) -> dict[str, float | None] | None:
-    """Return a history's row as progress holds it: a number that is not finite becomes None."""
+    """Return a history's row as progress holds it.
+
+    A number that is not finite becomes None.
+    """
     if row is None:
         return None
     return {name: value if value == value and abs(value) != float("inf") else None for name, value in asdict(row).items()}

@@ -55,7 +55,7 @@ class SweepDriver:
         return bool(work.left(others)) or ("evidence" in phases and bool(self._evidence_left(work.state)))
 
     def is_asked_again(self, phases: Collection[str]) -> bool:
-        """Carry out the requests that came last; return True if one of them has made work for these phases."""
+        """Carry out the last requests; return True if they made work for these phases."""
         self.desk.look()
         asked = {request.action for request in self.desk.requests}
         self.desk.carry_out()

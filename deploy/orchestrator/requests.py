@@ -1,7 +1,7 @@
-"""Carry out what people ask of a sweep's SAEs, on the bucket; the caller holds the sweep's lease.
+"""Carry out on the bucket what people ask of a sweep's SAEs.
 
-A request's effect is written before the request is removed, and has no further effect when written again. So a run that is killed in
-between carries it out once more, to the same end.
+The caller holds the sweep's lease. A request's effect is written before the request is removed, and has no further effect when
+written again. So a run that is killed in between carries it out once more, to the same end.
 """
 
 from collections.abc import Collection
@@ -17,9 +17,9 @@ EFFECTS: dict[str, Why] = {"stop": "stopped", "delete": "deleted"}
 
 
 def carry_out(bucket: Bucket, plan: PlanRecord, request: Request, busy: Collection[str]) -> bool:
-    """Carry out a request as far as it can be while some SAEs are ``busy`` in training; return True once it is done.
+    """Carry out a request as far as possible; return True once it is done.
 
-    An evaluation is done by the phase that evaluates, which removes the request.
+    SAEs that are ``busy`` are in training. An evaluation is done by the phase that evaluates, which removes the request.
     """
     named = [sae for sae in plan.saes if sae.name in request.saes]
     match request.action:

@@ -19,7 +19,7 @@ Outcome = Literal["waiting", "training", "finished", "stopped", "interrupted", "
 
 
 class SaeProgress(BaseModel):
-    """Describe one SAE that this run trains or has trained; numbers are those of the newest row of its history."""
+    """Describe one SAE that this run trains or has trained, by its newest row."""
 
     model_config = ConfigDict(extra="ignore")
 

@@ -98,7 +98,7 @@ def write_plan(bucket: Bucket, record: PlanRecord) -> None:
 
 
 class Submission(_Record):
-    """Hold the sweep file of a sweep's newest run as it was given, so that the run can be started again."""
+    """Hold the sweep file of the newest run as given, to start it again."""
 
     sweep: dict[str, Any]  # relative paths as they were written: they decide ids
     folder: str  # in which relative paths were meant
@@ -111,7 +111,7 @@ def write_submission(bucket: Bucket, config: SweepConfig) -> None:
 
 
 def read_submission(bucket: Bucket, sweep: str) -> Submission | None:
-    """Read what a sweep's newest run was started with; None if there is no such record."""
+    """Read what a sweep's newest run was started with, or return None."""
     try:
         return Submission.model_validate(read_record(bucket, SweepLayout(sweep).submission))
     except (MissingObject, CorruptObject, ValidationError):

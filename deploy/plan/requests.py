@@ -41,7 +41,7 @@ def write_request(bucket: Bucket, sweep: str, request: Request) -> None:
 
 
 def read_requests(bucket: Bucket, sweep: str) -> list[Request]:
-    """Read the requests that are not carried out yet, the oldest first; damaged ones are left out."""
+    """Read the requests that wait, the oldest first, without damaged ones."""
     names = [name.removesuffix(".json") for name in bucket.names(SweepLayout(sweep).requests) if name.endswith(".json")]
     read = [_read(bucket, sweep, name) for name in sorted(names)]
     return [request for request in read if request]

@@ -24,14 +24,20 @@ def read_withdrawn(bucket: Bucket, sweep: str) -> dict[str, Why]:
 
 
 def withdraw(bucket: Bucket, sweep: str, names: Iterable[str], why: Why) -> None:
-    """Put SAEs on the record. A deleted one stays deleted when it is stopped as well."""
+    """Put SAEs on the record.
+
+    A deleted one stays deleted when it is stopped as well.
+    """
     before = read_withdrawn(bucket, sweep)
     after = before | {name: "deleted" if before.get(name) == "deleted" else why for name in names}
     _write(bucket, sweep, before, after)
 
 
 def take_up(bucket: Bucket, sweep: str, names: Iterable[str]) -> None:
-    """Take SAEs off the record: the next run trains them, or the present one goes on."""
+    """Take SAEs off the record.
+
+    The next run trains them, or the present one goes on.
+    """
     before, again = read_withdrawn(bucket, sweep), set(names)
     _write(bucket, sweep, before, {name: why for name, why in before.items() if name not in again})
 

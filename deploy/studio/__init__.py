@@ -1,1 +1,1 @@
-"""Serve the mill to a browser: a REST interface, a live stream and a page, all over the bucket."""
+"""Serve a bucket to a browser: REST, a live stream and a page."""

@@ -52,7 +52,10 @@ class Access:
 
     @property
     def pass_word(self) -> str:
-        """Return the cookie's value: it shows that its bearer knew the token, and does not tell it."""
+        """Return the cookie's value.
+
+        It shows that its bearer knew the token, and does not tell it.
+        """
         return hmac.new(self.token.encode(), b"scopemill studio", sha256).hexdigest()
 
     def is_token(self, given: str) -> bool:
@@ -77,7 +80,7 @@ class Access:
         )
 
     def refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Return why a request is refused, as status and sentence; None if it may go on."""
+        """Return why a request is refused, as status and sentence, or None."""
         headers, method, path = Headers(scope=scope), scope.get("method", "GET"), scope["path"]
         host = headers.get("host", "")
         if _name(host) not in self.hosts:
@@ -129,7 +132,10 @@ class Guard:
 
 
 def kept_token(bucket: str) -> str:
-    """Return the token of a bucket's service, which this user keeps: open pages go on when the service is started again."""
+    """Return the token of a bucket's service, which this user keeps.
+
+    So open pages go on when the service is started again.
+    """
     path = Path(runtime_folder()) / "studio" / f"{sha256(bucket.encode()).hexdigest()[:16]}.token"
     try:
         if token := path.read_text().strip():

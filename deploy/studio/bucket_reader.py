@@ -1,4 +1,4 @@
-"""Read a bucket's sweeps and trainings, again and again, at the price of what has changed.
+"""Read a bucket's sweeps and trainings again and again, at the price of what changed.
 
 `scan` lists the bucket, which costs one listing of each folder and a read of each object that is new. `look` reads only what a sweep
 at work changes: its progress, requests and lease. Both return an immutable snapshot, which request handlers read without waiting.

@@ -50,7 +50,7 @@ def _config(bucket: Bucket, entry: Entry) -> dict[str, Any] | None:
 
 
 def metrics(bucket: Bucket, cache: VersionedCache, entry: Entry, points: int, names: Sequence[str], since: int) -> Metrics:
-    """Return a training's curves, from its history and the rows after it that its trainer reports."""
+    """Return a training's curves, from its history and the rows after it."""
     if unknown := [name for name in names if name not in COLUMNS]:
         raise InputError(f"series {', '.join(unknown)}: a training has no such curve: choose from {', '.join(COLUMNS)}")
     version = (entry.facts.state.step, entry.training.progress.step)
@@ -61,7 +61,7 @@ def metrics(bucket: Bucket, cache: VersionedCache, entry: Entry, points: int, na
 
 
 def rows_of(bucket: Bucket, entry: Entry) -> list[Row]:
-    """Return all rows of a training's history, with those that the run at work has reported since its newest checkpoint."""
+    """Return all rows of a training, its history's and those reported since."""
     state, layout = entry.facts.state, entry.record.layout
     rows = History.load(bucket, layout.history, state.step).rows if state.history else []
     last = rows[-1].step if rows else 0

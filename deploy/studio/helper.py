@@ -55,7 +55,10 @@ class Helper:
             raise ScopemillError(f"{self._what} ended with exit code {code}{why}; it is started again at its next use")
 
     async def close(self) -> None:
-        """End the process, if it was started, and wait: its pipes must not outlive the event loop."""
+        """End the process, if it was started, and wait.
+
+        Its pipes must not outlive the event loop.
+        """
         process = self._process
         self._end()
         if process:

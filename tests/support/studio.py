@@ -1,7 +1,10 @@
 """A studio's service on loopback, and a bucket with the records of a sweep that was never trained."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -16,6 +19,7 @@ from scopemill.deploy.studio.access import Access
 from scopemill.deploy.studio.application import application
 from scopemill.deploy.studio.service import Settings
 from scopemill.evaluator.fidelity.results import Evaluation, Histogram, Result
+from scopemill.proto.layout import LeaseLayout
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.checksums import checksummed_record
 from scopemill.trainer.training.history import History, Row
@@ -91,6 +95,20 @@ def served(bucket: str, read_only: bool = False, port: int = 0) -> Iterator[Clie
     finally:
         server.should_exit = True
         thread.join(20)
+
+
+@contextmanager
+def driving(bucket: Bucket, sweep: str) -> Iterator[None]:
+    """Another process that holds the sweep's lease: the service takes one of its own process for itself."""
+    script = (
+        "import sys; from scopemill.proto.storage.bucket import Bucket; from scopemill.proto.storage.lease import Lease;"
+        f"print(Lease(Bucket({bucket.url!r}), {LeaseLayout.sweep(sweep)!r}, 'it').attempt(), flush=True); sys.stdin.read()"
+    )
+    command, known = [sys.executable, "-c", script], {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=known) as driver:
+        assert driver.stdout is not None and driver.stdout.readline() == b"None\n"
+        yield
+        driver.communicate()
 
 
 def row(step: int, **fields: float) -> Row:

@@ -2,24 +2,18 @@
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.resources import files
 from xml.etree import ElementTree
 
 import pytest
 from support import written_evidence
 from support.browser import page_of
-from support.studio import TOKEN, served, write_sweep
+from support.studio import TOKEN, driving, served, write_sweep
 
 from scopemill.deploy.plan.progress import SaeProgress, SweepProgress, write_progress
 from scopemill.deploy.plan.requests import read_requests
 from scopemill.proto.evidence import INTERVALS
-from scopemill.proto.layout import LeaseLayout
 from scopemill.proto.storage.bucket import Bucket
 
 STATIC = files("scopemill.deploy.studio") / "static"
@@ -111,30 +105,34 @@ def test_each_page_is_for_keyboard_and_screen_reader_and_narrow(at, place):
 
 
 def test_trainings_are_filtered_sorted_and_searched_and_the_address_keeps_it(at):
+    from playwright.sync_api import expect
+
     page = at("trainings?sweep=one")
-    assert page.locator("article").count() == 6
+    expect(page.locator("article")).to_have_count(6)
     page.get_by_role("button", name=re.compile("^completed")).click()
-    page.locator("article").nth(3).wait_for(state="detached")
-    assert page.locator("article").count() == 3 and "state=completed" in page.url
+    expect(page.locator("article")).to_have_count(3)
+    assert "state=completed" in page.url
     page.get_by_label("Sort by").select_option("l0")
     page.get_by_role("button", name="Order: ascending").click()
     page.locator("article").first.get_by_text("sparsity 3").wait_for()
     page.get_by_label("Find").fill("topk/2")
-    page.locator("article").nth(1).wait_for(state="detached")
+    expect(page.locator("article")).to_have_count(1)
     page.reload()
     page.locator("article").get_by_text("sparsity 2").wait_for()
-    assert page.locator("article").count() == 1 and page.get_by_label("Find").input_value() == "topk/2"
+    expect(page.locator("article")).to_have_count(1)
+    assert page.get_by_label("Find").input_value() == "topk/2"
 
 
 def test_of_hundreds_only_those_in_sight_are_mounted_and_keys_reach_all(at):
+    from playwright.sync_api import expect
+
     page = at("trainings?sweep=wide")
     page.locator("article a").first.focus()
     assert 0 < page.locator("article").count() < 60
     page.keyboard.press("End")
     last = page.locator("[data-index='599'] a")
-    last.wait_for()
-    page.wait_for_timeout(100)
-    assert last.evaluate("one => one === document.activeElement") and page.locator("article").count() < 60
+    expect(last).to_be_focused()
+    assert page.locator("article").count() < 60
     page.keyboard.press("ArrowUp")
     page.locator("[data-index='599'] a:not(:focus)").wait_for()
 
@@ -172,21 +170,9 @@ def test_a_training_shows_curves_checkpoints_and_hyperparameters(at, page):
     page.get_by_text("All of them were measured already.").wait_for()
 
 
-@contextmanager
-def driving(bucket: Bucket, sweep: str) -> Iterator[None]:
-    """Another process that holds the sweep's lease: the service takes one of its own process for itself."""
-    script = (
-        "import sys; from scopemill.proto.storage.bucket import Bucket; from scopemill.proto.storage.lease import Lease;"
-        f"print(Lease(Bucket({bucket.url!r}), {LeaseLayout.sweep(sweep)!r}, 'it').attempt(), flush=True); sys.stdin.read()"
-    )
-    command, known = [sys.executable, "-c", script], {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=known) as driver:
-        assert driver.stdout is not None and driver.stdout.readline() == b"None\n"
-        yield
-        driver.communicate()
-
-
 def test_a_step_is_on_the_page_within_three_seconds(at, bucket, page):
+    from playwright.sync_api import expect
+
     plan = write_sweep(bucket, "live", saes=1, finished=0)
     name = plan.saes[0].name
     progress = SweepProgress(sweep="live", started=1.0, written=1.0, phase="training", saes={name: SaeProgress(state="training", step=50)})
@@ -209,8 +195,7 @@ def test_a_step_is_on_the_page_within_three_seconds(at, bucket, page):
         write_progress(bucket, progress.model_copy(update={"beat": 1, "saes": {name: SaeProgress(state="training", step=60, row=row)}}))
         page.locator("article").get_by_text("17.5").wait_for(timeout=3000)
         page.locator("article").get_by_text("10 s left").wait_for(timeout=1000)
-        page.wait_for_timeout(100)
-        assert page.locator(".spark path").first.get_attribute("d") != drawn, "the curve grows"
+        expect(page.locator(".spark path").first).not_to_have_attribute("d", drawn)  # the curve grows
 
 
 def test_points_of_the_scatter_are_links_for_the_keyboard_too(at, page):

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from support.studio import record, row, write_sweep
+from support.studio import driving, record, row, write_sweep
 
 from scopemill.deploy.orchestrator.desk import row_fields
 from scopemill.deploy.plan.progress import SaeProgress, SweepProgress, read_progress, write_progress
@@ -13,8 +13,6 @@ from scopemill.deploy.studio.bucket_reader import BucketReader, SaeFacts, SweepF
 from scopemill.deploy.studio.parents import points_of, summary
 from scopemill.deploy.studio.trainings import Trainings, state_of
 from scopemill.deploy.studio.watcher import news_of
-from scopemill.proto.layout import LeaseLayout
-from scopemill.proto.storage.lease import Lease
 
 PLAN = record("one", 1)
 SAE = PLAN.saes[0]
@@ -70,8 +68,6 @@ def test_a_sweep_that_ran_without_the_studio_is_in_it(bucket):
 def test_a_run_at_work_is_followed_by_its_progress_and_its_end_is_news(bucket):
     plan = write_sweep(bucket, saes=2, finished=0)
     reader, sae = BucketReader(bucket), plan.saes[1]
-    lease = Lease(bucket, LeaseLayout.sweep("one"), "it")
-    assert lease.attempt() is None
     progress = SweepProgress(sweep="one", started=time.time(), written=time.time(), phase="training", done=5, total=20)
 
     def write(step: int, state: str, **more) -> Trainings:
@@ -79,18 +75,21 @@ def test_a_run_at_work_is_followed_by_its_progress_and_its_end_is_news(bucket):
         write_progress(bucket, progress.model_copy(update={"saes": saes}))
         return Trainings(reader.look())
 
-    reader.scan()
-    at_10, at_20, failed = write(10, "training"), write(20, "training"), write(20, "failed", reason="no memory")
-    id = f"one:{sae.name.replace('/', ':')}"
-    now = at_20.get(id).training
-    assert (now.state, now.progress.step, now.progress.progress_pct, now.progress.eta) == ("running", 20, 20.0, pytest.approx(8.0))
-    (news,) = [(event, data) for channel, event, data in news_of(at_10, at_20) if channel == f"training/{id}"]
-    assert news[0] == "progress" and {"step", "loss", "l0", "fvu", "dead", "lr", "sparsity_factor", "progress_pct", "eta"} <= news[1].keys()
-    assert [
-        (event, data["reason"]) for channel, event, data in news_of(at_20, failed) if channel == f"training/{id}" and event != "progress"
-    ] == [("failed", "no memory")]
-    assert summary(failed.sweep("one"), failed.of_sweep("one")).phase_pct == 25.0
-    lease.release()
+    with driving(bucket, "one"):
+        reader.scan()
+        at_10, at_20, failed = write(10, "training"), write(20, "training"), write(20, "failed", reason="no memory")
+        id = f"one:{sae.name.replace('/', ':')}"
+        now = at_20.get(id).training
+        assert (now.state, now.progress.step, now.progress.progress_pct, now.progress.eta) == ("running", 20, 20.0, pytest.approx(8.0))
+        keys = {"step", "loss", "l0", "fvu", "dead", "lr", "sparsity_factor", "progress_pct", "eta"}
+        (news,) = [(event, data) for channel, event, data in news_of(at_10, at_20) if channel == f"training/{id}"]
+        assert news[0] == "progress" and keys <= news[1].keys()
+        assert [
+            (event, data["reason"])
+            for channel, event, data in news_of(at_20, failed)
+            if channel == f"training/{id}" and event != "progress"
+        ] == [("failed", "no memory")]
+        assert summary(failed.sweep("one"), failed.of_sweep("one")).phase_pct == 25.0
     assert Trainings(reader.look()).get(id).training.state == "failed"
 
 
