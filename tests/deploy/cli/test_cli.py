@@ -76,8 +76,8 @@ def test_ctrl_c_ends_within_seconds_keeps_what_is_done_and_says_how_to_continue(
         for line in process.stdout:
             if "training" in line:
                 break
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not any("trainer" in t for t in [(folder / "targets.json").read_text()]):
+        deadline, targets = time.monotonic() + 60, folder / "targets.json"
+        while time.monotonic() < deadline and not (targets.exists() and "trainer" in targets.read_text()):
             time.sleep(0.2)
         time.sleep(5)
         # as a terminal does: to every process of the foreground group
