@@ -145,10 +145,6 @@ class EvidenceLayout:
         """Return the path of a part's share of the sampled rows."""
         return f"{self.work}/ledgers/{name}/sample.safetensors"
 
-    def finished_range(self, kind: str, first: int) -> str:
-        """Return the path of finished rows (``examples`` or ``latents``) of the latents from ``first`` on."""
-        return f"{self.work}/ranges/{kind}-{first:08d}.arrow"
-
 
 class SweepLayout:
     """Hold the paths of a sweep, below ``sweeps/<name>/``."""

@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from scopemill.deploy.cli.evidence import AsJson, Model
-from scopemill.deploy.cli.options import Overrides, console, plan_of, print_line
+from scopemill.deploy.cli.options import CorpusColumn, CorpusFormat, Overrides, SweepOrSaes, console, is_sweep, plan_of, print_line
 from scopemill.deploy.console import plain_console
 from scopemill.proto.errors import InputError
 
 
 def absorption(
-    places: Annotated[list[str], typer.Argument(metavar="SWEEP.yaml | SAE...", help="A sweep file, or folders of finished SAEs.")],
+    places: SweepOrSaes,
     model: Model = None,
     narrower: Annotated[
         str | None, typer.Option(help="Measure by the latents of this narrower SAE on a text (--corpus), and not by first letters.")
@@ -21,8 +21,8 @@ def absorption(
     corpus: Annotated[
         str | None, typer.Option(help="With --narrower: the text, a file, folder or glob; for hub a data set's name.")
     ] = None,
-    format: Annotated[str, typer.Option(help="Of the corpus: lines, files, jsonl, parquet or hub.")] = "jsonl",  # noqa: A002
-    column: Annotated[str, typer.Option(help="Of the corpus: the column that holds the text.")] = "text",
+    format: CorpusFormat = "jsonl",  # noqa: A002
+    column: CorpusColumn = "text",
     context_length: Annotated[int, typer.Option(min=2, help="With --narrower: tokens of a sequence.")] = 128,
     rows: Annotated[int, typer.Option(min=1, help="Rows, about, on which a narrower SAE's latents are looked for.")] = 2**15,
     as_json: AsJson = False,
@@ -39,7 +39,7 @@ def absorption(
     from scopemill.harvester.config import ModelConfig
 
     reporter = Reporter(plain_console(stderr=as_json))
-    if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
+    if is_sweep(places):
         from scopemill.deploy.catalog.publish import publish
 
         plan = plan_of(places[0], set)

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scopemill.deploy.cli.options import Overrides, console, plan_of, print_line, record_of
+from scopemill.deploy.cli.options import (
+    CorpusColumn,
+    CorpusFormat,
+    Overrides,
+    SweepOrSaes,
+    console,
+    is_sweep,
+    plan_of,
+    print_line,
+    record_of,
+)
 from scopemill.proto.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,13 +33,13 @@ Model = Annotated[str | None, typer.Option(help="The language model: a Hugging F
 
 
 def evidence(
-    places: Annotated[list[str], typer.Argument(metavar="SWEEP.yaml | SAE...", help="A sweep file, or folders of finished SAEs.")],
+    places: SweepOrSaes,
     model: Model = None,
     corpus: Annotated[
         str | None, typer.Option(help="For SAE folders: the text, a file, folder or glob; for hub a data set's name.")
     ] = None,
-    format: Annotated[str, typer.Option(help="Of the corpus: lines, files, jsonl, parquet or hub.")] = "jsonl",  # noqa: A002
-    column: Annotated[str, typer.Option(help="Of the corpus: the column that holds the text.")] = "text",
+    format: CorpusFormat = "jsonl",  # noqa: A002
+    column: CorpusColumn = "text",
     context_length: Annotated[int, typer.Option(min=2, help="For SAE folders: tokens of a sequence.")] = 128,
     sequences: Annotated[int, typer.Option(min=1, help="For SAE folders: the most sequences to run.")] = 8192,
     output_scores: Annotated[
@@ -43,13 +53,13 @@ def evidence(
     From a sweep's shards, or by the live model on a text. What is made is not made again.
     """
     if output_scores:
-        of_sweep = len(places) == 1 and places[0].endswith((".yaml", ".yml"))
+        of_sweep = is_sweep(places)
         for folder in _folders(places[0], set) if of_sweep else places:
             _score(folder, model, amount)
         return
     from scopemill.deploy.orchestrator import evidence as phase
 
-    if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
+    if is_sweep(places):
         plan = plan_of(places[0], set)
         config = phase.config_of(plan.config.evidence, [])
         work = phase.evidence_to_make(plan.bucket, plan.record, plan.read_state(), config, plan.config.model.dtype, read=True)
@@ -170,7 +180,7 @@ def search(
 
 
 def page(
-    places: Annotated[list[str], typer.Argument(metavar="SWEEP.yaml | SAE...", help="A sweep file, or folders of finished SAEs.")],
+    places: SweepOrSaes,
     out: Annotated[str, typer.Option(help="The folder to write: a path or any fsspec URL. Open its index.html.")],
     set: Overrides = [],  # noqa: A002, B006
 ) -> None:
@@ -182,7 +192,7 @@ def page(
     from scopemill.evaluator.latent_page.write import write_page
     from scopemill.proto.storage.bucket import Bucket
 
-    folders = _folders(places[0], set) if len(places) == 1 and places[0].endswith((".yaml", ".yml")) else places
+    folders = _folders(places[0], set) if is_sweep(places) else places
     target = Bucket(out)
     target.check_writable()
     write_page(target, evidence_by_name(folders))

@@ -7,18 +7,18 @@ from typing import Annotated
 import typer
 
 from scopemill.deploy.cli.evidence import AsJson, Model, SaeFolder
-from scopemill.deploy.cli.options import Overrides, console, plan_of, print_line
+from scopemill.deploy.cli.options import CorpusColumn, CorpusFormat, Overrides, SweepOrSaes, console, is_sweep, plan_of, print_line
 from scopemill.deploy.console import plain_console
 
 
 def match(
-    places: Annotated[list[str], typer.Argument(metavar="SWEEP.yaml | SAE...", help="A sweep file, or folders of finished SAEs.")],
+    places: SweepOrSaes,
     model: Model = None,
     corpus: Annotated[
         str | None, typer.Option(help="For SAE folders: the text to match firing on, a file, folder or glob; for hub a data set's name.")
     ] = None,
-    format: Annotated[str, typer.Option(help="Of the corpus: lines, files, jsonl, parquet or hub.")] = "jsonl",  # noqa: A002
-    column: Annotated[str, typer.Option(help="Of the corpus: the column that holds the text.")] = "text",
+    format: CorpusFormat = "jsonl",  # noqa: A002
+    column: CorpusColumn = "text",
     context_length: Annotated[int, typer.Option(min=2, help="For SAE folders: tokens of a sequence.")] = 128,
     rows: Annotated[int, typer.Option(min=0, help="Rows, about, on which firing is matched; 0: by decoder rows alone.")] = 2**16,
     as_json: AsJson = False,
@@ -33,7 +33,7 @@ def match(
     from scopemill.deploy.orchestrator import matching
     from scopemill.deploy.progress import Reporter
 
-    if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
+    if is_sweep(places):
         prepared = matching.of_sweep(plan_of(places[0], set), rows)
     else:
         text = {"source": corpus, "format": format, "column": column} if corpus else None

@@ -19,10 +19,18 @@ if TYPE_CHECKING:
 console = plain_console()
 SweepFile = Annotated[str, typer.Argument(metavar="SWEEP.yaml", help="The sweep file: a path or any fsspec URL.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a field, such as train.tokens=1000000.")]
+SweepOrSaes = Annotated[list[str], typer.Argument(metavar="SWEEP.yaml | SAE...", help="A sweep file, or folders of finished SAEs.")]
+CorpusFormat = Annotated[str, typer.Option("--format", help="Of the corpus: lines, files, jsonl, parquet or hub.")]
+CorpusColumn = Annotated[str, typer.Option("--column", help="Of the corpus: the column that holds the text.")]
 BucketUrl = Annotated[str, typer.Argument(help="The bucket: a folder or any fsspec URL.")]
 Match = Annotated[str, typer.Option(help="Only SAEs whose <model>/<hook>/width_<w>/<architecture>/<id> matches; * and ? are wildcards.")]
 Wait = Annotated[bool, typer.Option(help="If another run of the sweep, or of its dataset, is at work, begin when that one has ended.")]
 Address = Annotated[str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, such as http://head:8265.")]
+
+
+def is_sweep(places: list[str]) -> bool:
+    """Return True if the places are one sweep file, and not folders of SAEs."""
+    return len(places) == 1 and places[0].endswith((".yaml", ".yml"))
 
 
 def plan_of(file: str, overrides: list[str]) -> "SweepPlan":

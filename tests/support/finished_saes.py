@@ -53,6 +53,18 @@ def finished_sae(kind: str, model: str | None = "gemma-2-2b", seed: int = 0) -> 
     return FinishedSae(sae.requires_grad_(False), inputs, outputs, model, {"context_size": 1024, "dataset_path": "corpus"})
 
 
+def unit_jumprelu(hook: str, d: int, width: int, model: str | None = None) -> FinishedSae:
+    """A JumpReLU SAE of one hook, with decoder rows of norm 1, that fires on some of a real model's rows."""
+    sae = Sae(Shape.square(d), width, ACTIVATIONS["jumprelu"](width))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        sae.W_enc.normal_(0, 0.1, generator=generator)
+        sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn(width, d, generator=generator), dim=1))
+        sae.b_dec.normal_(0, 0.3, generator=generator)
+        sae.activation.threshold.fill_(0.2)
+    return FinishedSae(sae.requires_grad_(False), (hook,), (hook,), model)
+
+
 def rows(sae: Sae, n: int = 200, scale: float = 3.0) -> torch.Tensor:
     """Raw activations [n, d_in]."""
     return scale * torch.randn(n, sae.shape.d_in, generator=torch.Generator().manual_seed(1)) + 0.5

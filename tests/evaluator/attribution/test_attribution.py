@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from support.finished_saes import finished_sae
+from support.finished_saes import finished_sae, unit_jumprelu
 from typer.testing import CliRunner
 
 from scopemill.deploy.cli.main import app
@@ -16,7 +16,6 @@ from scopemill.proto.hooks import Hook
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.formats import write_finished
 from scopemill.trainer.formats.finished import FinishedSae
-from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.registry import ACTIVATIONS
 
 D, F, T, V = 192, 48, 9, 30
@@ -44,14 +43,7 @@ class Linear:
 
 @pytest.fixture(scope="module")
 def sae() -> FinishedSae:
-    sae = Sae(Shape.square(D), F, ACTIVATIONS["jumprelu"](F))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        sae.W_enc.normal_(0, 0.1, generator=generator)
-        sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn(F, D, generator=generator), dim=1))
-        sae.b_dec.normal_(0, 0.3, generator=generator)
-        sae.activation.threshold.fill_(0.2)
-    return FinishedSae(sae.requires_grad_(False), (HOOK.name,), (HOOK.name,), "gemma-2-stdlib")
+    return unit_jumprelu(HOOK.name, D, F, "gemma-2-stdlib")
 
 
 TOKENS, IS_ROW = torch.arange(T), torch.arange(T) > 0

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.finished_saes import KINDS, finished_sae
+from support.finished_saes import KINDS, finished_sae, unit_jumprelu
 
 from scopemill.evaluator.evidence.logits import Readout, directions, readout
 from scopemill.evaluator.fidelity.measure import EvaluationText
@@ -20,7 +20,6 @@ from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.formats.finished import FinishedSae
 from scopemill.trainer.sae.activations.topk import TopK
 from scopemill.trainer.sae.base import Sae
-from scopemill.trainer.sae.registry import ACTIVATIONS
 
 D, F = 192, 64
 RESID, NEXT = Hook(2, "resid_post"), Hook(3, "resid_pre")
@@ -32,14 +31,7 @@ def edit(op: str = "add", latent: int = 5, amount: float | None = 3.0, **options
 
 @pytest.fixture(scope="module")
 def finished() -> FinishedSae:
-    sae = Sae(Shape.square(D), F, ACTIVATIONS["jumprelu"](F))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        sae.W_enc.normal_(0, 0.1, generator=generator)
-        sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn(F, D, generator=generator), dim=1))
-        sae.b_dec.normal_(0, 0.3, generator=generator)
-        sae.activation.threshold.fill_(0.2)
-    return FinishedSae(sae.requires_grad_(False), (RESID.name,), (RESID.name,))
+    return unit_jumprelu(RESID.name, D, F)
 
 
 @pytest.fixture(scope="module")
