@@ -10,7 +10,6 @@ import torch
 
 from scopemill.evaluator.evidence.logits import Readout
 from scopemill.evaluator.fidelity.measure import EvaluationText
-from scopemill.evaluator.steering.edits import Edit
 from scopemill.evaluator.steering.generation import repeated
 from scopemill.evaluator.steering.scores import direct_logits, most_promoted, pushes
 from scopemill.evaluator.steering.steering import SteeredSae, Steering
@@ -116,8 +115,3 @@ def largest_activations(lm: LanguageModel, sae: Sae, inputs: tuple[Hook, ...], l
         x = torch.cat([clean[hook.name][is_row.to(lm.device)].float() for hook in inputs], dim=1)
         most = torch.maximum(most, sae.encode(x)[:, list(latents)].max(0).values.cpu())
     return most.tolist()
-
-
-def raw_edits(edits: Sequence[Edit], maxima: dict[int, float]) -> list[Edit]:
-    """Return edits with their amounts in raw activations, from the largest activation of each latent."""
-    return [edit.scaled(maxima.get(edit.latent, 0.0)) for edit in edits]
