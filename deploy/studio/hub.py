@@ -15,6 +15,7 @@ KEPT = 4096  # messages that a page may have missed
 WAITING = 1024  # messages that a slow page may lag behind; then it is told to read the lists again
 ALIVE_SECONDS = 15.0
 RESYNC = {"channel": "bucket", "event": "resync", "data": {}}
+END = object()  # in a page's queue: the service ends
 
 
 class Message:
@@ -34,7 +35,7 @@ class Hub:
         self._run = uuid.uuid4().hex[:8]  # numbers of another run of the service mean nothing in this one
         self._kept: deque[Message] = deque(maxlen=KEPT)
         self._number = 0
-        self._pages: set[asyncio.Queue[Message | None]] = set()
+        self._pages: set[asyncio.Queue[Message | object | None]] = set()
 
     @property
     def watched(self) -> bool:
@@ -48,11 +49,14 @@ class Hub:
         self._kept.append(message)
         for page in self._pages:
             if page.full():
-                while not page.empty():
-                    page.get_nowait()
-                page.put_nowait(None)
+                _replace_all(page, None)
             else:
                 page.put_nowait(message)
+
+    def end(self) -> None:
+        """End every page's stream: a server that shuts down waits for them."""
+        for page in self._pages:
+            _replace_all(page, END)
 
     def id_of(self, number: int) -> str:
         """Return the id of a message, by which a page resumes."""
@@ -64,7 +68,7 @@ class Hub:
         An empty pair says that the connection lives. With the id of the last message that a page got, those that it missed come first.
         If they are not kept any more, ``resync`` on the channel ``bucket`` asks it to read the lists again.
         """
-        page: asyncio.Queue[Message | None] = asyncio.Queue(WAITING)
+        page: asyncio.Queue[Message | object | None] = asyncio.Queue(WAITING)
         self._pages.add(page)
         try:
             missed = self._since(last_id)
@@ -80,7 +84,9 @@ class Hub:
                 except TimeoutError:
                     yield "", ""
                     continue
-                if next_one is None:
+                if next_one is END:
+                    return
+                if not isinstance(next_one, Message):
                     yield self.id_of(self._number), json.dumps(RESYNC)
                 elif wanted(next_one.channel, channels):
                     yield self.id_of(next_one.number), next_one.text
@@ -98,6 +104,12 @@ class Hub:
         if after < self._number - len(self._kept):
             return None
         return [message for message in self._kept if message.number > after]
+
+
+def _replace_all(page: asyncio.Queue[Message | object | None], by: object | None) -> None:
+    while not page.empty():
+        page.get_nowait()
+    page.put_nowait(by)
 
 
 def wanted(channel: str, channels: Collection[str]) -> bool:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from scopemill.proto.runtime import replace_file, runtime_folder
 from scopemill.proto.storage.bucket import Bucket
 
 BEGIN_SECONDS = 180.0  # for a job to begin
+END_SECONDS = 30.0  # for a process to end after its work
 
 
 @dataclass
@@ -29,6 +31,7 @@ class _Launch:
     log: Path | None
     at: float
     problem: str | None = None
+    held: bool = False  # it was seen at work, with the sweep's lease
 
 
 class Launcher:
@@ -44,13 +47,16 @@ class Launcher:
         return f"a job on {self._address}" if self._address else "a process on the service's machine"
 
     async def start(self, sweep: str, command: str) -> None:
-        """Start a command, ``sweep`` or ``evaluate``, on a sweep's file.
+        """Start a command, ``sweep`` or ``evaluate``, on a sweep's file whose lease nobody holds.
 
-        Does nothing while one that was started here is at work.
+        Does nothing while one that was started here has not taken the lease yet: it reads the bucket after that.
         """
         known = self._launches.get(sweep)
         if known and known.process and known.process.poll() is None:
-            return
+            if not known.held:
+                return
+            with suppress(subprocess.TimeoutExpired):  # it has given the lease back, and will look at nothing any more
+                await asyncio.to_thread(known.process.wait, END_SECONDS)
         submission = await asyncio.to_thread(self._submission, sweep)
         if self._address:
             given = submission.sweep | {"bucket": self._bucket.url}
@@ -68,7 +74,7 @@ class Launcher:
         if launch is None:
             return None
         if runs:
-            launch.problem = None
+            launch.problem, launch.held = None, True
             if launch.process is None:
                 del self._launches[sweep]
             return None

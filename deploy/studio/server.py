@@ -9,6 +9,7 @@ import uvicorn
 
 from scopemill.deploy.studio.access import Access, allowed_hosts, kept_token
 from scopemill.deploy.studio.application import application
+from scopemill.deploy.studio.hub import Hub
 from scopemill.deploy.studio.service import Settings
 from scopemill.proto.errors import InputError
 
@@ -40,10 +41,24 @@ def settings_of(
     return Settings(place, access), listening
 
 
+class StudioServer(uvicorn.Server):
+    """Serve the application; end the pages' streams at a signal, for which uvicorn would wait."""
+
+    def __init__(self, config: uvicorn.Config, hub: Hub):
+        super().__init__(config)
+        self._hub = hub
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams, then everything else."""
+        self._hub.end()
+        await super().shutdown(sockets)
+
+
 def serve(settings: Settings, listening: socket.socket, certificate: Path | None = None, key: Path | None = None) -> None:
     """Serve until a signal ends the process."""
+    app = application(settings)
     config = uvicorn.Config(
-        application(settings),
+        app,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -52,4 +67,4 @@ def serve(settings: Settings, listening: socket.socket, certificate: Path | None
         ssl_certfile=str(certificate) if certificate else None,
         ssl_keyfile=str(key) if key else None,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    StudioServer(config, app.state.studio.hub).run(sockets=[listening])

@@ -17,6 +17,7 @@ import uvicorn
 from scopemill.deploy.plan.record import PassRecord, PlanRecord, SaeRecord, Submission, write_plan
 from scopemill.deploy.studio.access import Access
 from scopemill.deploy.studio.application import application
+from scopemill.deploy.studio.server import StudioServer
 from scopemill.deploy.studio.service import Settings
 from scopemill.evaluator.fidelity.results import Evaluation, Histogram, Result
 from scopemill.proto.layout import LeaseLayout
@@ -84,7 +85,7 @@ def served(bucket: str, read_only: bool = False, port: int = 0) -> Iterator[Clie
     listening.bind(("127.0.0.1", port))
     port = listening.getsockname()[1]
     app = application(Settings(bucket, Access(TOKEN, port, read_only=read_only)))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    server = StudioServer(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1), app.state.studio.hub)
     thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
     thread.start()
     try:

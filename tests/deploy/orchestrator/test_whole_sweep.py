@@ -7,6 +7,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 
 import pyarrow.parquet as parquet
@@ -55,8 +56,8 @@ class Scraper:
                 for address in group["targets"]:
                     try:
                         text = urllib.request.urlopen(f"http://{address}/metrics", timeout=2).read().decode()
-                    except OSError:
-                        continue  # ended between the two
+                    except (OSError, HTTPException):
+                        continue  # ended between the two, or within its answer
                     samples = self.seen.setdefault(group["labels"]["role"], {})
                     for family in text_string_to_metric_families(text):
                         for sample in family.samples:

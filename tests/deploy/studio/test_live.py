@@ -5,6 +5,7 @@ import json
 
 from hypothesis import given
 from hypothesis import strategies as st
+from support.studio import served
 
 from scopemill.deploy.studio.hub import KEPT, WAITING, Hub
 
@@ -77,3 +78,11 @@ def test_a_page_that_does_not_read_holds_nothing_up_and_costs_a_bounded_memory()
 
     found = listen(hub, [], None, 1, flood)
     assert found[0][1]["event"] == "resync", "it lost messages, and is told so"
+
+
+def test_open_streams_end_with_the_service(bucket, capfd):
+    service = served(bucket.url)
+    with service.__enter__().events() as messages:
+        service.__exit__(None, None, None)
+        assert list(messages) == []
+    assert capfd.readouterr().err == ""
