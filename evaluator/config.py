@@ -70,6 +70,9 @@ class EvidenceConfig(Config):
     neighbours: int = Field(12, ge=1, le=512, description="Nearest latents of each latent, by decoder cosine and by co-firing.")
     cofiring_rows: int = Field(2**18, ge=1, description="Rows, about, on which co-firing is counted.")
     seed: int = Field(0, ge=0, lt=2**63, description="Random seed of all samples.")
+    page: bool = Field(
+        False, description="Also write each SAE's latents as a static page, which the report links to: about 15 KiB a latent."
+    )
     firings_at_once: int = Field(
         2**27, ge=1, description="Firings of one SAE that are held at once. A shard with more is read again for each slice of latents."
     )
@@ -87,5 +90,5 @@ class EvidenceConfig(Config):
     @property
     def settings(self) -> dict[str, int]:
         """Return the fields that decide the evidence's bytes."""
-        machine = {"firings_at_once", "memory_gib", "actors", "cpus", "gpus", "labels"}
+        machine = {"page", "firings_at_once", "memory_gib", "actors", "cpus", "gpus", "labels"}
         return {name: value for name, value in self.model_dump().items() if name not in machine}

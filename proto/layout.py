@@ -122,6 +122,7 @@ class EvidenceLayout:
         self.labels = f"{self.root}/labels"
         self.output_scores = f"{self.root}/output_scores.parquet"
         self.answers = f"{self.labels}/answers"  # of the endpoint that labels latents, by what it was asked
+        self.page = f"{self.root}/page"  # static: its index.html opens from disk or a file server
         self.work = f"{self.root}/work"  # removed once the evidence is committed
         self.parts = f"{self.work}/parts"
 

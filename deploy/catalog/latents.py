@@ -12,6 +12,7 @@ from rich.text import Text
 
 from scopemill.deploy.catalog.twins import twin_facts, twin_lines
 from scopemill.evaluator.evidence.reader import Evidence, evidence_of
+from scopemill.evaluator.latent_page.write import short_name
 from scopemill.evaluator.matching.twins import twins_of
 from scopemill.proto.errors import InputError, MissingObject
 from scopemill.proto.evidence import INTERVALS, TOP, Example
@@ -36,7 +37,7 @@ def evidence_by_name(folders: Sequence[str]) -> list[tuple[str, Evidence]]:
         except MissingObject as error:
             reasons.append(str(error))
             continue
-        found.append((folder.rstrip("/").rpartition("saes/")[2], evidence))
+        found.append((short_name(folder), evidence))
     if not found:
         raise InputError(reasons[0])
     return found

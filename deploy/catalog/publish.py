@@ -14,6 +14,7 @@ from scopemill.deploy.plan.finetunings import finetune_jobs, read_finetuned
 from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.deploy.plan.state import SweepState
 from scopemill.deploy.plan.sweep_plan import SweepPlan
+from scopemill.evaluator.evidence.reader import own_page
 from scopemill.evaluator.fidelity.results import write_table
 from scopemill.evaluator.probes.table import write_probes
 from scopemill.evaluator.report.export import save
@@ -23,6 +24,7 @@ from scopemill.evaluator.report.page import render_report
 from scopemill.evaluator.report.training_figure import training_figure
 from scopemill.proto.errors import StorageError
 from scopemill.proto.layout import SweepLayout
+from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.training.history import History, Row
 
 
@@ -51,10 +53,18 @@ def publish(plan: SweepPlan, state: SweepState | None = None, status: SweepStatu
         save(figure, bucket, f"{layout.plots}/{name}")
     summary = facts(plan, now) | _mixing(plan, now) | {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     finetuned = finetuned_rows(read_finetuned(bucket, finetune_jobs(bucket, plan.record, now)))
-    absorbed = absorption_rows(read_measured(bucket, [sae.root for sae in plan.record.saes if now.saes[sae.name].finished]))
-    page = render_report(f"Sweep {plan.config.name}", summary, evaluations, histories, finetuned, absorbed)
+    finished = [sae.root for sae in plan.record.saes if now.saes[sae.name].finished]
+    absorbed = absorption_rows(read_measured(bucket, finished))
+    pages = _pages(bucket, finished) if plan.config.evidence and plan.config.evidence.page else {}
+    page = render_report(f"Sweep {plan.config.name}", summary, evaluations, histories, finetuned, absorbed, pages)
     bucket.write(layout.report, page.encode())
     return places_of(bucket, plan.config.name)
+
+
+def _pages(bucket: Bucket, saes: list[str]) -> dict[str, str]:
+    """Return where each SAE's page of latents lies, from the report's folder, by the SAE's folder."""
+    up = "../" * (SweepLayout("any").report.count("/"))
+    return {sae: up + index for sae, index in zip(saes, side_by_side(lambda sae: own_page(bucket, sae), saes), strict=True) if index}
 
 
 def _mixing(plan: SweepPlan, state: SweepState) -> dict[str, str]:

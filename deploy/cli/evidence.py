@@ -181,21 +181,29 @@ def search(
 
 def page(
     places: SweepOrSaes,
-    out: Annotated[str, typer.Option(help="The folder to write: a path or any fsspec URL. Open its index.html.")],
+    out: Annotated[
+        str | None,
+        typer.Option(help="The folder to write: a path or any fsspec URL. Default: one beside each SAE's evidence."),
+    ] = None,
     set: Overrides = [],  # noqa: A002, B006
 ) -> None:
     """Write a static page of latents, which opens from disk or any file server.
 
-    It shows the SAEs that have evidence.
+    It shows the SAEs that have evidence. Written again, it shows the labels and scores of now.
     """
     from scopemill.deploy.catalog.latents import evidence_by_name
-    from scopemill.evaluator.latent_page.write import write_page
+    from scopemill.evaluator.latent_page.write import write_own_page, write_page
     from scopemill.proto.storage.bucket import Bucket
 
     folders = _folders(places[0], set) if is_sweep(places) else places
+    saes = evidence_by_name(folders)
+    if out is None:
+        for _, evidence in saes:
+            print_line(write_own_page(evidence))
+        return
     target = Bucket(out)
     target.check_writable()
-    write_page(target, evidence_by_name(folders))
+    write_page(target, saes)
     print_line(target.place("index.html"))
 
 

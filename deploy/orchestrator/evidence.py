@@ -62,7 +62,7 @@ def from_text(
     config = config_of(None, overrides)
     rows, lm, card = text_rows(folders, model, corpus, context_length, sequences)
     jobs = [job_of(located(folder), "", rows, config) for folder in folders]
-    return Making([(rows, [job for job in jobs if not job.made(read=True)])], lm, card, config)
+    return Making([(rows, [job for job in jobs if not job.done(read=True)])], lm, card, config)
 
 
 def text_rows(
@@ -115,7 +115,7 @@ def evidence_to_make(
         if finished and config:
             rows = shard_rows(bucket, part.dataset, record.text) or packed_rows(bucket, part.dataset, record.text, dtype)
             jobs = [job_of(bucket.url, sae.root, rows, config, sae.inputs) for sae in finished]
-            if left := [job for job in jobs if not job.made(read)]:
+            if left := [job for job in jobs if not job.done(read)]:
                 work.append((rows, left))
     return work
 

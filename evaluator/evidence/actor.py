@@ -15,8 +15,10 @@ from scopemill.evaluator.evidence.jobs import EvidenceJob, RowsFrom
 from scopemill.evaluator.evidence.logits import readout
 from scopemill.evaluator.evidence.making import Counted, bytes_held, count_shard, finish
 from scopemill.evaluator.evidence.parts import commit_part, committed_parts
+from scopemill.evaluator.evidence.reader import Evidence
 from scopemill.evaluator.evidence.rows import ModelSource, ShardSource, Source
 from scopemill.evaluator.evidence.words import vocabulary_of
+from scopemill.evaluator.latent_page.write import write_own_page
 from scopemill.harvester.config import ModelConfig
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.language_model.describe import load_tokenizer
@@ -102,9 +104,17 @@ class EvidenceMaker:
         return {shard for part in committed_parts(Bucket(job.url), job.layout, self._rows.shards) for shard in part.shards}
 
     def finish(self, job: EvidenceJob) -> str:
-        """Write an SAE's evidence from its parts, and return the SAE's folder."""
-        if job.made():
-            return job.folder
+        """Write an SAE's evidence from its parts, and return the SAE's folder.
+
+        Its page is written too if the job wants one.
+        """
+        if not job.made():
+            self._finish(job)
+        if not job.done():
+            write_own_page(Evidence.open(Bucket(job.url), job.root, job.layout.root.rsplit("/", 1)[-1]))
+        return job.folder
+
+    def _finish(self, job: EvidenceJob) -> None:
         bucket = Bucket(job.url)
         done = committed_parts(bucket, job.layout, self._rows.shards)
         sae = self._on_device(load(job, self._card))
@@ -120,7 +130,6 @@ class EvidenceMaker:
             "dtype": self._rows.dtype, "context_length": self._rows.context_length, "settings": job.settings,
         }  # fmt: skip
         finish(bucket, job.layout, done, sae, self._source, self._config, out, words, facts)
-        return job.folder
 
     def stop(self) -> None:
         """Start no further shard. The current one is finished."""

@@ -41,6 +41,7 @@ class EvidenceJob:
     root: str  # the SAE's folder in it; empty if the bucket is the folder
     settings: dict[str, Any] = field(hash=False)
     hooks: tuple[str, ...] = ()  # that the SAE reads, if known: SAEs of the same hooks share a read
+    page: bool = False  # a static page is wanted too
 
     @property
     def layout(self) -> EvidenceLayout:
@@ -51,6 +52,10 @@ class EvidenceJob:
     def folder(self) -> str:
         """Return the SAE's folder as a path or URL."""
         return f"{self.url}/{self.root}" if self.root else self.url
+
+    def done(self, read: bool = False) -> bool:
+        """Return True if evidence, and the page where one is wanted, are made."""
+        return self.made(read) and (not self.page or has_page(Bucket(self.url), self.layout))
 
     def made(self, read: bool = False) -> bool:
         """Return True if the evidence is committed and undamaged; with ``read``, every byte is checked."""
@@ -70,7 +75,12 @@ def job_of(url: str, root: str, rows: RowsFrom, config: EvidenceConfig, hooks: t
         "rows": _digest([rows.identity, sorted(rows.shards)]),
         **config.settings,
     }
-    return EvidenceJob(url, root, settings, hooks)
+    return EvidenceJob(url, root, settings, hooks, config.page)
+
+
+def has_page(bucket: Bucket, layout: EvidenceLayout) -> bool:
+    """Return True if an SAE's static page is whole."""
+    return bucket.exists(f"{layout.page}/index.html")
 
 
 def shard_rows(bucket: Bucket, dataset: str, text: str) -> RowsFrom | None:

@@ -6,6 +6,7 @@ where each batch starts. So the contexts of a latent take one request.
 
 import base64
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -179,6 +180,14 @@ def evidence_of(bucket: Bucket, sae: str) -> Evidence:
     if not found:
         raise MissingObject(f"{bucket.place(sae) if sae else bucket.url} has no evidence yet: make it with scopemill evidence")
     return max(found, key=lambda evidence: (evidence.record.rows, evidence.layout.root))
+
+
+def own_page(bucket: Bucket, sae: str) -> str | None:
+    """Return the path of the static page beside an SAE's evidence, or None."""
+    with suppress(MissingObject, CorruptObject):
+        index = f"{evidence_of(bucket, sae).layout.page}/index.html"
+        return index if bucket.exists(index) else None
+    return None
 
 
 def _examples(listed: Any) -> list[Example]:

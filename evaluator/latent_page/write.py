@@ -37,6 +37,18 @@ def write_page(target: Bucket, saes: Sequence[tuple[str, Evidence]]) -> None:
         target.write(name, (files(__package__) / "static" / name).read_bytes())
 
 
+def write_own_page(evidence: Evidence) -> str:
+    """Write an SAE's page beside its evidence, and return the place of its index."""
+    target = Bucket(f"{evidence.bucket.url}/{evidence.layout.page}")
+    write_page(target, [(short_name(evidence.record.sae), evidence)])
+    return target.place("index.html")
+
+
+def short_name(folder: str) -> str:
+    """Return an SAE's name on a page: its folder below ``saes``."""
+    return folder.rstrip("/").rpartition("saes/")[2]
+
+
 def _number_of(twins: Twins, saes: Sequence[tuple[str, Evidence]]) -> int | None:
     """Return the page's number of the other SAE of twins, or None if it is not on the page."""
     weights = [evidence.record.settings.get("weights") for _, evidence in saes]

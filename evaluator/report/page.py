@@ -6,7 +6,7 @@ The page loads nothing from elsewhere.
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,12 +36,14 @@ def render_report(
     histories: dict[str, list[Row]],
     finetuned: Sequence[Sequence[str]] = (),
     absorbed: Sequence[Sequence[str]] = (),
+    pages: Mapping[str, str] = {},  # noqa: B006
 ) -> str:
     """Return the page as HTML.
 
     ``facts`` are shown unchanged under their names; ``histories`` are by SAE name. ``finetuned`` has a row for each fine-tuned SAE: name,
     delta loss, FVU and L0, each before and after. ``absorbed`` has a row for each measurement of absorption: name, features, what they are
-    of, fraction, that of a random dictionary, share fully absorbed, main latents and their F1.
+    of, fraction, that of a random dictionary, share fully absorbed, main latents and their F1. ``pages`` has the addresses of pages of
+    latents, by SAE folder.
     """
     results = in_order(e.result for e in evaluations)
     final = in_order(last_steps(results))
@@ -50,7 +52,8 @@ def render_report(
         title=title,
         facts=facts,
         tiles=_tiles(final),
-        final=_final_rows(final),
+        final=_final_rows(final, pages),
+        browsed=bool(pages),
         finetuned=finetuned,
         absorbed=absorbed,
         probed=_probed_rows(evaluations, final),
@@ -82,6 +85,7 @@ class FinalRow:
     opens_hook: bool
     best: set[Quality]  # the qualities in which this checkpoint is the hook's lowest
     frontier: list[str]  # names of the qualities on whose Pareto frontier this checkpoint lies
+    page: str | None  # the address of the SAE's page of latents
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def _described(r: Result) -> str:
     return f"{r.place}, {width_label(r.width)} {r.architecture}, L0 {count(r.l0)}"
 
 
-def _final_rows(final: list[Result]) -> list[FinalRow]:
+def _final_rows(final: list[Result], pages: Mapping[str, str]) -> list[FinalRow]:
     on_frontier = {quality: {r for hook in frontiers(final, quality).values() for r in hook} for quality in QUALITY_NAMES}
     best = {quality: _lowest_per_hook(final, quality) for quality in QUALITY_NAMES}
     return [
@@ -133,6 +137,7 @@ def _final_rows(final: list[Result]) -> list[FinalRow]:
             opens_hook=i > 0 and final[i - 1].hook != r.hook,
             best={quality for quality in QUALITY_NAMES if r in best[quality]},
             frontier=[name for quality, name in QUALITY_NAMES.items() if r in on_frontier[quality]],
+            page=next((page for sae, page in pages.items() if r.path.startswith(f"{sae}/")), None),
         )
         for i, r in enumerate(final)
     ]

@@ -6,7 +6,7 @@ from support.evidence_world import bytes_of
 from support.tiny_sweep import planned, quiet
 
 from scopemill.deploy.orchestrator.driver import SweepDriver
-from scopemill.evaluator.evidence.reader import evidence_of
+from scopemill.evaluator.evidence.reader import evidence_of, own_page
 from scopemill.proto.layout import SaeLayout
 
 SMALL = {"top": 4, "samples": 2, "window": 16, "cofiring_rows": 3000}
@@ -24,8 +24,8 @@ def trained(tmp_path_factory, text, harvests):
     return folder, data, plan
 
 
-def made(folder, data, plan, actors: int) -> dict:
-    again = planned(folder, data | {"evidence": SMALL | {"actors": actors}})
+def made(folder, data, plan, actors: int, **more) -> dict:
+    again = planned(folder, data | {"evidence": SMALL | {"actors": actors} | more})
     driver = SweepDriver(again, quiet())
     with driver.targets:
         assert driver.has_work(["evidence"])
@@ -48,8 +48,17 @@ def test_one_and_two_actors_make_the_same_bytes_and_text_serves_without_shards(t
     damaged = next(iter(by_two.values()))
     plan.bucket.write(damaged.layout.examples, b"half")
     assert {name: bytes_of(e) for name, e in made(folder, data, plan, 1).items()} == bytes_by_two, "damaged evidence is made again"
+    pages(folder, data, plan)
     layout = plan.passes[0].harvest.layout
     plan.bucket.remove_tree(layout.shards)
     plan.bucket.remove_tree(layout.commits)
     live = made(folder, data, plan, 2)
     assert all(e.record.source == "model" and e.record.dtype == "float32" for e in live.values())
+
+
+def pages(folder, data, plan) -> None:
+    """Pages come to evidence that is there."""
+    evidence = made(folder, data, plan, 2, page=True)
+    assert len(evidence) == 4
+    for e in evidence.values():
+        assert own_page(plan.bucket, e.record.sae) == f"{e.layout.page}/index.html"

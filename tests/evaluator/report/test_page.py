@@ -137,6 +137,13 @@ def test_absorption_is_shown_where_it_was_measured():
     assert "Absorption" not in render_report("A sweep", FACTS, SWEEP, {})
 
 
+def test_each_sae_with_a_page_of_latents_leads_to_it():
+    html = render_report("A sweep", FACTS, SWEEP, {}, pages={"saes/2/0.01": "../../saes/2/0.01/page/index.html", "saes/2/0.0": "no.html"})
+    shown = {row[-1]: row[-2] for row in Page(html).tables["final"]}
+    assert [path for path, link in shown.items() if link] == ["saes/2/0.01/00000100"], "an SAE whose name begins alike has none"
+    assert '<td><a href="../../saes/2/0.01/page/index.html">browse</a></td>' in html and "no.html" not in html
+
+
 def test_advice_on_l0_is_given_where_saes_differ_in_sparsity_alone():
     rows = [evaluation(0, sparsity, l0=1 / sparsity, decoder_cosine=cosine) for sparsity, cosine in ((0.1, 0.3), (0.05, 0.2), (0.01, 0.4))]
     text = " ".join("".join(Page(render_report("A sweep", FACTS, rows, {})).text).split())
