@@ -10,7 +10,7 @@ INTEROP := .venv-interop
 # What reads exported files wants older versions still.
 READERS := .venv-readers
 
-.PHONY: demo studio real test test-fast test-pure test-maths check docs chaos test-interop test-models bench bench-peers frontier clean
+.PHONY: demo studio real test test-cluster test-fast test-pure test-maths check docs chaos test-interop test-models bench bench-peers frontier clean
 
 demo: $(READY)
 	@$(BIN)/scopemill demo
@@ -25,9 +25,15 @@ real: $(READY)-real
 	@$(BIN)/python -m scopemill.deploy.real.prepare
 	@$(BIN)/scopemill sweep real-bucket/sweep.yaml
 
-# Two processes, each with a Ray cluster, an S3 server and a language model of its own; a file's tests stay together.
+# Two processes, each with a Ray cluster, an S3 server and a language model of its own; a file's tests stay together, and the files
+# in their order: by the number of tests the long ones, which have few, would come last, and one process would wait.
+PYTEST_BESIDE := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: $(READY)-test
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(PYTEST_BESIDE) -m "not cluster"
+
+# Whole sweeps on clusters of their own: two nodes and the Jobs API, kills, the studio's page over a sweep at work.
+test-cluster: $(READY)-test
+	@$(PYTEST_BESIDE) -m cluster
 
 # No Ray, no S3 server, no language model: the maths of SAEs in one process, other pure parts in another, one core each.
 FAST_PURE := tests/test_*.py tests/proto tests/activation_server/test_order.py tests/activation_server/test_window.py \

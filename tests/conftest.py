@@ -37,6 +37,8 @@ SERVICES = {"ray_cluster", "s3_url", "harvests", "model", "card", "lm"}
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if "head" in getattr(item, "fixturenames", ()):  # of two nodes, with the Jobs API
+            item.add_marker(pytest.mark.cluster)
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if SERVICES & set(getattr(item, "fixturenames", ())) or any(
             isinstance(parameter, str) and parameter == "s3" for parameter in parameters

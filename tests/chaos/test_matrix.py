@@ -13,6 +13,7 @@ PLAN = SimpleNamespace(saes=[SimpleNamespace(name="a", config=SimpleNamespace(st
 BATCHES = {("a", k): f"digest {k}" for k in range(STEPS)}
 
 
+@pytest.mark.cluster
 def test_a_sweep_ends_with_the_same_bits_whoever_is_killed():
     run = Path(__file__).with_name("run.py")
     told = subprocess.run([sys.executable, run, "--short"], capture_output=True, text=True, timeout=800)

@@ -115,9 +115,9 @@ def test_a_budget_is_kept_and_the_next_run_goes_on(sae, fake, url):
 
 
 def test_no_more_requests_than_allowed_are_under_way(sae, fake, url):
-    fake.pause = 0.01
+    fake.pause = 0.03
     label(sae, url, "--latents", "1-2", "--concurrency", "3")
-    assert fake.most_at_once == 3
+    assert 1 < fake.most_at_once <= 3
 
 
 def test_a_latent_without_enough_contexts_is_told(sae, fake, url):
