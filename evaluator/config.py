@@ -71,7 +71,7 @@ class EvidenceConfig(Config):
     cofiring_rows: int = Field(2**18, ge=1, description="Rows, about, on which co-firing is counted.")
     seed: int = Field(0, ge=0, lt=2**63, description="Random seed of all samples.")
     page: bool = Field(
-        False, description="Also write each SAE's latents as a static page, which the report links to: about 15 KiB a latent."
+        False, description="Also write each SAE's latents as a static page, which the report links to: about 10 KiB a latent."
     )
     firings_at_once: int = Field(
         2**27, ge=1, description="Firings of one SAE that are held at once. A shard with more is read again for each slice of latents."

@@ -11,12 +11,13 @@ from importlib.resources import files
 from typing import Any
 
 from scopemill.evaluator.evidence.reader import Evidence
+from scopemill.evaluator.latent_page.cluster_map import COLUMNS, cluster_map
 from scopemill.evaluator.matching.twins import Twins, twins_of
 from scopemill.proto.evidence import INTERVALS, TOP, Example
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.vocabulary import Vocabulary
 
-STATIC = ("index.html", "page.css", "latent.css", "latent.js", "page.js")
+STATIC = ("index.html", "page.css", "latent.css", "latent.js", "map.js", "page.js")
 CHUNK_LATENTS = 64
 DIGITS = 4  # of a number on the page
 TOP_CONTEXTS, SAMPLES = 12, 2  # of a latent, and of each interval
@@ -28,6 +29,7 @@ def write_page(target: Bucket, saes: Sequence[tuple[str, Evidence]]) -> None:
     for number, (_, evidence) in enumerate(saes):
         folder, labels = f"data/{number}", evidence.labels()
         target.write(f"{folder}/table.js", _call("table", number, _table(evidence, labels)))
+        target.write(f"{folder}/map.js", _call("map", number, _map(evidence)))
         twins = [(_number_of(one, saes), one) for one in twins_of(evidence)]
         for index, chunk in _chunks(evidence, labels, twins):
             target.write(f"{folder}/latents-{index:05d}.js", _call("latents", number, index, chunk))
@@ -86,6 +88,21 @@ def _table(evidence: Evidence, labels: dict[int, tuple[str, float | None]]) -> d
         "labels": {latent: label for latent, (label, _) in labels.items()},
         "scores": {latent: score for latent, (_, score) in labels.items() if score is not None},
     }
+
+
+def _map(evidence: Evidence) -> list[dict[str, Any]]:
+    """Return the clusters of the map, with words for tokens."""
+    words = evidence.vocabulary
+    return [
+        {
+            "cluster": one.cluster,
+            "latents": one.latents,
+            "x": _short(one.x),
+            "y": _short(one.y),
+            "words": [words.text(id) for id in one.tokens],
+        }
+        for one in cluster_map(evidence.latents(list(COLUMNS)).to_pylist())
+    ]
 
 
 def _chunks(

@@ -1,12 +1,12 @@
 "use strict";
-// Data files call these functions: data/saes.js, data/<sae>/table.js, data/<sae>/latents-<chunk>.js.
+// Data files call these functions: data/saes.js, data/<sae>/table.js, data/<sae>/map.js, data/<sae>/latents-<chunk>.js.
 const scopemill = (() => {
   const PAGE = 100; // rows of the list
   const { make, number, token, parts } = latentParts;
   const main = document.getElementById("main"), choice = document.getElementById("sae");
   let about = null;
-  const tables = new Map(), chunks = new Map(), waiting = new Map();
-  const list = { sort: "density", down: true, text: "", low: 0, high: 1, dead: false, page: 0 };
+  const tables = new Map(), maps = new Map(), chunks = new Map(), waiting = new Map();
+  const list = { sort: "density", down: true, text: "", low: 0, high: 1, dead: false, cluster: null, page: 0 };
 
   const load = (path, key, store) => {
     if (store.has(key)) return Promise.resolve(store.get(key));
@@ -19,6 +19,7 @@ const scopemill = (() => {
     });
   };
   const tableOf = sae => load(`data/${sae}/table.js`, sae, tables);
+  const mapOf = sae => load(`data/${sae}/map.js`, sae, maps);
   const chunkOf = (sae, index) => load(`data/${sae}/latents-${String(index).padStart(5, "0")}.js`, `${sae}/${index}`, chunks);
 
   const show = (...nodes) => { main.replaceChildren(...nodes.filter(node => node !== null)); };
@@ -35,6 +36,7 @@ const scopemill = (() => {
     for (let i = 0; i < table.density.length; i++) {
       const density = table.density[i];
       if (!density && !list.dead || density < list.low || density > list.high) continue;
+      if (list.cluster !== null && table.cluster[i] !== list.cluster) continue;
       if (wanted && !`${table.top[i]}\n${table.promotes[i]}\n${table.labels[i] ?? ""}`.toLowerCase().includes(wanted)) continue;
       found.push(i);
     }
@@ -64,6 +66,8 @@ const scopemill = (() => {
       onchange: event => { set(event.target); list.page = 0; route(); } }));
     const turn = (title, step, off) => make("button", { type: "button", ...(off ? { disabled: "" } : {}), onclick: () => { list.page += step; route(); } }, title);
     show(make("h2", {}, about.saes[sae].name), facts(sae),
+      make("p", {}, make("a", { href: `#/${sae}/map` }, "Map of clusters"),
+        ...(list.cluster === null ? [] : [` · the latents of cluster ${list.cluster} alone; `, make("a", { href: `#/${sae}` }, "show all")])),
       make("div", { class: "filters" },
         field("Find", { type: "search", value: list.text, placeholder: "token or label" }, input => { list.text = input.value; }),
         field("Density from", { type: "number", step: "any", min: 0, max: 1, value: list.low }, input => { list.low = +input.value; }),
@@ -76,6 +80,15 @@ const scopemill = (() => {
         make("tbody", {}, ...part.map(row)))),
       make("nav", { class: "turn", "aria-label": "Pages" }, turn("Previous", -1, list.page === 0),
         `${found.length.toLocaleString()} latents, page ${list.page + 1} of ${last + 1}`, turn("Next", 1, list.page === last)));
+  };
+
+  const showMap = async sae => {
+    const clusters = await mapOf(sae);
+    show(make("nav", { class: "turn" }, make("a", { href: `#/${sae}` }, "all latents")), make("h2", {}, `Clusters of ${about.saes[sae].name}`), facts(sae),
+      make("p", { class: "muted" }, clusters.length ? "A circle is a cluster of latents that are alike by decoder cosine or fire together; its size is the number " +
+        "of latents, its name the token on which most of them fire most. Near each other are clusters whose latents are neighbours; far distances mean little."
+        : "This SAE has no cluster of two latents or more."),
+      clusters.length ? make("div", { class: "scroll" }, clusterMap(clusters, cluster => `#/${sae}/cluster/${cluster}`)) : null);
   };
 
   const showLatent = async (sae, id) => {
@@ -93,12 +106,17 @@ const scopemill = (() => {
     document.title = `Latent ${id} · ${about.saes[sae].name}`;
   };
 
-  const place = () => location.hash.replace(/^#\/?/, "").split("/").filter(Boolean).map(Number);
+  const words = () => location.hash.replace(/^#\/?/, "").split("/").filter(Boolean);
+  const place = () => words().map(Number);
   const route = async () => {
     const [sae = 0, latent] = place();
     if (!about.saes[sae]) return show(make("p", { class: "error" }, "There is no such SAE on this page."));
     choice.value = String(sae);
-    try { await (latent === undefined ? showList(sae) : showLatent(sae, latent)); } catch (path) {
+    const [, view, of] = words();
+    const cluster = view === "cluster" ? Number(of) : null;
+    if (cluster !== list.cluster) [list.cluster, list.page] = [cluster, 0];
+    const shown = view === "map" ? showMap : view === undefined || cluster !== null ? showList : showLatent;
+    try { await shown(sae, latent); } catch (path) {
       if (typeof path !== "string") throw path;
       failed(path);
     }
@@ -124,6 +142,7 @@ const scopemill = (() => {
       route();
     },
     table(sae, given) { tables.set(sae, given); },
+    map(sae, given) { maps.set(sae, given); },
     latents(sae, index, given) { chunks.set(`${sae}/${index}`, given); },
   };
 })();

@@ -1,6 +1,7 @@
 """The static page of latents: its data files against the evidence, and what a real browser shows of it."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from html import unescape
@@ -89,7 +90,7 @@ def test_a_browser_lists_latents_from_disk(evidence, page, seen):
     text = seen(page, "#/")
     assert "tiny & <b>" in text and f"{evidence.record.alive} latents, page 1 of 2" in text
     densest = max(range(WIDTH), key=lambda latent: evidence.latent(latent)["density"])
-    assert text.index(f'href="#/0/{densest}"') == text.index('href="#/0/')
+    assert re.findall(r'href="#/0/(\d+)"', text)[0] == str(densest)
 
 
 def test_a_browser_shows_a_latent_and_takes_text_as_text(evidence, page, seen):
@@ -97,6 +98,14 @@ def test_a_browser_shows_a_latent_and_takes_text_as_text(evidence, page, seen):
     assert "<h2>Latent 7</h2>" in text and "Top contexts" in text and "(score 0.75)" in text and ">null<" not in text
     assert "document.body.textContent" in text and "Suppressed tokens" in text, "a label is text, and runs nothing"
     assert text.count('class="contexts"') == len({example.interval for example in evidence.examples(7)})
+
+
+def test_a_browser_shows_the_map_of_clusters_and_the_latents_of_one(evidence, page, seen):
+    clusters = arguments(page / "data/0/map.js")[1]
+    shown = seen(page, "#/0/map")
+    assert shown.count("<circle") == len(clusters) > 10 and f'href="#/0/cluster/{clusters[0]["cluster"]}"' in shown
+    listed = seen(page, f"#/0/cluster/{clusters[0]['cluster']}")
+    assert f"{clusters[0]['latents']} latents, page 1 of 1" in listed and "show all" in listed
 
 
 @pytest.mark.parametrize(
