@@ -75,7 +75,7 @@ class Desk(Onlooker):
     def carry_out(self, busy: Collection[str] = ()) -> list[Request]:
         """Carry out the requests that can be now, and return those that are done.
 
-        SAEs that are ``busy`` are in training.         Of two requests for one SAE, the later waits for the earlier.
+        SAEs that are ``busy`` are in training. Of two requests for one SAE, the later waits for the earlier.
         """
         done, waiting = [], set[str]()
         for request in self.requests:

@@ -3,7 +3,7 @@
 import json
 
 from scopemill.deploy.studio.cache import VersionedCache
-from scopemill.deploy.studio.models import SaeEntry
+from scopemill.deploy.studio.models.saes import SaeEntry
 from scopemill.deploy.studio.trainings import Trainings, quality_of
 from scopemill.proto.errors import MissingObject
 from scopemill.proto.layout import SaeLayout, width_label

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from scopemill.deploy.studio.models import Label, Labels, LatentPage, SearchHits
+from scopemill.deploy.studio.models.latents import Label, Labels, LatentPage, SearchHits
 from scopemill.deploy.studio.service import TheStudio
 from scopemill.deploy.studio.threads import in_thread
 

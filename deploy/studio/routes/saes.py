@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from scopemill.deploy.studio.helper import Note
-from scopemill.deploy.studio.models import GemmaScopeEntry, GemmaScopePage, ImportRequest, Job, SaePage
+from scopemill.deploy.studio.models.jobs import Job
+from scopemill.deploy.studio.models.saes import GemmaScopeEntry, GemmaScopePage, ImportRequest, SaePage
 from scopemill.deploy.studio.saes import entries
 from scopemill.deploy.studio.service import TheStudio
 from scopemill.deploy.studio.threads import in_thread
