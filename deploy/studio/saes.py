@@ -18,6 +18,11 @@ def entries(bucket: Bucket, cache: VersionedCache, trainings: Trainings) -> list
     return [_entry(bucket, cache, trainings, path, ids.get(path)) for path in sorted(trainings.snapshot.saes) if _finished(trainings, path)]
 
 
+def origins(bucket: Bucket, cache: VersionedCache, trainings: Trainings) -> set[str]:
+    """Return the folders from which the finished SAEs of a snapshot were imported."""
+    return {one.imported_from for one in entries(bucket, cache, trainings) if one.imported_from}
+
+
 def _finished(trainings: Trainings, path: str) -> bool:
     return trainings.snapshot.saes[path].state.finished
 

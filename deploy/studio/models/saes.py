@@ -36,16 +36,29 @@ class GemmaScopeEntry(BaseModel):
     model: str
     site: str
     layer: int | None
-    width: str
-    l0: float | None
+    width: str = Field(description="As the path has it: 16k.")
+    l0: float | None = Field(description="Null where the path has a word for it.")
+    folder: str = Field(description="Its whole address: `imported_from` of an SAE that came from it.")
+
+
+class GemmaScopeChoices(BaseModel):
+    """Tell by what a tree's SAEs can be chosen."""
+
+    models: list[str]
+    sites: list[str]
+    layers: list[int]
+    widths: list[str]
 
 
 class GemmaScopePage(BaseModel):
-    """Hold the SAEs of a Gemma Scope tree that match."""
+    """Hold one page of the SAEs of a Gemma Scope tree that match."""
 
     source: str
     items: list[GemmaScopeEntry]
-    total: int
+    total: int = Field(description="SAEs that match, on all pages.")
+    offset: int
+    choices: GemmaScopeChoices = Field(description="Of the whole tree.")
+    imported: list[str] = Field(description="Folders of this page's SAEs that are in the bucket already.")
 
 
 class ImportRequest(Given):

@@ -84,9 +84,10 @@ def test_the_page_asks_nothing_of_any_other_place(at, service):
     assert asked and all(url.startswith((service.url, "data:", "blob:")) for url in asked)
 
 
-def test_scripts_are_modules_and_name_nothing_that_a_policy_refuses():
+def test_scripts_are_modules_of_readable_lines_and_name_nothing_that_a_policy_refuses():
     for file in STATIC.iterdir():
         if file.name.endswith((".js", ".css", ".html")):
+            assert all(len(line) <= 140 for line in file.read_text().splitlines()), file.name
             text = file.read_text().replace("http://www.w3.org/2000/svg", "")
             assert "http" not in text and ' style="' not in text and "innerHTML" not in text and "<script>" not in text, file.name
 
@@ -258,7 +259,7 @@ def test_latents_are_listed_searched_and_shown_one_by_one(at, page, bucket):
     assert hot.startswith("rgba(255, 140, 0"), "activations colour their tokens under the page's policy"
     page.keyboard.press("ArrowRight")
     page.get_by_role("heading", name="Latent 8").wait_for()
-    assert f"INTERVALS = {INTERVALS};" in (STATIC / "latents.js").read_text()
+    assert f"INTERVALS = {INTERVALS};" in (STATIC / "latent.js").read_text()
 
 
 def test_the_form_says_what_is_wrong_at_the_field_and_keeps_what_was_typed(at, page):
