@@ -93,7 +93,7 @@ def create_app(settings: Settings, routers: list[APIRouter]) -> FastAPI:
         title="Scopemill studio",
         version=metadata.version("scopemill"),
         description="Trainings, sweeps, SAEs and latents of one bucket. Errors are problem documents (RFC 9457).",
-        openapi_url=f"{PREFIX}/openapi.json",
+        openapi_url=None,  # a route makes it without holding up the loop
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,

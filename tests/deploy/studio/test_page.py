@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 from support import written_evidence
-from support.browser import page_of
+from support.browser import page_of, tab_of
 from support.studio import TOKEN, driving, served, write_sweep
 
 from scopemill.deploy.plan.progress import SaeProgress, SweepProgress, write_progress
@@ -41,18 +41,18 @@ def service(bucket):
 
 
 @pytest.fixture(scope="module")
-def signed_in(browser, service) -> dict:
-    """The cookie that the token in the address was exchanged for."""
+def profile(browser, service):
+    """A browser's profile with the cookie that the token in the address was exchanged for."""
     with page_of(browser) as page:
         page.goto(f"{service.url}/#token={TOKEN}")
         page.get_by_role("heading", name="Trainings").wait_for()
         assert page.url.endswith("/#/"), "the token does not stay in the address"
-        return page.context.storage_state()
+        yield page.context
 
 
 @pytest.fixture
-def page(browser, service, signed_in):
-    with page_of(browser, storage_state=signed_in) as page:
+def page(profile):
+    with tab_of(profile) as page:
         yield page
 
 
@@ -75,15 +75,6 @@ def test_without_the_token_the_page_says_what_to_do(browser, service):
         page.get_by_text("open the address that scopemill studio printed").wait_for()
 
 
-def test_the_page_asks_nothing_of_any_other_place(at, service):
-    asked = set[str]()
-    page = at("trainings")
-    page.on("request", lambda request: asked.add(request.url))
-    for place in PLACES:
-        at(place)
-    assert asked and all(url.startswith((service.url, "data:", "blob:")) for url in asked)
-
-
 def test_scripts_are_modules_of_readable_lines_and_name_nothing_that_a_policy_refuses():
     for file in STATIC.iterdir():
         if file.name.endswith((".js", ".css", ".html")):
@@ -92,9 +83,22 @@ def test_scripts_are_modules_of_readable_lines_and_name_nothing_that_a_policy_re
             assert "http" not in text and ' style="' not in text and "innerHTML" not in text and "<script>" not in text, file.name
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_each_page_is_for_keyboard_and_screen_reader_and_narrow(at, place):
-    page = at(place)
+def test_each_page_is_for_keyboard_and_screen_reader_and_narrow_and_asks_nothing_of_any_other_place(at, page, service):
+    from playwright.sync_api import expect
+
+    asked = set[str]()
+    page.on("request", lambda request: asked.add(request.url))
+    for place in PLACES:
+        page.set_viewport_size({"width": 1280, "height": 900})
+        before = page.title()
+        at(place)
+        expect(page).not_to_have_title(before)  # no reload: what was shown before is gone
+        page.locator("main .loading").wait_for(state="detached")
+        is_for_everybody(page)
+    assert asked and all(url.startswith((service.url, "data:", "blob:")) for url in asked)
+
+
+def is_for_everybody(page) -> None:
     assert page.locator("h1").count() == 1 and page.get_by_role("banner").count() == 1 and page.get_by_role("main").count() == 1
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll("button, a[href], input:not([type=hidden]):not([hidden]), select, textarea")].filter(one =>
