@@ -6,6 +6,7 @@ import re
 from importlib.resources import files
 from xml.etree import ElementTree
 
+import pyarrow as pa
 import pytest
 from support import written_evidence
 from support.browser import page_of, tab_of
@@ -13,6 +14,7 @@ from support.studio import TOKEN, driving, served, write_sweep
 
 from scopemill.deploy.plan.progress import SaeProgress, SweepProgress, write_progress
 from scopemill.deploy.plan.requests import read_requests
+from scopemill.evaluator.matching.twins import TWINS, TwinsRecord, relative_folder, write_twins
 from scopemill.proto.evidence import INTERVALS
 from scopemill.proto.storage.bucket import Bucket
 
@@ -264,6 +266,26 @@ def test_latents_are_listed_searched_and_shown_one_by_one(at, page, bucket):
     page.keyboard.press("ArrowRight")
     page.get_by_role("heading", name="Latent 8").wait_for()
     assert f"INTERVALS = {INTERVALS};" in (STATIC / "latent.js").read_text()
+
+
+def test_a_latent_s_twins_in_another_sae_are_links(at, page, bucket):
+    one, other, *_ = (path for path in sorted(bucket.find("saes")) if path.endswith("one/cfg.json"))
+    roots = [path.removesuffix("/cfg.json") for path in (one, other)]
+    nothing = {"cofiring_latents": [], "cofiring_phi": [], "children": [], "children_scores": [], "children_overlap": []}
+    rows = [{"latent": n, "nearest_latents": [WIDTH - 1 - n], "nearest_cosines": [0.875], "mutual": True} | nothing for n in range(WIDTH)]
+    places = [bucket.place(root) for root in roots]
+    record = TwinsRecord(
+        weights="1", other=roots[1].removeprefix("saes/"), other_folder=relative_folder(*places), other_weights="2", other_hooks=(),
+        other_architecture="topk", other_width=WIDTH, axes=("sparsity",), rows=0, similarity={},
+    )  # fmt: skip
+    write_twins(places[0], record, pa.Table.from_pylist(rows, schema=TWINS))
+    at(f"latent/7?sae={roots[0]}")
+    page.get_by_role("heading", name="Twins in other SAEs").wait_for()
+    twin = page.locator(".twins")
+    assert f"sparsity: {roots[1].removeprefix('saes/')}" in twin.inner_text() and "0.875" in twin.inner_text()
+    twin.get_by_role("link", name=f"latent {WIDTH - 8}").click()
+    page.get_by_role("heading", name=f"Latent {WIDTH - 8}").wait_for()
+    page.get_by_text(roots[1], exact=True).wait_for()
 
 
 def test_the_form_says_what_is_wrong_at_the_field_and_keeps_what_was_typed(at, page):
