@@ -73,6 +73,7 @@ class TreeEntry:
     layer: int | None  # None for the embedding
     width: str  # "16k"
     l0: float | None  # None where the path has a word
+    folder: str  # its URL
 
 
 def tree_entries(source: str) -> list[TreeEntry]:
@@ -80,13 +81,13 @@ def tree_entries(source: str) -> list[TreeEntry]:
 
     Raises InputError if the tree cannot be listed.
     """
-    return [_tree_entry(below, *generation.parse(folder)) for below, folder, generation in _folders(source)]
+    return [_tree_entry(below, folder, *generation.parse(folder)) for below, folder, generation in _folders(source)]
 
 
-def _tree_entry(below: str, origin: Origin, l0: str) -> TreeEntry:
+def _tree_entry(below: str, folder: str, origin: Origin, l0: str) -> TreeEntry:
     parts = origin.output.split(".", 2)
     layer = int(parts[1]) if parts[0] == "blocks" else None
-    return TreeEntry(below, origin.model, parts[-1], layer, origin.width, float(l0) if l0.isdigit() else None)
+    return TreeEntry(below, origin.model, parts[-1], layer, origin.width, float(l0) if l0.isdigit() else None, folder)
 
 
 def _folders(source: str) -> list[tuple[str, str, Generation]]:

@@ -60,13 +60,18 @@ def twin_facts(twins: Sequence[Twins], latent: int) -> list[dict[str, Any]]:
     facts = []
     for one in twins:
         row = one.of(latent)
-        about = {"sae": one.record.other, "differs_in": list(one.record.axes), "mutual": row["mutual"]}
+        about = {"sae": one.record.other, "path": _path_in_bucket(one), "differs_in": list(one.record.axes), "mutual": row["mutual"]}
         for name, latents, scores in (("nearest", "nearest_latents", "nearest_cosines"), ("cofiring", "cofiring_latents", "cofiring_phi")):
             about[name] = [{"latent": other, "score": score} for other, score in zip(row[latents], row[scores], strict=True)]
         overlaps = zip(row["children"], row["children_scores"], row["children_overlap"], strict=True)
         about["children"] = [{"latent": child, "score": score, "overlap": _known(overlap)} for child, score, overlap in overlaps]
         facts.append(about)
     return facts
+
+
+def _path_in_bucket(twins: Twins) -> str | None:
+    """Return the other SAE's path if it is in the same bucket, as a relative folder says."""
+    return None if "://" in twins.record.other_folder or twins.record.other_folder.startswith("/") else f"saes/{twins.record.other}"
 
 
 def twin_lines(facts: Sequence[dict[str, Any]]) -> dict[str, str]:

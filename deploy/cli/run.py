@@ -153,7 +153,10 @@ def _drive(file: str, overrides: list[str], phases: tuple[str, ...], wait: bool 
 
 
 def _carry_on(driver: "SweepDriver", phases: tuple[str, ...], state: "SweepState", reporter: "Reporter") -> list[str]:
-    """Carry out phases on a cluster and report; return the sentences of those that failed in part."""
+    """Carry out phases on a cluster and report; return the sentences of those that failed in part.
+
+    A retry that comes after the training is waited for by nobody: the phases after it end early, and are made up for later.
+    """
     from scopemill.deploy.cluster.ray_cluster import cluster
 
     failures: list[str] = []
@@ -164,14 +167,17 @@ def _carry_on(driver: "SweepDriver", phases: tuple[str, ...], state: "SweepState
             driver.check_nodes(phases, state)
             driver.check_room(phases, state)
             reporter.say(f"metrics are listed in {stack.enter_context(driver.targets).places}")
-        for phase in phases:
+        for number, phase in enumerate(phases):
+            driver.desk.retries = "now" if "train" in phases[number:] else "later" if "train" in phases else "left"
+            if driver.desk.awaits_retry:
+                return failures
             state = driver.plan.read_state() if driver.desk.carry_out() else state
             try:
                 state = getattr(driver, phase)(state)
             except PartlyFailed as error:  # what is whole is evaluated and reported all the same
                 failures.append(str(error))
                 state = driver.plan.read_state()
-            if phase == "evaluate":
+            if phase == "evaluate" and not driver.desk.awaits_retry:
                 driver.desk.evaluated()
         if "evaluate" in phases:
             _report(driver.plan, state, reporter)

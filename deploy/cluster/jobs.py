@@ -55,11 +55,11 @@ class Jobs:
         It continues from what an earlier submission committed. With ``installed``, the cluster's image has Scopemill; else this
         process' own code is sent along. InputError if the sweep is running already.
         """
-        earlier = self._submissions(config.name)
-        if earlier and not earlier[-1].status.is_terminal():
+        if self.is_at_work(config.name):
             raise InputError(
                 f"sweep {config.name} is running on {self._address} already: stop it with scopemill stop, or follow it with scopemill logs"
             )
+        earlier = self._submissions(config.name)
         with self._errors(), tempfile.TemporaryDirectory() as folder:
             packed = pack(Path(folder), config, installed)
             self._client.submit_job(
@@ -68,6 +68,11 @@ class Jobs:
                 metadata={_SWEEP: config.name},
                 runtime_env=packed | {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | environment},
             )
+
+    def is_at_work(self, sweep: str) -> bool:
+        """Return True while the sweep's newest submission has not ended, also before it begins."""
+        earlier = self._submissions(sweep)
+        return bool(earlier) and not earlier[-1].status.is_terminal()
 
     def follow(self, sweep: str, write: Callable[[str], object]) -> None:
         """Pass on the sweep's log until the sweep ends; ScopemillError unless it succeeds."""
@@ -79,7 +84,7 @@ class Jobs:
 
         with self._errors():
             asyncio.run(tail())
-        status = self._wait_for_end(sweep)
+        status = self.wait_for_end(sweep)
         if status != JobStatus.SUCCEEDED:
             raise ScopemillError(f"sweep {sweep} on {self._address} {status.lower()}; its log gives the reason")
 
@@ -99,10 +104,11 @@ class Jobs:
             return False
         with self._errors():
             self._client.stop_job(job.id)
-        self._wait_for_end(sweep)
+        self.wait_for_end(sweep)
         return True
 
-    def _wait_for_end(self, sweep: str) -> JobStatus:
+    def wait_for_end(self, sweep: str) -> JobStatus:
+        """Return how the newest submission ended, once it has; ScopemillError if it takes too long."""
         deadline = time.monotonic() + 2 * STOP_SECONDS
         while not (job := self._newest(sweep)).status.is_terminal():
             if time.monotonic() > deadline:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from types import TracebackType
+from typing import Literal
 
 from scopemill.deploy.orchestrator.requests import carry_out
 from scopemill.deploy.plan.progress import MOST_LINES, WRITE_SECONDS, SaeProgress, SweepProgress, write_progress
@@ -20,6 +21,7 @@ from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.training.history import Row
 
 log = logging.getLogger(__name__)
+Retries = Literal["now", "later", "left"]  # carried out now; after the phase at work; or by the next run, since this one trains nothing
 
 
 class Desk(Onlooker):
@@ -36,6 +38,7 @@ class Desk(Onlooker):
         self._lock, self._ending = threading.Lock(), threading.Event()
         self._written: SweepProgress | None = None
         self._requests: list[Request] = []
+        self.retries: Retries = "now"
         self._done: set[str] = set()  # ids: a listing may be older than what it lists
         self._thread = threading.Thread(target=self._keep_in_touch, daemon=True, name="desk")
 
@@ -72,14 +75,21 @@ class Desk(Onlooker):
         """Return the requests that are not carried out yet, the oldest first."""
         return list(self._requests)
 
+    @property
+    def awaits_retry(self) -> bool:
+        """Return True if this run trains something again that it would have to end its present phase for."""
+        return self.retries == "later" and any(request.action == "retry" for request in self.requests)
+
     def carry_out(self, busy: Collection[str] = ()) -> list[Request]:
         """Carry out the requests that can be now, and return those that are done.
 
-        SAEs that are ``busy`` are in training.         Of two requests for one SAE, the later waits for the earlier.
+        SAEs that are ``busy`` are in training. Of two requests for one SAE, the later waits for the earlier; a retry waits unless training
+        follows.
         """
         done, waiting = [], set[str]()
         for request in self.requests:
-            if waiting.isdisjoint(request.saes) and carry_out(self._bucket, self._plan, request, busy):
+            held = request.action == "retry" and self.retries != "now"
+            if not held and waiting.isdisjoint(request.saes) and carry_out(self._bucket, self._plan, request, busy):
                 done.append(request)
             else:
                 waiting |= set(request.saes)

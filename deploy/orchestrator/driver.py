@@ -58,8 +58,9 @@ class SweepDriver:
         """Carry out the last requests; return True if they made work for these phases."""
         self.desk.look()
         asked = {request.action for request in self.desk.requests}
+        self.desk.retries = "now" if "train" in phases else "left"
         self.desk.carry_out()
-        return not asked.isdisjoint(("retry", "evaluate")) and self.has_work(phases)
+        return not asked.isdisjoint(("retry", "evaluate") if "train" in phases else ("evaluate",)) and self.has_work(phases)
 
     def check_nodes(self, phases: Collection[str], state: SweepState | None = None) -> None:
         """Raise InputError if the cluster lacks a node that these phases' remaining work needs."""
@@ -217,6 +218,7 @@ class SweepDriver:
     def evaluate(self, state: SweepState | None = None) -> SweepState:
         """Measure every checkpoint that is not measured yet; a hook's checkpoints go to one evaluator.
 
+        Gives way to a retry: what is not measured then waits for the next call.
         Raises PartlyFailed, after all others are measured, if some cannot be.
         """
         plan, config, now = self.plan, self.plan.config.evaluation, state or self.plan.read_state()
@@ -245,9 +247,14 @@ class SweepDriver:
             failures[job] = error
             advance(job.sae)
 
+        def look() -> None:
+            if self.desk.awaits_retry:
+                for queue in queues:
+                    queue.clear()
+
         with ActorGroup("evaluator", actors, self.targets) as group:
             with self._reporter.phase(f"evaluating {total} checkpoints", {"checkpoints": total}):
-                group.work_off(queues, [actor.evaluate.remote for actor in actors], advance, failed=fail)
+                group.work_off(queues, [actor.evaluate.remote for actor in actors], advance, look, fail)
         if failures:
             self._reporter.show(failed_checkpoints(failures))
             raise not_evaluated(failures, total)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from scopemill.deploy.studio.cache import VersionedCache
-from scopemill.deploy.studio.models import Checkpoint, Checkpoints, Comparison, Metrics, TrainingDetail
+from scopemill.deploy.studio.models.histories import Checkpoint, Checkpoints, Comparison, Metrics
+from scopemill.deploy.studio.models.trainings import TrainingDetail
 from scopemill.deploy.studio.series import COLUMNS, series_of
 from scopemill.deploy.studio.trainings import Entry, quality_of
 from scopemill.evaluator.fidelity.results import Evaluation

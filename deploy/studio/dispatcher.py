@@ -11,7 +11,7 @@ from scopemill.deploy.plan.record import PlanRecord
 from scopemill.deploy.plan.requests import Action, Request, remove_request, write_request
 from scopemill.deploy.studio.bucket_reader import SweepFacts
 from scopemill.deploy.studio.launcher import Launcher
-from scopemill.deploy.studio.models import Asked, AskedAll
+from scopemill.deploy.studio.models.actions import Asked, AskedAll
 from scopemill.deploy.studio.threads import in_thread
 from scopemill.deploy.studio.trainings import Entry, Trainings
 from scopemill.proto.errors import ScopemillError

@@ -72,12 +72,21 @@ def plan(tell: Tell, config: dict[str, Any]) -> list[str]:
     return [sae.name for sae in planned.saes]
 
 
-def submit(tell: Tell, config: dict[str, Any], address: str, command: str, installed: bool) -> None:
-    """Submit a sweep's run as a job of a Ray cluster."""
+def submit(tell: Tell, config: dict[str, Any], address: str, command: str, installed: bool, waiting: bool) -> None:
+    """Submit a sweep's run as a job of a Ray cluster.
+
+    If one is at work that is still ``waiting`` for the lease, it will do. One that gave the lease back ends first: its cluster would
+    take no other.
+    """
     from scopemill.deploy.cluster.jobs import Jobs
     from scopemill.deploy.plan.sweep_file import parse_sweep
 
-    Jobs(address).submit(parse_sweep(config, "the sweep file").located(), {}, installed, command)
+    parsed, jobs = parse_sweep(config, "the sweep file").located(), Jobs(address)
+    if jobs.is_at_work(parsed.name):
+        if waiting:
+            return
+        jobs.wait_for_end(parsed.name)
+    jobs.submit(parsed, {}, installed, command)
 
 
 def gemma_scope(tell: Tell, source: str) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from scopemill.deploy.studio.hub import Hub
-from scopemill.deploy.studio.models import Job
+from scopemill.deploy.studio.models.jobs import Job
 from scopemill.proto.errors import MissingObject, ScopemillError
 
 KEPT = 64  # ended jobs, whose results can still be read

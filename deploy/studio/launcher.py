@@ -60,7 +60,8 @@ class Launcher:
         submission = await asyncio.to_thread(self._submission, sweep)
         if self._address:
             given = submission.sweep | {"bucket": self._bucket.url}
-            await self._planner.call("submit", config=given, address=self._address, command=command, installed=self._installed)
+            asked = {"address": self._address, "command": command, "installed": self._installed, "waiting": known is not None}
+            await self._planner.call("submit", config=given, **asked)
             self._launches[sweep] = _Launch(None, None, time.monotonic())
         else:
             self._launches[sweep] = await asyncio.to_thread(self._process, sweep, submission, command)

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 from scopemill.deploy.studio.bucket_reader import SweepFacts
 from scopemill.deploy.studio.details import sweep_command
-from scopemill.deploy.studio.models import Aggregate, Point, State, SweepDetail, SweepSummary, Training
+from scopemill.deploy.studio.models.sweeps import Aggregate, Point, SweepDetail, SweepSummary
+from scopemill.deploy.studio.models.trainings import State, Training
 from scopemill.deploy.studio.trainings import Entry, Trainings, counts_of
 from scopemill.proto.storage.bucket import Bucket
 

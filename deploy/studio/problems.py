@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from scopemill.deploy.studio.models import Problem
+from scopemill.deploy.studio.models.session import Problem
 from scopemill.proto.errors import Conflict, CorruptObject, InputError, MissingObject, PartlyFailed, ScopemillError, StorageError
 
 MEDIA_TYPE = "application/problem+json"

@@ -3,7 +3,7 @@
 from dataclasses import asdict, fields
 from typing import Any
 
-from scopemill.deploy.studio.models import Evaluated
+from scopemill.deploy.studio.models.actions import Evaluated
 from scopemill.deploy.studio.trainings import Entry, finite
 from scopemill.evaluator.fidelity.results import Result
 from scopemill.proto.errors import InputError

@@ -3,7 +3,7 @@
 import json
 
 from scopemill.deploy.studio.cache import VersionedCache
-from scopemill.deploy.studio.models import SaeEntry
+from scopemill.deploy.studio.models.saes import SaeEntry
 from scopemill.deploy.studio.trainings import Trainings, quality_of
 from scopemill.proto.errors import MissingObject
 from scopemill.proto.layout import SaeLayout, width_label
@@ -16,6 +16,11 @@ def entries(bucket: Bucket, cache: VersionedCache, trainings: Trainings) -> list
     """Return every finished SAE of a snapshot by path."""
     ids = {entry.record.root: id for id, entry in trainings.by_id.items()}
     return [_entry(bucket, cache, trainings, path, ids.get(path)) for path in sorted(trainings.snapshot.saes) if _finished(trainings, path)]
+
+
+def origins(bucket: Bucket, cache: VersionedCache, trainings: Trainings) -> set[str]:
+    """Return the folders from which the finished SAEs of a snapshot were imported."""
+    return {one.imported_from for one in entries(bucket, cache, trainings) if one.imported_from}
 
 
 def _finished(trainings: Trainings, path: str) -> bool:

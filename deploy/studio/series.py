@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 
-from scopemill.deploy.studio.models import Series
+from scopemill.deploy.studio.models.histories import Series
 from scopemill.trainer.training.history import Row
 
 COLUMNS = {

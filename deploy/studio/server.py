@@ -34,6 +34,7 @@ def settings_of(
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()  # who is told the address may connect at once
     except OSError as error:
         listening.close()
         raise InputError(f"--host {host} --port {port}: nothing can listen there: {error.strerror}; choose another port") from error

@@ -17,6 +17,7 @@ from scopemill.deploy.studio.access import Access, Guard
 from scopemill.deploy.studio.bucket_reader import BucketReader
 from scopemill.deploy.studio.cache import VersionedCache
 from scopemill.deploy.studio.dispatcher import Dispatcher
+from scopemill.deploy.studio.gemma_scope import Trees
 from scopemill.deploy.studio.helper import Helper
 from scopemill.deploy.studio.hub import Hub
 from scopemill.deploy.studio.jobs import JobList
@@ -53,6 +54,7 @@ class Studio:
         self.launcher = Launcher(self.bucket, settings.address, settings.installed, self.planner)
         self.dispatcher = Dispatcher(self.bucket, self.launcher)
         self.watcher = Watcher(BucketReader(self.bucket, self.launcher.note), self.hub, None if self.access.read_only else self.dispatcher)
+        self.trees = Trees(self.importer)
         self.jobs = JobList(self.hub)
         self.cache = VersionedCache(256)  # of curves
         self.latents = Latents(self.bucket)
@@ -91,7 +93,7 @@ def create_app(settings: Settings, routers: list[APIRouter]) -> FastAPI:
         title="Scopemill studio",
         version=metadata.version("scopemill"),
         description="Trainings, sweeps, SAEs and latents of one bucket. Errors are problem documents (RFC 9457).",
-        openapi_url=f"{PREFIX}/openapi.json",
+        openapi_url=None,  # a route makes it without holding up the loop
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,

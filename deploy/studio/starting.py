@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from scopemill.deploy.plan.sweep_file import parse_sweep
-from scopemill.deploy.studio.models import Validation
+from scopemill.deploy.studio.models.starting import Validation
 from scopemill.proto.errors import InputError, SweepFileError
 from scopemill.proto.storage.bucket import Bucket
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.deploy.plan.sweep_file import SweepConfig
-from scopemill.deploy.studio.models import NewTemplate, Template, TemplateChange, TemplateExport
+from scopemill.deploy.studio.models.templates import NewTemplate, Template, TemplateChange, TemplateExport
 from scopemill.proto.errors import Conflict, CorruptObject, MissingObject, TemplateError
 from scopemill.proto.layout import TemplateLayout
 from scopemill.proto.storage.bucket import Bucket

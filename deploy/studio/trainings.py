@@ -9,7 +9,7 @@ from typing import Any
 from scopemill.deploy.plan.progress import SaeProgress
 from scopemill.deploy.plan.record import SaeRecord
 from scopemill.deploy.studio.bucket_reader import SaeFacts, Snapshot, SweepFacts
-from scopemill.deploy.studio.models import Progress, Quality, State, Training
+from scopemill.deploy.studio.models.trainings import Progress, Quality, State, Training
 from scopemill.evaluator.fidelity.results import Evaluation
 from scopemill.proto.errors import MissingObject
 from scopemill.proto.hooks import Hook

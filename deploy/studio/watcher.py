@@ -9,7 +9,7 @@ from typing import Any
 from scopemill.deploy.studio.bucket_reader import BucketReader, SweepFacts
 from scopemill.deploy.studio.dispatcher import Dispatcher
 from scopemill.deploy.studio.hub import Hub
-from scopemill.deploy.studio.models import Training
+from scopemill.deploy.studio.models.trainings import Training
 from scopemill.deploy.studio.trainings import Trainings
 from scopemill.proto.errors import StorageError
 

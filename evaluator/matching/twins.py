@@ -106,7 +106,7 @@ def _read(bucket: Bucket, path: str) -> Twins:
 
 def relative_folder(own: str, other: str) -> str:
     """Return another folder as seen from one, so that buckets may be moved."""
-    if own.partition("://")[::2][0] != other.partition("://")[::2][0] or not _root(own) or _root(own) != _root(other):
+    if own.rpartition("://")[0] != other.rpartition("://")[0] or not _root(own) or _root(own) != _root(other):
         return other
     return posixpath.relpath(_path(other), _path(own))
 

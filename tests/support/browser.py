@@ -24,12 +24,20 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def page_of(browser: Any, **context: Any) -> Iterator[Any]:
-    """A page of its own profile; a script's error or a refusal of the page's policy fails the test."""
+    """A page of its own profile."""
     profile = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
+    with tab_of(profile) as page:
+        yield page
+    profile.close()
+
+
+@contextmanager
+def tab_of(profile: Any) -> Iterator[Any]:
+    """A page; a script's error or a refusal of the page's policy fails the test."""
     page, wrong = profile.new_page(), list[str]()
     page.set_default_timeout(20_000)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda said: wrong.append(said.text) if "Content Security Policy" in said.text else None)
     yield page
-    profile.close()
+    page.close()
     assert not wrong, wrong

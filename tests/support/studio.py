@@ -6,9 +6,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,6 +58,16 @@ class Client:
         found, answer, _ = self.ask("POST", f"/api/v1{path}", body)
         assert found == status, answer
         return answer
+
+    def until(
+        self, id: str, state: str, holds: Callable[[dict[str, Any]], bool] = lambda now: True, seconds: float = 600
+    ) -> dict[str, Any]:
+        """The training, once it is in a state and the rest holds."""
+        deadline = time.monotonic() + seconds
+        while (now := self.get(f"/trainings/{id}"))["state"] != state or not holds(now):
+            assert time.monotonic() < deadline, f"{id} was not {state} in {seconds:.0f} s: {now['state']}, {now['reason']}"
+            time.sleep(0.2)
+        return now
 
     @contextmanager
     def events(self, channels: str = "", last: str | None = None) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:

@@ -10,19 +10,8 @@ from fastapi import APIRouter
 
 from scopemill.deploy.plan.requests import Action
 from scopemill.deploy.studio import quality
-from scopemill.deploy.studio.models import (
-    Asked,
-    AskedAll,
-    Estimate,
-    EstimateRequest,
-    Evaluated,
-    EvaluateRequest,
-    Ids,
-    Started,
-    StartSweep,
-    StartTraining,
-    Validation,
-)
+from scopemill.deploy.studio.models.actions import Asked, AskedAll, Evaluated, EvaluateRequest, Ids
+from scopemill.deploy.studio.models.starting import Estimate, EstimateRequest, Started, StartSweep, StartTraining, Validation
 from scopemill.deploy.studio.service import Studio, TheStudio
 from scopemill.deploy.studio.starting import prepared, validation
 from scopemill.deploy.studio.threads import in_thread

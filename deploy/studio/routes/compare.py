@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from scopemill.deploy.studio import details
-from scopemill.deploy.studio.models import Comparison
+from scopemill.deploy.studio.models.histories import Comparison
 from scopemill.deploy.studio.service import TheStudio
 from scopemill.deploy.studio.threads import in_thread
 

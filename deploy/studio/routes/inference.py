@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from scopemill.deploy.studio.helper import Note
-from scopemill.deploy.studio.models import Job, SteerRequest
+from scopemill.deploy.studio.models.jobs import Job, SteerRequest
 from scopemill.deploy.studio.service import TheStudio
 
 router = APIRouter(tags=["latents"])

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from scopemill.deploy.studio.models import Label, Labels, LatentPage, SearchHits
+from scopemill.deploy.studio.models.latents import Label, Labels, LatentPage, SearchHits
 from scopemill.deploy.studio.service import TheStudio
 from scopemill.deploy.studio.threads import in_thread
 
@@ -42,6 +42,7 @@ async def search(
     sae: Sae,
     text: Annotated[str, Query(min_length=1, description="A word; with words=false a text that the language model reads.")],
     words: Annotated[bool, Query(description="Look in labels, promoted tokens and contexts; no model runs.")] = True,
+    model: Annotated[str | None, Query(description="Absent: the language model of its sweep, or of its evidence.")] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> SearchHits:
     """Find the latents whose evidence holds a word, or that fire on a text."""
@@ -50,8 +51,8 @@ async def search(
     if words:
         hits = await in_thread(studio.latents.with_word, sae, text)
     else:
-        place, model = studio.bucket.place(sae), trainings.language_model(sae)
-        hits = await studio.inference.call("firing", sae=place, text=text, model=model)
+        place, named = studio.bucket.place(sae), model or trainings.language_model(sae)
+        hits = await studio.inference.call("firing", sae=place, text=text, model=named)
     return SearchHits(sae=sae, text=text, words=words, items=hits[:limit])
 
 

@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from scopemill.deploy.studio.gemma_scope import choices
 from scopemill.deploy.studio.helper import Note
-from scopemill.deploy.studio.models import GemmaScopeEntry, GemmaScopePage, ImportRequest, Job, SaePage
-from scopemill.deploy.studio.saes import entries
+from scopemill.deploy.studio.models.jobs import Job
+from scopemill.deploy.studio.models.saes import GemmaScopePage, ImportRequest, SaePage
+from scopemill.deploy.studio.saes import entries, origins
 from scopemill.deploy.studio.service import TheStudio
 from scopemill.deploy.studio.threads import in_thread
 
@@ -46,24 +48,31 @@ async def list_saes(
 async def browse_gemma_scope(
     studio: TheStudio,
     source: Annotated[str, Query(description="Such as hf://google/gemma-scope-2b-pt-res, a copy of it, any fsspec URL.")],
+    model: str | None = None,
     site: str | None = None,
     layer: int | None = None,
     width: Annotated[str | None, Query(description="As the path has it: 16k.")] = None,
     least_l0: float | None = None,
     most_l0: float | None = None,
+    offset: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=1, le=2000)] = 100,
 ) -> GemmaScopePage:
-    """List the SAEs of a Gemma Scope tree."""
-    found = [GemmaScopeEntry(**one) for one in await studio.importer.call("gemma_scope", source=source)]
+    """List the SAEs of a Gemma Scope tree, and by what they can be chosen."""
+    found = await studio.trees.entries(source)
     chosen = [
         one
         for one in found
-        if (site is None or site in one.site)
+        if model in (None, one.model)
+        and site in (None, one.site)
         and layer in (None, one.layer)
         and width in (None, one.width)
         and (least_l0 is None or (one.l0 is not None and one.l0 >= least_l0))
         and (most_l0 is None or (one.l0 is not None and one.l0 <= most_l0))
     ]
-    return GemmaScopePage(source=source, items=chosen, total=len(found))
+    items = chosen[offset : offset + limit]
+    known = await in_thread(origins, studio.bucket, studio.cache, await studio.watcher.fresh())
+    imported = [one.folder for one in items if one.folder in known]
+    return GemmaScopePage(source=source, items=items, total=len(chosen), offset=offset, choices=choices(found), imported=imported)
 
 
 @router.post("/saes/import", status_code=HTTPStatus.ACCEPTED)

@@ -5,7 +5,7 @@ from importlib import metadata
 
 from fastapi import APIRouter, HTTPException, Response
 
-from scopemill.deploy.studio.models import About, Session
+from scopemill.deploy.studio.models.session import About, Session
 from scopemill.deploy.studio.service import TheStudio
 
 router = APIRouter(tags=["session"])

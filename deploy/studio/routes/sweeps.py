@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from scopemill.deploy.studio import parents
-from scopemill.deploy.studio.models import SweepDetail, SweepSummary
+from scopemill.deploy.studio.models.sweeps import SweepDetail, SweepSummary
 from scopemill.deploy.studio.service import TheStudio
 from scopemill.deploy.studio.threads import in_thread
 

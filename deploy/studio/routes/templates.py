@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from scopemill.deploy.studio.models import NewName, NewTemplate, Template, TemplateChange, TemplateExport
+from scopemill.deploy.studio.models.templates import NewName, NewTemplate, Template, TemplateChange, TemplateExport
 from scopemill.deploy.studio.service import TheStudio
 from scopemill.deploy.studio.threads import in_thread
 

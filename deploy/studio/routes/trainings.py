@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 
 from scopemill.deploy.studio import details
-from scopemill.deploy.studio.models import Checkpoints, Metrics, Sort, State, Training, TrainingDetail, TrainingPage
+from scopemill.deploy.studio.models.histories import Checkpoints, Metrics
+from scopemill.deploy.studio.models.trainings import Sort, State, Training, TrainingDetail, TrainingPage
 from scopemill.deploy.studio.service import TheStudio
 from scopemill.deploy.studio.threads import in_thread
 from scopemill.deploy.studio.trainings import counts_of

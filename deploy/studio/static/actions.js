@@ -5,7 +5,8 @@ import { attempt, Command, confirm } from "./parts.js";
 import { link } from "./routes.js";
 
 export const shell = text => /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
-export const command = (about, action, ids) => `scopemill trainings ${action} ${shell(about?.bucket ?? "BUCKET")} ${ids.map(shell).join(" ")}`;
+export const command = (about, action, ids) =>
+  `scopemill trainings ${action} ${shell(about?.bucket ?? "BUCKET")} ${ids.map(shell).join(" ")}`;
 
 export const CAN = { // states in which an action means something
   stop: ["running", "pending"],
@@ -30,8 +31,8 @@ async function actOnAll(action, ids, about) {
       command: command(about, "delete", ids) });
     if (!sure) return undefined;
   }
-  return attempt(() => post(`trainings/${action}`, { ids }), found =>
-    [...found.asked.map(answered), found.missing.length ? `${found.missing.length} of them are not there any more.` : ""].filter(Boolean).join("\n"));
+  return attempt(() => post(`trainings/${action}`, { ids }), ({ asked, missing }) =>
+    [...asked.map(answered), missing.length && `${missing.length} of them are not there any more.`].filter(Boolean).join("\n"));
 }
 
 const MOST_COMPARED = 16;

@@ -19,7 +19,7 @@ const PAGES = {
   templates: { title: "Templates", load: async () => (await import("./templates.js")).Templates },
   saes: { title: "SAEs", load: async () => (await import("./saes.js")).Saes },
   steer: { title: "Steer", writes: true, load: async () => (await import("./steer.js")).Steer },
-  latent: { title: "Latent", load: async () => (await import("./latents.js")).Latent },
+  latent: { title: "Latent", load: async () => (await import("./latent.js")).Latent },
 };
 const MENU = ["trainings", "sweeps", "new", "templates", "saes", "latents", "steer"];
 
@@ -52,11 +52,16 @@ function Page({ where, about }) {
   const found = PAGES[where.name], [, turn] = useState(0), [problem, setProblem] = useState(null);
   useEffect(() => {
     setProblem(null);
-    if (found?.load && !found.page) found.load().then(page => { found.page = page; turn(now => now + 1); }, () => setProblem(new Error("The page's files cannot be read from the service.")));
+    if (!found?.load || found.page) return;
+    found.load().then(
+      page => { found.page = page; turn(now => now + 1); },
+      () => setProblem(new Error("The page's files cannot be read from the service.")),
+    );
   }, [where.name]);
   if (!found) return html`<h1 class="title">There is no such page</h1><p><a href=${link("trainings")}>All trainings</a></p>`;
   if (problem) return html`<${Wrong} problem=${problem} again=${() => location.reload()} />`;
-  return found.page ? html`<${found.page} key=${[where.name, ...where.rest].join("/")} ...${where} about=${about} />` : html`<${Loading} what="the page" />`;
+  if (!found.page) return html`<${Loading} what="the page" />`;
+  return html`<${found.page} key=${[where.name, ...where.rest].join("/")} ...${where} about=${about} />`;
 }
 
 function Trouble({ about, stream, problem }) {
@@ -89,4 +94,7 @@ function App() {
 }
 
 const root = document.getElementById("root");
-signIn().catch(() => {}).then(() => { root.replaceChildren(); render(html`<${App} />`, root); }); // a wrong token shows as the answer to the first request
+signIn().catch(() => {}).then(() => { // a wrong token shows as the answer to the first request
+  root.replaceChildren();
+  render(html`<${App} />`, root);
+});

@@ -46,8 +46,12 @@ function useCurves(training) {
   return known?.series;
 }
 
-const title = one => one.targets.length && one.targets.join() !== one.inputs.join() ? `${one.inputs.join(" + ")} → ${one.targets.join(" + ")}` : one.inputs.join(" + ");
-export const facts = one => [one.architecture, one.width && `${count(one.width)} latents`, one.sparsity !== null && `sparsity ${number(one.sparsity)}`].filter(Boolean).join(" · ");
+const title = ({ inputs, targets }) => {
+  const from = inputs.join(" + "), to = targets.join(" + ");
+  return to && to !== from ? `${from} → ${to}` : from;
+};
+export const facts = ({ architecture, width, sparsity }) =>
+  [architecture, width && `${count(width)} latents`, sparsity !== null && `sparsity ${number(sparsity)}`].filter(Boolean).join(" · ");
 
 const Curves = ({ training }) => {
   const series = useCurves(training), { loss, l0, fvu, dead } = training.progress;
@@ -58,8 +62,8 @@ const Curves = ({ training }) => {
 };
 
 const Progress = ({ training: { progress, state, name } }) => html`<div class="progress">
-  <${Bar} percent=${progress.progress_pct} label=${`Progress of ${name}`} />
-  <span class="muted">${percent(progress.progress_pct)}${state === "running" && progress.eta !== null ? ` · ${duration(progress.eta)} left` : ""}</span></div>`;
+  <${Bar} percent=${progress.progress_pct} label=${`Progress of ${name}`} /><span class="muted">
+  ${percent(progress.progress_pct)}${state === "running" && progress.eta !== null && ` · ${duration(progress.eta)} left`}</span></div>`;
 
 const Choice = ({ training, chosen, toggle }) => html`<input type="checkbox" checked=${chosen} aria-label=${`Select ${training.name}`}
   onChange=${event => toggle(training.id, event.target.checked)} />`;

@@ -30,7 +30,10 @@ export function Chart({ title, lines, logarithmic = false, height = 190 }) {
     const made = new uPlot({
       width: place.current.clientWidth, height,
       scales: { x: { time: false }, y: logarithmic ? { distr: 3 } : {} },
-      axes: [{ ...axis, values: (_, marks) => marks.map(mark => number(mark)) }, { ...axis, size: 62, values: (_, marks) => marks.map(mark => mark === null ? "" : number(mark, 3)) }],
+      axes: [
+        { ...axis, values: (_, marks) => marks.map(mark => number(mark)) },
+        { ...axis, size: 62, values: (_, marks) => marks.map(mark => mark === null ? "" : number(mark, 3)) },
+      ],
       series: [{ label: "step" }, ...lines.map((line, i) => ({
         label: line.name, stroke: colour(COLOURS[i % COLOURS.length]), width: 1.5, spanGaps: true, points: { show: line.steps.length < 3 },
         value: (_, value) => number(value),

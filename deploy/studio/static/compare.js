@@ -10,11 +10,18 @@ import { link } from "./routes.js";
 const CURVES = { loss: "Loss", l0: "L0", fvu: "FVU", dead: "Dead latents" };
 const QUALITY = { l0: "L0", fvu: "FVU", delta_loss: "delta loss", recovered_zero: "loss recovered", dead_fraction: "dead fraction" };
 
+// The curve of each training under one name.
+const linesOf = (found, name) => (found?.metrics ?? []).map((one, i) => ({
+  name: found.trainings[i].name, ...(one.series[name] ?? { steps: [], values: [] }),
+}));
+
 export function Compare({ parameters }) {
   const ids = (parameters.ids ?? "").split(",").filter(Boolean);
-  const { value: found, problem, again } = useLoaded(signal => ids.length ? get(`compare?${query({ id: ids })}`, signal) : Promise.resolve(null), ids), reload = useThrottled(again, 4000);
+  const { value: found, problem, again } = useLoaded(
+    signal => ids.length ? get(`compare?${query({ id: ids })}`, signal) : Promise.resolve(null), ids);
+  const reload = useThrottled(again, 4000);
   useLive(ids.map(id => `training/${id}`), reload);
-  const charts = useMemo(() => Object.keys(CURVES).map(name => [name, (found?.metrics ?? []).map((one, i) => ({ name: found.trainings[i].name, ...(one.series[name] ?? { steps: [], values: [] }) }))]), [found]);
+  const charts = useMemo(() => Object.keys(CURVES).map(name => [name, linesOf(found, name)]), [found]);
   if (ids.length < 2) return html`<h1 class="title">Compare</h1><${Empty}>
     <p>Select two or more trainings in the list, then choose Compare.</p><a class="button" href=${link("trainings")}>All trainings</a><//>`;
   if (!found) return problem ? html`<h1 class="title">Compare</h1>

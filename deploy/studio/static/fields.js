@@ -14,8 +14,9 @@ export const SECTIONS = { // the fields that stand outside the advanced part
 const GRID = ["widths", "sparsities"]; // needed unless each variant has them
 
 function resolved(schema, field) {
-  const options = field.anyOf ?? [field], known = options.map(one => one.$ref ? schema.$defs[one.$ref.split("/").pop()] : one).filter(one => one.type !== "null");
-  return { known, all: known.some(one => one.const === "all"), one: known.find(one => one.const !== "all") ?? {} };
+  const options = (field.anyOf ?? [field]).map(one => one.$ref ? schema.$defs[one.$ref.split("/").pop()] : one);
+  const known = options.filter(one => one.type !== "null");
+  return { all: known.some(one => one.const === "all"), one: known.find(one => one.const !== "all") ?? {} };
 }
 
 // How a field is typed in: {kind, options, all}.
@@ -41,10 +42,12 @@ export function fieldsOf(schema) {
     const names = Object.keys(about.properties).filter(name => section || !(name in SECTIONS) && name !== "bucket");
     names.sort((a, b) => rank(main, a) - rank(main, b));
     found[section] = names.map(name => {
-      const field = about.properties[name], standard = field.default, templated = section === "train" && Boolean(field.readBy);
+      const field = about.properties[name], templated = section === "train" && Boolean(field.readBy);
+      const required = (about.required ?? []).includes(name) && !templated;
       return {
-        path: section ? `${section}.${name}` : name, name, ...kindOf(schema, field), readBy: field.readBy, hint: (field.description ?? "").replaceAll("`", ""), templated,
-        standard: standard === null || standard === undefined ? "" : written(standard), needed: (about.required ?? []).includes(name) && !templated || section === "train" && GRID.includes(name), main: main.includes(name),
+        path: section ? `${section}.${name}` : name, name, ...kindOf(schema, field), readBy: field.readBy, templated,
+        hint: (field.description ?? "").replaceAll("`", ""), standard: written(field.default),
+        needed: required || section === "train" && GRID.includes(name), main: main.includes(name),
       };
     });
   }
@@ -54,10 +57,16 @@ export function fieldsOf(schema) {
 const rank = (main, name) => main.includes(name) ? main.indexOf(name) : main.length;
 
 // A value as it stands in an input.
-export const written = value => value === null || value === undefined ? "" : Array.isArray(value) && value.every(one => typeof one !== "object") ? value.join(", ")
-  : typeof value === "object" ? JSON.stringify(value) : String(value);
+export function written(value) {
+  if (value === null || value === undefined) return "";
+  if (Array.isArray(value) && value.every(one => typeof one !== "object")) return value.join(", ");
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
 
-const numeric = text => { const plain = text.trim().replaceAll("_", ""); return plain !== "" && Number.isFinite(Number(plain)) ? Number(plain) : text.trim(); };
+const numeric = text => {
+  const plain = text.trim().replaceAll("_", "");
+  return plain !== "" && Number.isFinite(Number(plain)) ? Number(plain) : text.trim();
+};
 
 // What an input means; what cannot be read stays text, and the service says what is wrong with it.
 export function read(field, text) {
@@ -76,7 +85,8 @@ export function configOf(fields, typed, evidence) {
   const config = {};
   for (const [section, list] of Object.entries(fields)) {
     if (section === "evidence" && !evidence) continue;
-    const given = Object.fromEntries(list.filter(field => (typed[field.path] ?? "").trim()).map(field => [field.name, read(field, typed[field.path])]));
+    const filled = list.filter(field => (typed[field.path] ?? "").trim());
+    const given = Object.fromEntries(filled.map(field => [field.name, read(field, typed[field.path])]));
     if (!section) Object.assign(config, given);
     else if (Object.keys(given).length || section === "evidence") config[section] = given;
   }

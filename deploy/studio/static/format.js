@@ -1,7 +1,10 @@
 // How numbers, durations and sizes are written, everywhere alike.
 
-export const number = (value, digits = 4) => value === null || value === undefined ? "–"
-  : value === 0 || Math.abs(value) >= 1e-3 && Math.abs(value) < 1e6 ? String(+value.toPrecision(digits)) : value.toExponential(2).replace(/\.?0+e/, "e");
+export const number = (value, digits = 4) => {
+  if (value === null || value === undefined) return "–";
+  const plain = value === 0 || Math.abs(value) >= 1e-3 && Math.abs(value) < 1e6;
+  return plain ? String(+value.toPrecision(digits)) : value.toExponential(2).replace(/\.?0+e/, "e");
+};
 
 export const count = value => value === null || value === undefined ? "–" : value.toLocaleString("en");
 
@@ -25,7 +28,11 @@ export const bytes = value => {
   return `${number(value / 1024 ** power, 3)} ${UNITS[power]}`;
 };
 
-export const price = dollars => dollars < 0.01 ? "< $0.01" : `$${dollars.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 })}`;
+const CENTS = { minimumFractionDigits: 2, maximumFractionDigits: 2 };
+export const price = dollars => dollars < 0.01 ? "< $0.01" : `$${dollars.toLocaleString("en", CENTS)}`;
 
 // A hyperparameter's value, in one line.
-export const value = one => one === null || one === undefined ? "–" : typeof one === "object" ? JSON.stringify(one) : typeof one === "number" ? number(one, 6) : String(one);
+export const value = one => {
+  if (one === null || one === undefined) return "–";
+  return typeof one === "object" ? JSON.stringify(one) : typeof one === "number" ? number(one, 6) : String(one);
+};

@@ -38,19 +38,21 @@ export function VirtualList({ count, height, least = Infinity, label, show, seen
   // Arrow keys move from entry to entry, also to those that are not mounted yet.
   const keys = event => {
     const entry = event.target.closest?.("[data-index]");
-    const steps = { ArrowDown: range.columns, ArrowUp: -range.columns, ArrowRight: 1, ArrowLeft: -1 };
-    if (!entry || !(event.key in steps || event.key === "Home" || event.key === "End") || /^(INPUT|SELECT)$/.test(event.target.tagName) && event.target.type !== "checkbox") return;
-    const at = Number(entry.dataset.index) + (steps[event.key] ?? 0);
-    const target = event.key === "Home" ? 0 : event.key === "End" ? count - 1 : at;
-    if (target < 0 || target >= count) return;
+    const typing = /^(INPUT|SELECT)$/.test(event.target.tagName) && event.target.type !== "checkbox";
+    if (!entry || typing) return;
+    const at = Number(entry.dataset.index), { columns } = range;
+    const target = {
+      ArrowDown: at + columns, ArrowUp: at - columns, ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: count - 1,
+    }[event.key];
+    if (target === undefined || target < 0 || target >= count) return;
     event.preventDefault();
     focusOn(target);
   };
   const focusOn = index => {
     const box = frame.current.getBoundingClientRect(), top = Math.floor(index / range.columns) * height;
-    const above = window.scrollY + box.top + top, margin = height / 2;
+    const above = window.scrollY + box.top + top, margin = height / 2, hidden = above + height + margin - window.innerHeight;
     if (above < window.scrollY + margin) window.scrollTo(0, above - margin);
-    else if (above + height > window.scrollY + window.innerHeight - margin) window.scrollTo(0, above + height - window.innerHeight + margin);
+    else if (window.scrollY < hidden) window.scrollTo(0, hidden);
     let tries = 0;
     const focus = () => {
       const link = frame.current?.querySelector(`[data-index="${index}"] a`);

@@ -10,7 +10,8 @@ const fits = (channel, pattern) => pattern.endsWith("*") ? channel.startsWith(pa
 
 function wanted() {
   const patterns = new Set([...listeners].flatMap(one => one.patterns));
-  return [...patterns].filter(one => ![...patterns].some(other => other !== one && other.endsWith("*") && fits(one, other))).sort().join(",");
+  const covered = one => [...patterns].some(other => other !== one && other.endsWith("*") && fits(one, other));
+  return [...patterns].filter(one => !covered(one)).sort().join(",");
 }
 
 function tell(state) {

@@ -32,6 +32,15 @@ export const Wrong = ({ problem, again }) => html`<div class="wrong" role="alert
 
 export const Loading = ({ what }) => html`<p class="muted loading" role="status">Loading ${what}…</p>`;
 
+// Turns the pages of a list; says how much there is.
+export function Pages({ page, size, total, what, turn }) {
+  const last = Math.max(0, Math.ceil(total / size) - 1);
+  return html`<nav class="buttons" aria-label="Pages">
+    <button type="button" disabled=${page === 0} onClick=${() => turn(page - 1)}>Previous</button>
+    <span>${total.toLocaleString("en")} ${what}, page ${page + 1} of ${last + 1}</span>
+    <button type="button" disabled=${page >= last} onClick=${() => turn(page + 1)}>Next</button></nav>`;
+}
+
 export const Empty = ({ children }) => html`<div class="empty">${children}</div>`;
 
 export const State = ({ state, reason }) => html`<span class=${`state ${state}`} title=${reason}>${state}</span>`;

@@ -10,7 +10,8 @@ import { Scatter } from "./scatter.js";
 import { Counts, SweepProgress } from "./sweeps.js";
 
 export function Sweep({ rest: [name], about }) {
-  const { value: sweep, problem, again } = useLoaded(signal => get(`trainings/sweep/${encodeURIComponent(name)}`, signal), [name]), reload = useThrottled(again, 2000);
+  const { value: sweep, problem, again } = useLoaded(signal => get(`trainings/sweep/${encodeURIComponent(name)}`, signal), [name]);
+  const reload = useThrottled(again, 2000);
   useLive([`sweep/${name}`, `training/${name}:*`, "trainings", "bucket"], reload);
   if (!sweep) return problem ? html`<h1 class="title">${name}</h1>
     <${Wrong} problem=${problem} again=${again} />` : html`<${Loading} what="the sweep" />`;
@@ -38,9 +39,12 @@ function Actions({ sweep, about, after }) {
   const ids = action => sweep.children.filter(one => CAN[action].includes(one.state)).map(one => one.id);
   const run = async action => {
     const wanted = ids(action);
-    const sure = action === "retry" || await confirm({ title: `Stop all ${wanted.length} trainings of ${sweep.name}?`, action: "Stop", names: wanted,
-      text: "Each writes a checkpoint first; retry goes on from there.", command: command(about, "stop", wanted) });
-    if (sure && await attempt(() => post(`trainings/${action}`, { ids: wanted }), found => found.asked.map(one => `${one.action}: ${one.driver}`).join("\n"))) after();
+    const sure = action === "retry" || await confirm({
+      title: `Stop all ${wanted.length} trainings of ${sweep.name}?`, text: "Each writes a checkpoint first; retry goes on from there.",
+      action: "Stop", names: wanted, command: command(about, "stop", wanted),
+    });
+    const told = found => found.asked.map(one => `${one.action}: ${one.driver}`).join("\n");
+    if (sure && await attempt(() => post(`trainings/${action}`, { ids: wanted }), told)) after();
   };
   return html`<section aria-label="Actions"><div class="buttons">
     ${!about?.read_only && sweep.state === "running" && ids("stop").length > 0 && html`<button type="button"
@@ -51,7 +55,9 @@ function Actions({ sweep, about, after }) {
     <${Command}>${sweep.command}<//></section>`;
 }
 
-const TITLES = { l0: "L0", fvu: "FVU", loss: "loss", delta_loss: "delta loss", recovered_zero: "loss recovered", dead_fraction: "dead fraction" };
+const TITLES = {
+  l0: "L0", fvu: "FVU", loss: "loss", delta_loss: "delta loss", recovered_zero: "loss recovered", dead_fraction: "dead fraction",
+};
 
 const Aggregates = ({ all }) => Object.keys(all).length > 0 && html`<section aria-label="Over all trainings"><h2>Over all trainings</h2><div
   class="scroll" tabindex="0" role="region" aria-label="Aggregates, a table"><table class="narrow"><thead><tr><th scope="col">Figure</th>

@@ -7,9 +7,9 @@ import { link } from "./routes.js";
 const at = (name, rest = "") => `training-templates/${encodeURIComponent(name)}${rest}`;
 
 export function Templates({ about }) {
-  const { value: list, problem, again } = useLoaded(signal => get("training-templates", signal), []), file = useRef(null), [replace, setReplace] = useState(false);
-  const writes = !about?.read_only, then = work => attempt(work).then(again);
-  const save = name => attempt(async () => download(name ? `${name}.json` : "training-templates.json", JSON.stringify(await get(`training-templates/export?${query({ name })}`), null, 2), "application/json"));
+  const { value: list, problem, again } = useLoaded(signal => get("training-templates", signal), []);
+  const file = useRef(null), [replace, setReplace] = useState(false), writes = !about?.read_only;
+  const then = work => attempt(work).then(again);
   const take = async event => {
     const text = await event.target.files[0]?.text();
     event.target.value = "";
@@ -29,19 +29,28 @@ export function Templates({ about }) {
         onChange=${event => setReplace(event.target.checked)} /> replace those of the same name</label>`}</div>
     ${problem && html`<${Wrong} problem=${problem} again=${again} />`}${!list && !problem && html`<${Loading} what="templates" />`}
     ${list && !list.length && html`<${Empty}><p>There is no template yet: the form that starts trainings saves one.</p><//>`}
-    ${list && html`<ul class="tiles">${list.map(one => html`<li class="card" key=${one.name}><header>
-      <button type="button" class="plain star" aria-pressed=${one.favourite ? "true" : "false"} aria-label=${`${one.name} is a favourite`}
-        disabled=${!writes} onClick=${() => then(() => patch(at(one.name), { favourite: !one.favourite }))}>
-        ${one.favourite ? "★" : "☆"}</button>
+    ${list && html`<ul class="tiles">${list.map(one => html`<${Template} key=${one.name} ...${{ one, writes, then }} />`)}</ul>`}`;
+}
+
+const save = name => attempt(async () => {
+  const document = await get(`training-templates/export?${query({ name })}`);
+  download(`${name ?? "training-templates"}.json`, JSON.stringify(document, null, 2), "application/json");
+});
+
+function Template({ one, writes, then }) {
+  const duplicate = name => then(() => post(at(one.name, "/duplicate"), { name }));
+  const ask = { title: `Delete template ${one.name}?`, text: "Trainings that were started from it stay as they are.", action: "Delete" };
+  const drop = async () => { if (await confirm(ask)) then(() => remove(at(one.name))); };
+  return html`<li class="card"><header><button type="button" class="plain star" aria-pressed=${one.favourite ? "true" : "false"}
+      aria-label=${`${one.name} is a favourite`} disabled=${!writes}
+      onClick=${() => then(() => patch(at(one.name), { favourite: !one.favourite }))}>${one.favourite ? "★" : "☆"}</button>
       <h2>${one.name}</h2><span class="muted">${one.own ? "" : "comes with Scopemill"}</span></header>
-      <p class="muted">${one.description || "No description."}</p><p class="muted">used ${one.uses} ${one.uses === 1 ? "time" : "times"}</p>
-      <details><summary>Content</summary><pre class="log" tabindex="0">${JSON.stringify(one.config, null, 2)}</pre></details>
-      <div class="buttons">${writes && html`<a class="button" href=${link("new", { template: one.name })}>Use</a><${Ask}
-        title="Duplicate" label="Name of the copy"
-        value=${`${one.name}-copy`} done=${name => then(() => post(at(one.name, "/duplicate"), { name }))} />`}
-        <button type="button" onClick=${() => save(one.name)}>Export</button>
-        ${writes && one.own && html`<button type="button" class="danger"
-          onClick=${async () => await confirm({ title: `Delete template ${one.name}?`, text: "Trainings that were started from it stay as they are.", action: "Delete" }) && then(() => remove(at(one.name)))}>Delete…</button>`}</div></li>`)}</ul>`}`;
+    <p class="muted">${one.description || "No description."}</p><p class="muted">used ${one.uses} ${one.uses === 1 ? "time" : "times"}</p>
+    <details><summary>Content</summary><pre class="log" tabindex="0">${JSON.stringify(one.config, null, 2)}</pre></details>
+    <div class="buttons">${writes && html`<a class="button" href=${link("new", { template: one.name })}>Use</a>
+        <${Ask} title="Duplicate" label="Name of the copy" value=${`${one.name}-copy`} done=${duplicate} />`}
+      <button type="button" onClick=${() => save(one.name)}>Export</button>
+      ${writes && one.own && html`<button type="button" class="danger" onClick=${drop}>Delete…</button>`}</div></li>`;
 }
 
 // A button that asks for one line of text.
@@ -58,7 +67,8 @@ export function SaveTemplate({ config }) {
   const [open, set] = useState(false), [name, setName] = useState(""), [description, describe] = useState("");
   const save = async () => {
     const { name: _, bucket, ...rest } = config;
-    if (await attempt(() => post("training-templates", { name: name.trim(), description, config: rest }), found => `Saved template ${found.name}.`)) set(false);
+    const given = { name: name.trim(), description, config: rest };
+    if (await attempt(() => post("training-templates", given), found => `Saved template ${found.name}.`)) set(false);
   };
   if (!open) return html`<button type="button" onClick=${() => set(true)}>Save as template…</button>`;
   return html`<fieldset class="inputs"><legend>Save as template</legend><label>Name <input value=${name} autofocus

@@ -9,7 +9,10 @@ import { useLive } from "./live.js";
 import { attempt, Bar, Command, Copy, Empty, Loading, State, useLoaded, useThrottled, Wrong } from "./parts.js";
 import { go, link } from "./routes.js";
 
-const MAIN = { loss: "Loss", l0: "L0", fvu: "FVU (fraction of variance unexplained)", dead: "Dead latents", lr: "Learning rate", sparsity_factor: "Sparsity factor" };
+const MAIN = {
+  loss: "Loss", l0: "L0", fvu: "FVU (fraction of variance unexplained)", dead: "Dead latents", lr: "Learning rate",
+  sparsity_factor: "Sparsity factor",
+};
 const POINTS = 600;
 
 export function Training({ rest: [id], about }) {
@@ -69,7 +72,8 @@ function useCurves(id) {
     const known = state.curves;
     try {
       const found = await get(at(id, `metrics?${query({ points: POINTS, since: known?.step ?? 0 })}`));
-      set({ problem: null, curves: known ? { ...found, rows: known.rows + found.rows, series: joined(known.series, found.series) } : found });
+      const more = known && { rows: known.rows + found.rows, series: joined(known.series, found.series) };
+      set({ problem: null, curves: { ...found, ...more } });
     } catch (problem) { set(now => ({ ...now, problem })); }
   };
   useEffect(() => { load(); }, [id]);
@@ -82,7 +86,8 @@ const joined = (old, fresh) => Object.fromEntries(Object.entries(fresh).map(([na
 function Curves({ id, step }) {
   const { curves, problem, more } = useCurves(id), [all, showAll] = useState(false), [logarithmic, setLogarithmic] = useState(false);
   useEffect(() => { if (curves && step > curves.step) more(); }, [step]);
-  const shown = useMemo(() => Object.entries(curves?.series ?? {}).filter(([name, one]) => (name in MAIN || all) && one.values.some(value => value !== null))
+  const shown = useMemo(() => Object.entries(curves?.series ?? {})
+    .filter(([name, one]) => (name in MAIN || all) && one.values.some(value => value !== null))
     .map(([name, one]) => [name, [{ name, ...one }]]), [curves, all]);
   if (!curves) return problem ? html`<${Wrong} problem=${problem} again=${more} />` : html`<${Loading} what="curves" />`;
   if (!curves.rows) return html`<${Empty}><p>No step has been logged yet: the curves appear with the first one.</p><//>`;
@@ -94,7 +99,10 @@ function Curves({ id, step }) {
       logarithmic=${logarithmic && lines[0].values.every(value => value === null || value > 0)} />`)}</div></section>`;
 }
 
-const QUALITY = { l0: "L0", fvu: "FVU", delta_loss: "delta loss", recovered_zero: "loss recovered (zero)", recovered_mean: "loss recovered (mean)", dead_fraction: "dead fraction", decoder_cosine: "decoder cosine" };
+const QUALITY = {
+  l0: "L0", fvu: "FVU", delta_loss: "delta loss", recovered_zero: "loss recovered (zero)", recovered_mean: "loss recovered (mean)",
+  dead_fraction: "dead fraction", decoder_cosine: "decoder cosine",
+};
 
 function Quality({ one, about, after }) {
   const [names, setNames] = useState(""), [answer, setAnswer] = useState(null);

@@ -10,8 +10,11 @@ import { Bulk } from "./actions.js";
 
 const PAGE = 100; // entries of one request
 const STATES = ["running", "pending", "completed", "failed", "stopped"];
-const SORTS = { sweep: "sweep", name: "name", state: "state", step: "step", loss: "loss", l0: "L0", fvu: "FVU", dead: "dead latents", delta_loss: "delta loss",
-  width: "width", sparsity: "sparsity", updated: "last change" };
+const SORTS = {
+  sweep: "sweep", name: "name", state: "state", step: "step", loss: "loss", l0: "L0", fvu: "FVU", dead: "dead latents",
+  delta_loss: "delta loss", width: "width", sparsity: "sparsity", updated: "last change",
+};
+const CARD = { height: 208, least: 320 }, ROW = { height: 62, least: Infinity }; // pixels
 
 // The list that the service filters and sorts, of which those pages are kept that were seen.
 function usePages(fields) {
@@ -79,19 +82,21 @@ export function Trainings({ parameters, about }) {
   const all = async () => choose(new Set((await get(`trainings?${pages.key}&limit=2000`)).items.map(one => one.id)));
   const arrange = name => { localStorage.setItem("layout", name); setLayout(name); };
   const narrow = useNarrow();
-  const Entry = layout === "rows" && !narrow ? Row : Card;
+  const rows = layout === "rows" && !narrow, Entry = rows ? Row : Card;
+  const filtered = Boolean(text || state || sweep || architecture), reset = () => go("trainings", {}, true);
+  const show = index => {
+    const one = pages.item(index);
+    if (!one) return html`<div class="card waiting" />`;
+    return html`<${Entry} key=${one.id} training=${one} chosen=${chosen.has(one.id)} toggle=${toggle} />`;
+  };
   return html`<h1 class="title">Trainings <span class="muted">${pages.total ?? ""}</span></h1>
     <${Filters} ...${{ fields, counts: pages.counts, set, layout, arrange }} />
     <${Bulk} chosen=${chosen} clear=${() => choose(new Set())} all=${all} total=${pages.total} about=${about} after=${reload} />
     ${pages.problem && html`<${Wrong} problem=${pages.problem} again=${pages.again} />`}
     ${pages.total === null && !pages.problem && html`<${Loading} what="trainings" />`}
-    ${pages.total === 0 && html`<${Nothing} filtered=${Boolean(text || state || sweep || architecture)} reset=${() => go("trainings", {}, true)} about=${about} />`}
-    ${pages.total > 0 && html`<${VirtualList} count=${pages.total} height=${Entry === Row ? 62 : 208} least=${Entry === Row ? Infinity : 320} label="Trainings"
-      seen=${pages.seen} show=${index => {
-        const one = pages.item(index);
-        return one ? html`<${Entry} key=${one.id} training=${one} chosen=${chosen.has(one.id)} toggle=${toggle} />` : html`<div
-          class="card waiting" />`;
-      }} />`}`;
+    ${pages.total === 0 && html`<${Nothing} filtered=${filtered} reset=${reset} about=${about} />`}
+    ${pages.total > 0 && html`<${VirtualList} ...${rows ? ROW : CARD} count=${pages.total} label="Trainings" seen=${pages.seen}
+      show=${show} />`}`;
 }
 
 function useNarrow() {
@@ -108,7 +113,10 @@ function Filters({ fields, counts, set, layout, arrange }) {
   const [text, type] = useState(fields.text), find = useThrottled(() => set({ text }), 250);
   useEffect(() => { if (text !== fields.text) find(); }, [text]);
   useEffect(() => type(fields.text), [fields.text]);
-  const toggle = state => set({ state: (fields.state.includes(state) ? fields.state.filter(one => one !== state) : [...fields.state, state]).join() });
+  const toggle = state => {
+    const others = fields.state.filter(one => one !== state);
+    set({ state: (others.length < fields.state.length ? others : [...others, state]).join() });
+  };
   return html`<search class="filters" aria-label="Filter the trainings">
     <label class="grow"><span class="muted">Find</span> <input type="search" value=${text} placeholder="name, sweep or model"
       onInput=${event => type(event.target.value)} /></label>

@@ -3,18 +3,21 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 from support import tiny_sweep
 from support.ray_head import FIRST, LABEL, SECOND, free_ports, ray_head
+from support.studio import TOKEN, Client
 
 from scopemill.deploy.catalog.status import read_status
 from scopemill.deploy.cluster.jobs import ROOMS, ROOT_FILES, copy_package, forwarded, pack
@@ -118,9 +121,15 @@ def test_a_stopped_job_drains_and_the_next_submission_ends_with_the_bits_of_a_pl
 
 
 def ray_job_stop(head: tuple[str, dict[str, str]], job: str) -> None:
+    ray_jobs(head, f"{job}/stop", b"")
+
+
+def ray_jobs(head: tuple[str, dict[str, str]], path: str = "", body: bytes | None = None) -> bytes:
+    """Ask Ray's own Jobs API."""
     address, known = head
     headers = {"Authorization": f"Bearer {known['RAY_AUTH_TOKEN']}"}
-    urllib.request.urlopen(urllib.request.Request(f"{address}/api/jobs/{job}/stop", b"", headers), timeout=30).close()
+    with urllib.request.urlopen(urllib.request.Request(f"{address}/api/jobs/{path}", body, headers), timeout=30) as answer:
+        return answer.read()
 
 
 def test_a_wheel_runs_where_its_labels_say_and_lists_its_processes_for_a_prometheus_elsewhere(head, wheel, tmp_path, text):
@@ -171,6 +180,47 @@ def test_a_running_sweep_is_not_submitted_twice_and_stops_on_command(head, tmp_p
     stopped = run(head, "stop", str(file))
     assert stopped.returncode == 0 and stopped.stdout == "stopped; everything committed is kept\n", stopped.stderr
     assert run(head, "stop", str(file)).stdout == "sweep long was not running\n"
+
+
+@contextmanager
+def studio(head: tuple[str, dict[str, str]], bucket: str) -> Iterator[Client]:
+    """``scopemill studio`` in a process of its own, with the cluster's address and token."""
+    address, known = head
+    command = [sys.executable, "-m", "scopemill.deploy", "studio", bucket, "--address", address, "--installed", "--port", "0"]
+    environment = known | {"SCOPEMILL_STUDIO_TOKEN": TOKEN, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as service:
+        try:
+            yield Client(re.search(r"http://[^/]+", service.stdout.readline())[0])
+        finally:
+            service.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.timeout(900)
+def test_the_studio_starts_stops_and_retries_a_training_as_jobs_of_the_cluster(head, tmp_path, text):
+    train = {"tokens": 100_000_000, "cpus": 1, "sparsities": [1e-3]}
+    evaluation = {"checkpoints": "last"}
+    data = tiny_sweep.sweep(str(tmp_path / "bucket"), text, harvest={"layers": [3]}, train=train, evaluation=evaluation)
+    data["name"] = "clicked"
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(data))
+    with studio(head, str(tmp_path / "bucket")) as client:
+        started = client.post("/trainings/sweep", {"config": data, "sparsities": [1e-3]})
+        (id,) = started["trainings"]
+        assert head[0] in started["driver"] and f"--address {head[0]}" in started["command"]
+        client.until(id, "running", lambda now: now["progress"]["step"] > 0)
+        assert client.get("/trainings/sweep/clicked")["driver"], "the job holds the sweep's lease"
+        client.post(f"/trainings/{id}/stop")
+        first = client.until(id, "stopped", lambda now: "on request" in now["reason"])["progress"]["step"]
+        deadline = time.monotonic() + 300
+        while client.get("/trainings/sweep/clicked")["driver"]:
+            assert time.monotonic() < deadline, "the job's lease was not given back"
+            time.sleep(0.1)
+        client.post(f"/trainings/{id}/retry")  # the first job has given the lease back, and may not have ended yet
+        client.until(id, "running", lambda now: now["progress"]["step"] > first)
+        client.post(f"/trainings/{id}/stop")
+        client.until(id, "stopped", lambda now: "on request" in now["reason"] and now["progress"]["step"] > first)
+    logs = run(head, "logs", str(tmp_path / "sweep.yaml"))
+    assert logs.returncode == 0 and "training 1 SAE" in logs.stdout, logs.stdout + logs.stderr
+    assert {"clicked-1", "clicked-2"} <= {job["submission_id"] for job in json.loads(ray_jobs(head))}
 
 
 def test_a_wrong_token_is_refused(head, tmp_path, text):

@@ -6,13 +6,15 @@ import re
 from importlib.resources import files
 from xml.etree import ElementTree
 
+import pyarrow as pa
 import pytest
 from support import written_evidence
-from support.browser import page_of
+from support.browser import page_of, tab_of
 from support.studio import TOKEN, driving, served, write_sweep
 
 from scopemill.deploy.plan.progress import SaeProgress, SweepProgress, write_progress
 from scopemill.deploy.plan.requests import read_requests
+from scopemill.evaluator.matching.twins import TWINS, TwinsRecord, relative_folder, write_twins
 from scopemill.proto.evidence import INTERVALS
 from scopemill.proto.storage.bucket import Bucket
 
@@ -41,18 +43,18 @@ def service(bucket):
 
 
 @pytest.fixture(scope="module")
-def signed_in(browser, service) -> dict:
-    """The cookie that the token in the address was exchanged for."""
+def profile(browser, service):
+    """A browser's profile with the cookie that the token in the address was exchanged for."""
     with page_of(browser) as page:
         page.goto(f"{service.url}/#token={TOKEN}")
         page.get_by_role("heading", name="Trainings").wait_for()
         assert page.url.endswith("/#/"), "the token does not stay in the address"
-        return page.context.storage_state()
+        yield page.context
 
 
 @pytest.fixture
-def page(browser, service, signed_in):
-    with page_of(browser, storage_state=signed_in) as page:
+def page(profile):
+    with tab_of(profile) as page:
         yield page
 
 
@@ -75,25 +77,30 @@ def test_without_the_token_the_page_says_what_to_do(browser, service):
         page.get_by_text("open the address that scopemill studio printed").wait_for()
 
 
-def test_the_page_asks_nothing_of_any_other_place(at, service):
-    asked = set[str]()
-    page = at("trainings")
-    page.on("request", lambda request: asked.add(request.url))
-    for place in PLACES:
-        at(place)
-    assert asked and all(url.startswith((service.url, "data:", "blob:")) for url in asked)
-
-
-def test_scripts_are_modules_and_name_nothing_that_a_policy_refuses():
+def test_scripts_are_modules_of_readable_lines_and_name_nothing_that_a_policy_refuses():
     for file in STATIC.iterdir():
         if file.name.endswith((".js", ".css", ".html")):
+            assert all(len(line) <= 140 for line in file.read_text().splitlines()), file.name
             text = file.read_text().replace("http://www.w3.org/2000/svg", "")
             assert "http" not in text and ' style="' not in text and "innerHTML" not in text and "<script>" not in text, file.name
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_each_page_is_for_keyboard_and_screen_reader_and_narrow(at, place):
-    page = at(place)
+def test_each_page_is_for_keyboard_and_screen_reader_and_narrow_and_asks_nothing_of_any_other_place(at, page, service):
+    from playwright.sync_api import expect
+
+    asked = set[str]()
+    page.on("request", lambda request: asked.add(request.url))
+    for place in PLACES:
+        page.set_viewport_size({"width": 1280, "height": 900})
+        before = page.title()
+        at(place)
+        expect(page).not_to_have_title(before)  # no reload: what was shown before is gone
+        page.locator("main .loading").wait_for(state="detached")
+        is_for_everybody(page)
+    assert asked and all(url.startswith((service.url, "data:", "blob:")) for url in asked)
+
+
+def is_for_everybody(page) -> None:
     assert page.locator("h1").count() == 1 and page.get_by_role("banner").count() == 1 and page.get_by_role("main").count() == 1
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll("button, a[href], input:not([type=hidden]):not([hidden]), select, textarea")].filter(one =>
@@ -258,7 +265,27 @@ def test_latents_are_listed_searched_and_shown_one_by_one(at, page, bucket):
     assert hot.startswith("rgba(255, 140, 0"), "activations colour their tokens under the page's policy"
     page.keyboard.press("ArrowRight")
     page.get_by_role("heading", name="Latent 8").wait_for()
-    assert f"INTERVALS = {INTERVALS};" in (STATIC / "latents.js").read_text()
+    assert f"INTERVALS = {INTERVALS};" in (STATIC / "latent.js").read_text()
+
+
+def test_a_latent_s_twins_in_another_sae_are_links(at, page, bucket):
+    one, other, *_ = (path for path in sorted(bucket.find("saes")) if path.endswith("one/cfg.json"))
+    roots = [path.removesuffix("/cfg.json") for path in (one, other)]
+    nothing = {"cofiring_latents": [], "cofiring_phi": [], "children": [], "children_scores": [], "children_overlap": []}
+    rows = [{"latent": n, "nearest_latents": [WIDTH - 1 - n], "nearest_cosines": [0.875], "mutual": True} | nothing for n in range(WIDTH)]
+    places = [bucket.place(root) for root in roots]
+    record = TwinsRecord(
+        weights="1", other=roots[1].removeprefix("saes/"), other_folder=relative_folder(*places), other_weights="2", other_hooks=(),
+        other_architecture="topk", other_width=WIDTH, axes=("sparsity",), rows=0, similarity={},
+    )  # fmt: skip
+    write_twins(places[0], record, pa.Table.from_pylist(rows, schema=TWINS))
+    at(f"latent/7?sae={roots[0]}")
+    page.get_by_role("heading", name="Twins in other SAEs").wait_for()
+    twin = page.locator(".twins")
+    assert f"sparsity: {roots[1].removeprefix('saes/')}" in twin.inner_text() and "0.875" in twin.inner_text()
+    twin.get_by_role("link", name=f"latent {WIDTH - 8}").click()
+    page.get_by_role("heading", name=f"Latent {WIDTH - 8}").wait_for()
+    page.get_by_text(roots[1], exact=True).wait_for()
 
 
 def test_the_form_says_what_is_wrong_at_the_field_and_keeps_what_was_typed(at, page):

@@ -1,11 +1,15 @@
 """What people ask of a sweep: carried out by whoever holds its lease, once and to the same end if it is done twice."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.studio import write_sweep
 
+from scopemill.deploy.cli.run import PHASES, _carry_on
 from scopemill.deploy.orchestrator.desk import Desk
+from scopemill.deploy.orchestrator.driver import SweepDriver
 from scopemill.deploy.orchestrator.requests import carry_out
 from scopemill.deploy.plan.progress import read_progress
 from scopemill.deploy.plan.requests import Request, read_requests, write_request
@@ -66,6 +70,35 @@ def test_the_later_of_two_requests_for_an_sae_waits_for_the_earlier(bucket, plan
         assert desk.carry_out(busy=[half.name]) == [] and read_withdrawn(bucket, "one") == {half.name: "stopped"}
         assert [request.action for request in desk.carry_out()] == ["stop", "retry"]
     assert read_withdrawn(bucket, "one") == {} and read_requests(bucket, "one") == []
+
+
+class Phases(SweepDriver):
+    """A driver whose phases only note that they were called; while it evaluates, somebody asks for a retry."""
+
+    def __init__(self, bucket, plan):
+        self.desk, self.called, self.plan = Desk(bucket, plan), [], SimpleNamespace(read_state=lambda: None)
+        for phase in PHASES:
+            setattr(self, phase, lambda state, phase=phase: self.called.append(phase))
+        self.evaluate = lambda state: (self.called.append("evaluate"), ask(bucket, "retry", plan.saes[1]), self.desk.look())
+
+    def has_work(self, phases, state=None):
+        return bool(self.called)  # so that no cluster is started for the first round
+
+
+@pytest.mark.parametrize("phases", [PHASES, ("evaluate",)])
+def test_a_retry_that_comes_while_a_run_evaluates_is_trained_by_it_or_left_to_the_next(bucket, plan, phases):
+    carry_out(bucket, plan, ask(bucket, "stop", plan.saes[1]), busy=())
+    driver = Phases(bucket, plan)
+    with driver.desk, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scopemill.deploy.cli.run._report", lambda *_: None)
+        _carry_on(driver, phases, None, None)
+        assert [request.action for request in read_requests(bucket, "one")] == ["retry"]
+        if "train" in phases:
+            assert driver.called == ["harvest", "train", "finetune", "evaluate"], "what comes after waits for the retry"
+            assert driver.is_asked_again(phases) and read_withdrawn(bucket, "one") == {} and read_requests(bucket, "one") == []
+        else:
+            assert not driver.is_asked_again(phases) and read_withdrawn(bucket, "one") == {plan.saes[1].name: "stopped"}
+            assert [request.action for request in read_requests(bucket, "one")] == ["retry"]
 
 
 def test_a_desk_writes_how_the_run_ended_and_nothing_outside_of_its_block(bucket, plan):

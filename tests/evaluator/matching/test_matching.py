@@ -233,8 +233,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     check_same_model([("a", resid), ("b", replace(resid, model="org/m"))])
 
 
-def test_folders_are_relative_within_a_bucket():
-    own, other = "s3://b/saes/m/h/width_1k/topk/8-aa", "s3://b/saes/m/h/width_2k/topk/8-bb"
+@pytest.mark.parametrize("bucket", ["s3://b", "/data/b"])
+def test_folders_are_relative_within_a_bucket(bucket):
+    own, other = f"{bucket}/saes/m/h/width_1k/topk/8-aa", f"{bucket}/saes/m/h/width_2k/topk/8-bb"
     assert relative_folder(own, other) == "../../../width_2k/topk/8-bb" and other_folder(own, "../../../width_2k/topk/8-bb") == other
     for alone in ("hf://x/y", "/elsewhere/sae"):
         assert other_folder(own, relative_folder(own, alone)) == alone
