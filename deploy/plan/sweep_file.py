@@ -5,17 +5,16 @@ It has model, text, hooks and SAEs, and the places of everything.
 
 import json
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
-import yaml
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from scopemill.activation_server.config import ServerConfig
 from scopemill.deploy.plan.submission import Stored, Submission, stored_at
+from scopemill.deploy.plan.yaml_text import parsed
 from scopemill.evaluator.config import EvaluationConfig, EvidenceConfig
 from scopemill.harvester.config import CorpusConfig, HarvestConfig, ModelConfig
 from scopemill.proto.config import HOLDS_CREDENTIAL, Config, Place
@@ -142,15 +141,17 @@ def load_sweep(path: str, overrides: list[str] | None = None) -> SweepConfig:
     """
     try:
         with fsspec.open(path, "r", encoding="utf-8") as file:
-            data = yaml.load(file.read(), _Loader)
-    except yaml.YAMLError as error:
-        raise SweepFileError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise SweepFileError(f"{path} nests its values too deeply: no field has more than a few levels") from error
+            text = file.read()
     except FileNotFoundError as error:
         raise SweepFileError(f"sweep file {path} does not exist") from error
+    except UnicodeDecodeError as error:
+        raise SweepFileError(f"sweep file {path} is not text in UTF-8 ({error}): save it in this encoding") from error
     except Exception as error:  # stores raise errors of many kinds
         raise SweepFileError(f"sweep file {path} cannot be read: {error}") from error
+    try:
+        data = parsed(text)
+    except ValueError as error:
+        raise SweepFileError(f"{path} {error}") from error
     if not isinstance(data, dict):
         raise SweepFileError(f"{path} does not hold a mapping of fields")
     if (stored := stored_at(absolute(path, os.getcwd()))) and _is_unchanged(data, stored.submission):
@@ -199,7 +200,7 @@ def parse_config(kind: type[C], data: dict[str, Any], source: str) -> C:
     """Check fields against a configuration's model; SweepFileError has a sentence for each wrong one."""
     try:
         # Through JSON: there pydantic's strict mode takes a list for a tuple, and no other value of another type.
-        return kind.model_validate_json(json.dumps(data))
+        return kind.model_validate_json(json.dumps(data, ensure_ascii=False).encode())
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise SweepFileError(f"{source} holds a value that no field accepts: {error}") from error
@@ -247,29 +248,11 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(data, dict):
             raise SweepFileError(f"--set {key}: {parent} is a value, and has no fields of its own")
     try:
-        data[last] = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise SweepFileError(f"--set {key}: the value is not YAML") from error
-    except RecursionError as error:
-        raise SweepFileError(f"--set {key}: the value is nested too deeply") from error
+        data[last] = parsed(value)
+    except ValueError as error:  # the reason is not repeated: it shows the value
+        raise SweepFileError(f"--set {key}: the value cannot be read as YAML") from error
 
 
 def absolute(place: str, folder: str) -> str:
     """Return a local path as an absolute one, meant from a folder; a URL as it is."""
     return place if "://" in place or "::" in place else os.path.normpath(Path(folder, Path(place).expanduser()))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 7e-5 is a number and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = {str(key) for key in keys if keys.count(key) > 1}
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(sorted(twice))} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)?\.?\d+([eE][-+]?\d+)$"), list("-+.0123456789")
-)  # fmt: skip

@@ -191,3 +191,38 @@ def test_a_file_in_a_folder_called_sweeps_need_be_no_buckets(file, tmp_path):
     own.parent.mkdir(parents=True)
     own.write_bytes(file.read_bytes())
     assert load_sweep(str(own)) == load_sweep(str(file))
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (lambda text: text.replace("\n", "\r\n").encode(), True),
+        (lambda text: b"\xef\xbb\xbf" + text.encode(), True),
+        (lambda text: text.replace("name: tiny", "name: 2026-11-25").encode(), "2026-11-25"),  # YAML's dates are texts here
+        (lambda text: text.encode("utf-16"), "is not text in UTF-8"),
+        (lambda text: text.replace("  layers", "\tlayers").encode(), r"is not YAML: .*character '\\t'"),
+        (lambda text: f"{text}name: again\n".encode(), "name is given twice"),
+        (lambda text: f"{text}file_sd: &a [*a]\n".encode(), "stands for more than 100,000 values"),
+        (lambda text: f"{text}file_sd: {'9' * 5000}\n".encode(), "holds a number that cannot be read"),
+        (lambda text: f'{text}file_sd: "\\ud83d"\n'.encode(), "surrogates not allowed"),
+        (lambda text: text.replace("name: tiny", f"name: {'a' * 300}").encode(), "at most 200"),
+    ],
+)  # fmt: skip
+def test_a_file_as_other_programs_save_it_is_read_rightly_or_refused(file, change, same):
+    whole = load_sweep(str(file))
+    file.write_bytes(change(file.read_text()))
+    if same is True:
+        assert load_sweep(str(file)) == whole
+    elif same == "2026-11-25":
+        assert load_sweep(str(file)).name == same
+    else:
+        with pytest.raises(SweepFileError, match=same):
+            load_sweep(str(file))
+
+
+def test_merge_keys_of_yaml_are_understood_and_own_values_win(file):
+    file.write_text(file.read_text() + "evidence: &e {top: 3, samples: 2}\n")
+    data = file.read_text().replace("evaluation:\n", "evaluation:\n  <<: {actors: 2, sequences: 5}\n")
+    file.write_text(data)
+    evaluation = load_sweep(str(file)).evaluation
+    assert (evaluation.actors, evaluation.sequences) == (2, 8)
