@@ -28,7 +28,9 @@ class ServerConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _guarded(self) -> "ServerConfig":
+    def _fits_together(self) -> "ServerConfig":
+        if self.lag == "block":
+            self.check_effect("lag_seconds", "under lag: block the others wait for as long as it takes", "set lag to detach or skip")
         if self.keys is None and not is_loopback(self.host):
             raise ValueError(f"host {self.host} can be reached by other machines: make keys with `scopemill keys DIR` and set keys: DIR")
         return self

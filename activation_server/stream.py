@@ -14,10 +14,10 @@ from scopemill.activation_server.config import ServerConfig
 from scopemill.activation_server.shared_memory import SharedSlots
 from scopemill.activation_server.slot_pool import Slot, SlotPool
 from scopemill.activation_server.stream_reader import StreamReader
-from scopemill.activation_server.window import WaitReason, Window
+from scopemill.activation_server.window import WaitReason, Window, capacity_of
 from scopemill.proto import metrics
 from scopemill.proto.dataset import DatasetManifest
-from scopemill.proto.errors import InputError, ScopemillError
+from scopemill.proto.errors import ScopemillError
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.wire import NO_SEGMENT, StreamSpec
 
@@ -42,12 +42,7 @@ class Stream:
         self._new_reader = partial(StreamReader, bucket, manifest, spec)
         reader = self._new_reader()
         self.batch_bytes, self.batches_per_epoch = reader.batch_bytes, reader.batches_per_epoch
-        capacity = window_bytes // self.batch_bytes
-        if capacity < 2:
-            raise InputError(
-                f"server.window_mib leaves {window_bytes >> 20} MiB to stream {spec.label}, less than two of its batches of "
-                f"{self.batch_bytes / 2**20:.1f} MiB: raise server.window_mib or lower train.batch_size"
-            )
+        capacity = capacity_of(window_bytes, self.batch_bytes, spec.label)
         self.window = Window(capacity, config.lag, config.join_seconds, config.lag_seconds)
         self.slots: dict[int, Slot] = {}  # batches held
         self.alone: dict[tuple[str, int], Slot] = {}  # batches read for one consumer, about to be sent

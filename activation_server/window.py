@@ -11,6 +11,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
+from scopemill.proto.errors import InputError
+
 
 @dataclass(frozen=True)
 class Load:
@@ -72,6 +74,19 @@ class GaveUp:
 
 
 Decision = Load | LoadAlone | Send | Drop | Finish | Detached | Skipped | GaveUp
+
+
+LEAST_BATCHES = 2  # of a window: one is read while the other is sent
+
+
+def capacity_of(window_bytes: int, batch_bytes: int, stream: str) -> int:
+    """Return how many batches a stream's window holds. Raises InputError, naming the stream, if they are fewer than two."""
+    if window_bytes < LEAST_BATCHES * batch_bytes:
+        raise InputError(
+            f"server.window_mib leaves {window_bytes / 2**20:.3g} MiB to stream {stream}, less than two of its batches of "
+            f"{batch_bytes / 2**20:.3g} MiB: raise server.window_mib or lower train.batch_size"
+        )
+    return window_bytes // batch_bytes
 
 
 # What a consumer's next batch waits for: credit (the consumer is busy), a read, or the window (a slower consumer).

@@ -2,15 +2,18 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from scopemill.proto.config import Config, NodeLabels, Place
 from scopemill.proto.dataset import Dtype
+from scopemill.proto.errors import InputError
 from scopemill.proto.hooks import SITES
 
 Site = Literal["resid_pre", "resid_mid", "resid_post", "attn_z", "mlp_in", "mlp_out", "attn_out"]
 assert set(Site.__args__) == set(SITES)  # type: ignore[attr-defined]
 Layer = Annotated[int, Field(ge=0)]
+_OF_ROWS = ("jsonl", "parquet", "hub")
+_READ_BY = {"holds": _OF_ROWS, "column": _OF_ROWS, "subset": ("hub",), "split": ("hub",)}  # fields of a corpus that some formats alone read
 
 
 class ModelConfig(Config):
@@ -40,6 +43,14 @@ class ModelConfig(Config):
         if self.devices > 1 and self.device not in ("auto", "cuda"):
             raise ValueError(f"devices: a model is split over GPUs, and device is {self.device}: leave device out")
         return self
+
+
+def named_model(name: str) -> ModelConfig:
+    """Return the configuration of a model of which only the name is given. Raises InputError if it is empty or holds a credential."""
+    try:
+        return ModelConfig(name=name)
+    except ValidationError as error:
+        raise InputError(f"the language model's name: {error.errors(include_input=False)[0]['msg']}") from None
 
 
 class CorpusConfig(Config):
@@ -78,10 +89,11 @@ class CorpusConfig(Config):
 
     @model_validator(mode="after")
     def _check_content(self) -> Self:
-        if self.holds != "text" and self.format in ("lines", "files"):
-            raise ValueError(f"holds: {self.holds} needs a column, and format {self.format} has none: use jsonl, parquet or hub")
-        if self.roles is not None and self.holds != "messages":
-            raise ValueError(f"roles: only a conversation has roles, and the corpus holds {self.holds}: set holds to messages")
+        for field, formats in _READ_BY.items():
+            if self.format not in formats:
+                self.check_effect(field, f"{', '.join(formats)} read it, and not the format {self.format}", "change format")
+        if self.holds != "messages":
+            self.check_effect("roles", f"only a conversation has roles, and the corpus holds {self.holds}", "set holds to messages")
         if self.roles is not None and (not self.roles or len(set(self.roles)) != len(self.roles)):
             raise ValueError("roles: must name at least one, and none twice")
         return self
@@ -157,6 +169,8 @@ class HarvestConfig(Config):
                 raise ValueError(f"{field} must name at least one, and none twice")
         if self.rolling and self.disk_gib:
             raise ValueError(f"rolling ({self.rolling}) bounds the disk already: leave disk_gib out")
+        if self.outlier_norm is None:
+            self.check_effect("outlier_spare", "without outlier_norm no token is dropped", "give outlier_norm")
         if self.drop_first_positions >= self.context_length:
             raise ValueError(
                 f"drop_first_positions ({self.drop_first_positions}) leaves no token of a sequence: it must be below context_length "

@@ -7,14 +7,15 @@ from scopemill.proto.errors import InputError
 RESUMABLE = 2  # the newest checkpoints of an SAE, which keep their optimizer states
 LIVE = "live"  # folder of the rows that a training run reports while it runs
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # a file system takes 255, and names of files are made of it
 
 
 def checked_name(kind: str, name: str) -> str:
     """Return the name if it can be a folder of the bucket; raise InputError otherwise."""
     if not _NAME.fullmatch(name):
         raise InputError(
-            f"{kind} {name!r} is not a usable name: use letters, digits, '.', '_' and '-' only, and begin with a letter or digit"
+            f"{kind} {name!r} is not a usable name: use letters, digits, '.', '_' and '-' only, at most 200, and begin with a "
+            "letter or digit"
         )
     return name
 

@@ -39,7 +39,9 @@ def publish(plan: SweepPlan, state: SweepState | None = None, status: SweepStatu
     results = [e.result for e in evaluations]
     histories = _histories(plan, now)
     bucket.remove(layout.report)  # it is written last: where it is, all of these fit together
-    bucket.write(layout.config, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False).encode())
+    given = plan.given.submission
+    meant = f"# As the sweep's newest run was given it. Relative paths are meant from {given.folder}\n"
+    bucket.write(layout.config, (meant + yaml.safe_dump(given.sweep, sort_keys=False)).encode())
     write_table(bucket, layout, results)
     if plan.config.evaluation.probes:
         write_probes(bucket, layout, evaluations)

@@ -36,7 +36,7 @@ def absorption(
     from scopemill.deploy.orchestrator import absorption as phase
     from scopemill.deploy.orchestrator import matching
     from scopemill.deploy.progress import Reporter
-    from scopemill.harvester.config import ModelConfig
+    from scopemill.harvester.config import named_model
 
     reporter = Reporter(plain_console(stderr=as_json))
     if is_sweep(places):
@@ -54,7 +54,7 @@ def absorption(
     else:
         if model is None:
             raise InputError("SAE folders need --model: the model's own words are run through it")
-        measured = phase.by_letters(places, ModelConfig.model_validate(model), reporter)
+        measured = phase.by_letters(places, named_model(model), reporter)
     if as_json:
         print(json.dumps([{"sae": folder} | asdict(record) for folder, record in measured], indent=1))
         return

@@ -34,11 +34,11 @@ def attribute(
     from scopemill.deploy.cli.steer import model_of
     from scopemill.deploy.plan.sweep_file import parse_config
     from scopemill.evaluator.attribution.attributor import AttributionRequest, Attributor
-    from scopemill.harvester.config import ModelConfig
+    from scopemill.harvester.config import named_model
 
     fields = {"sae": sae, "prompt": prompt, "answer": answer, "against": against, "steps": steps, "most": most, "ablated": ablated}
     request = parse_config(AttributionRequest, fields, "attribute")
-    found = Attributor(ModelConfig.model_validate(model or model_of(sae))).attribute(request)
+    found = Attributor(named_model(model or model_of(sae))).attribute(request)
     if as_json:
         print(json.dumps(asdict(found), indent=1))
     else:

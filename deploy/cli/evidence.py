@@ -58,10 +58,11 @@ def evidence(
             _score(folder, model, amount)
         return
     from scopemill.deploy.orchestrator import evidence as phase
+    from scopemill.evaluator.config import EvidenceConfig
 
     if is_sweep(places):
         plan = plan_of(places[0], set)
-        config = phase.config_of(plan.config.evidence, [])
+        config = plan.config.evidence or EvidenceConfig.model_validate({})
         work = phase.evidence_to_make(plan.bucket, plan.record, plan.read_state(), config, plan.config.model.dtype, read=True)
         _make(plan.config.name, phase.Making(work, plan.config.model, plan.card, config))
         return
@@ -74,14 +75,14 @@ def evidence(
 def _score(folder: str, model: str | None, amount: float) -> None:
     """Score the output of an SAE's latents, and say how many do more than a random direction."""
     from scopemill.evaluator.steering.all_scores import score_latents
-    from scopemill.harvester.config import ModelConfig
+    from scopemill.harvester.config import named_model
 
     found = evidence_at(folder)
 
     def told(done: int, of: int) -> None:
         print_line(f"{done:,} of {of:,} latents")
 
-    scores = score_latents(found, folder, ModelConfig.model_validate(model or found.record.model_place), amount, told)
+    scores = score_latents(found, folder, named_model(model or found.record.model_place), amount, told)
     better = sum(own > random for own, random in scores.values())
     share = f", {better / len(scores):.1%}" if scores else ""
     print_line(f"{folder}: {better:,} of {len(scores):,} latents score above a random direction of their norm{share}")

@@ -42,7 +42,7 @@ def finetune(
     from scopemill.deploy.progress import Reporter
     from scopemill.evaluator.fidelity.finetuned import FinetuneJob
     from scopemill.evaluator.fidelity.finetuner import held_out_text
-    from scopemill.harvester.config import CorpusConfig, ModelConfig
+    from scopemill.harvester.config import CorpusConfig, named_model
     from scopemill.harvester.language_model.describe import describe
     from scopemill.proto import metrics
     from scopemill.trainer.finetune.text import CorpusText
@@ -50,7 +50,7 @@ def finetune(
 
     places = parse_config(CorpusConfig, {"source": corpus, "format": format, "column": column}, "--corpus")
     finished = read_finished(sae)  # before anything starts: a folder that is not an SAE is told at once
-    lm, steps = ModelConfig.model_validate(model), _steps(config, context_length)
+    lm, steps = named_model(model), _steps(config, context_length)
     card = describe(lm)
     text = CorpusText(lm, card, places, context_length, held_out)
     source = {"sae": finished.fingerprint, "model": card.fingerprint, "text": text.identity}

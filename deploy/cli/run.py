@@ -127,8 +127,8 @@ def _drive(file: str, overrides: list[str], phases: tuple[str, ...], wait: bool 
     from scopemill.deploy.cluster.leases import check_no_overlap, held, leases_of
     from scopemill.deploy.orchestrator.desk import Desk
     from scopemill.deploy.orchestrator.driver import SweepDriver
-    from scopemill.deploy.plan.record import write_plan, write_submission
-    from scopemill.deploy.plan.sweep_file import load_sweep
+    from scopemill.deploy.plan.record import write_plan
+    from scopemill.deploy.plan.submission import write_submission
 
     desk = Desk(plan.bucket, plan.record)
     reporter = Reporter(console, desk)
@@ -138,7 +138,7 @@ def _drive(file: str, overrides: list[str], phases: tuple[str, ...], wait: bool 
         with ExitStack() as stack:
             stack.enter_context(held(plan.bucket, leases_of(plan.record, plan.read_state()), wait, reporter.say))
             write_plan(plan.bucket, plan.record)
-            write_submission(plan.bucket, load_sweep(file, overrides))
+            write_submission(plan.bucket, plan.given.submission)
             stack.enter_context(desk)
             state = plan.read_state()
             check_no_overlap(plan.bucket, plan.record, state.unfinished if "train" in phases else ())

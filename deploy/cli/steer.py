@@ -36,7 +36,7 @@ def steer(
     configurations = _configurations(edit, file)
     from scopemill.deploy.plan.sweep_file import parse_config
     from scopemill.evaluator.steering.steerer import Steerer, SteeringRequest
-    from scopemill.harvester.config import ModelConfig
+    from scopemill.harvester.config import named_model
 
     fields: dict[str, Any] = {"prompt": prompt, "configurations": configurations, "samples": samples, "doses": doses}
     fields["sampling"] = {"length": length, "temperature": temperature, "seed": seed}
@@ -44,7 +44,7 @@ def steer(
     if save:
         _write(save, configurations)
     first = next(iter(request.configurations.values()))[0].sae
-    steerer = Steerer(ModelConfig.model_validate(model or model_of(first)))
+    steerer = Steerer(named_model(model or model_of(first)))
     results = steerer.steer(request)
     if as_json:
         print_line(json.dumps({name: dataclasses.asdict(result) for name, result in results.items()}, indent=1))

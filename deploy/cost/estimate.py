@@ -174,16 +174,26 @@ def _train(plan: SweepPlan, weights: dict[str, int], hardware: Hardware) -> Stag
 
 
 def _evaluate(plan: SweepPlan, size: ModelSize, weights: dict[str, int], hardware: Hardware) -> Stage:
-    """Estimate the evaluation: three forward passes for each hook (clean, zeros, means), two and the SAE itself for each checkpoint."""
+    """Estimate the evaluation: three forward passes for each hook (clean, zeros, means), two and the SAE itself for each checkpoint.
+
+    With ``harvest.outlier_norm`` all of it is done again on the rows that the filter keeps, which each evaluator finds in a further pass.
+    """
     config = plan.config
+    filtered = config.harvest.outlier_norm is not None
     text = config.evaluation.sequences * config.harvest.context_length
     every = config.evaluation.checkpoints == "all"
     measured = {sae.name: _checkpoints(sae) if every else 1 for sae in plan.saes}
-    passes = 3 * len({sae.targets or sae.inputs for sae in plan.saes}) + 2 * sum(measured.values())
-    model = passes * text * forward_flops(size, plan.card.layers, config.harvest.context_length, _attention(plan), head=True)
-    own = sum(2.0 * weights[name] * text * n for name, n in measured.items())
+    times, looks = (2, config.evaluation.actors) if filtered else (1, 0)
+    passes = times * (3 * len({sae.targets or sae.inputs for sae in plan.saes}) + 2 * sum(measured.values()))
+
+    def forward(layers: int, head: bool) -> float:
+        return text * forward_flops(size, layers, config.harvest.context_length, _attention(plan), head)
+
+    last = max(hook.layer for hook in plan.hooks) + 1
+    model = passes * forward(plan.card.layers, head=True) + looks * forward(last, head=False)
+    own = times * sum(2.0 * weights[name] * text * n for name, n in measured.items())
     hours = (hardware.seconds(model, config.model.dtype) + hardware.seconds(own, "float32")) / 3600
-    return Stage("evaluate", passes * text, model + own, 0.0, hours)
+    return Stage("evaluate", (passes + looks) * text, model + own, 0.0, hours)
 
 
 def _data_paths(plan: SweepPlan, weights: dict[str, int], hardware: Hardware) -> list[DataPath]:

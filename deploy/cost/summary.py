@@ -36,7 +36,8 @@ def facts(plan: SweepPlan, state: SweepState) -> dict[str, str]:
         **({"starts from": "\n".join(f"{place}: {what}" for place, what in plan.starts.items())} if plan.starts else {}),
         "each SAE": f"{steps:,} steps of {train.batch_size:,} rows, {steps * train.batch_size / rows:.2f} epochs",
         "data path": f"{taken(readers(plan))} read from the bucket, {taken(receivers(plan))} served to trainers",
-        "evaluation": f"{plan.config.evaluation.sequences:,} sequences of {harvest.context_length} tokens for each checkpoint",
+        "evaluation": f"{plan.config.evaluation.sequences:,} sequences of {harvest.context_length} tokens for each checkpoint"
+        + (", and again on the rows that harvest.outlier_norm keeps" if harvest.outlier_norm else ""),
     }
 
 

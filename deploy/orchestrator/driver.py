@@ -18,6 +18,7 @@ from scopemill.deploy.orchestrator.finetuning import finetune_sweep
 from scopemill.deploy.orchestrator.rolling import RollingHarvest, announce, check_all_fit
 from scopemill.deploy.orchestrator.schedule import SaeOutcome
 from scopemill.deploy.orchestrator.training import Training, summary
+from scopemill.deploy.plan.checks import check_window
 from scopemill.deploy.plan.state import PassState, SweepState
 from scopemill.deploy.plan.sweep_plan import Pass, SweepPlan
 from scopemill.deploy.progress import Reporter
@@ -78,13 +79,14 @@ class SweepDriver:
             check_place("evidence", config.evidence)
 
     def check_room(self, phases: Collection[str], state: SweepState | None = None) -> None:
-        """Raise InputError if an SAE needs more trainers than the cluster has room for.
+        """Raise InputError if an SAE left to train needs more trainers than the cluster has room for.
 
-        These are the SAEs left to train, each sharded over several trainers.
+        So it is if the streams of those that there is room for do not share the server's window.
         """
         if "train" not in phases:
             return
         train, now = self.plan.config.train, state or self.plan.read_state()
+        check_window(self.plan, now, room_for(train))
         left = set(now.unfinished)
         width = max((sae.config.width for sae in self.plan.saes if sae.name in left), default=1)
         if (parts := train.parts(width)) > 1 and parts > (room := room_for(train)):

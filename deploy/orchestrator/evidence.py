@@ -6,24 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-from pydantic import ValidationError
-
 from scopemill.deploy.cluster.ray_cluster import needs, room_for
 from scopemill.deploy.cluster.scrape_targets import Targets
 from scopemill.deploy.orchestrator.actor_group import ActorGroup
 from scopemill.deploy.plan.record import PlanRecord
 from scopemill.deploy.plan.state import SweepState
+from scopemill.deploy.plan.sweep_file import parse_config, parse_overrides
 from scopemill.deploy.progress import Reporter
 from scopemill.evaluator.config import EvidenceConfig
 from scopemill.evaluator.evidence.actor import EvidenceActor, check_fits
 from scopemill.evaluator.evidence.jobs import EvidenceJob, RowsFrom, job_of, packed_rows, shard_rows, tasks, weights_digest
 from scopemill.evaluator.evidence.rows import PASSAGES, pack_text
-from scopemill.harvester.config import CorpusConfig, ModelConfig
+from scopemill.harvester.config import CorpusConfig, ModelConfig, named_model
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.language_model.describe import describe
 from scopemill.proto.dataset import Dtype
-from scopemill.proto.errors import InputError
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.formats import read_finished
 
@@ -39,19 +36,6 @@ class Making(NamedTuple):
     config: EvidenceConfig
 
 
-def config_of(given: EvidenceConfig | None, overrides: Sequence[str]) -> EvidenceConfig:
-    """Return evidence settings with ``evidence.field=value`` overrides applied."""
-    fields = (given or EvidenceConfig.model_validate({})).model_dump()
-    for override in overrides:
-        key, _, value = override.partition("=")
-        fields[key.strip().removeprefix("evidence.")] = yaml.safe_load(value)
-    try:
-        return EvidenceConfig.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"--set evidence.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-
-
 def from_text(
     folders: Sequence[str], model: str, corpus: dict[str, Any], context_length: int, sequences: int, overrides: Sequence[str]
 ) -> Making:
@@ -59,7 +43,7 @@ def from_text(
 
     The packed text is kept below the first folder's evidence, so that a broken run continues.
     """
-    config = config_of(None, overrides)
+    config = parse_overrides(EvidenceConfig, [override.removeprefix("evidence.") for override in overrides], "--set")
     rows, lm, card = text_rows(folders, model, corpus, context_length, sequences)
     jobs = [job_of(located(folder), "", rows, config) for folder in folders]
     return Making([(rows, [job for job in jobs if not job.done(read=True)])], lm, card, config)
@@ -72,7 +56,7 @@ def text_rows(
 
     Raises InputError for a folder that holds no SAE, or one of another model.
     """
-    lm = ModelConfig.model_validate(located(model))
+    lm = named_model(located(model))
     urls, text = [located(folder) for folder in folders], _corpus(corpus)
     for folder in urls:
         weights_digest(Bucket(folder), "")
@@ -89,10 +73,7 @@ def text_rows(
 
 
 def _corpus(fields: dict[str, Any]) -> CorpusConfig:
-    try:
-        text = CorpusConfig.model_validate(fields)
-    except ValidationError as error:
-        raise InputError(f"--{error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from error
+    text = parse_config(CorpusConfig, fields, "--corpus")
     return text if text.format == "hub" else text.model_copy(update={"source": located(text.source)})
 
 

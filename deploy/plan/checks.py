@@ -8,9 +8,12 @@ from itertools import islice
 
 from scopemill.activation_server.keys import ServerKeys, TrainerKeys
 from scopemill.activation_server.order import Order, group_sizes
+from scopemill.activation_server.window import capacity_of
+from scopemill.deploy.plan.cohorts import streams_at_once
 from scopemill.deploy.plan.passes import Connection
+from scopemill.deploy.plan.state import SweepState
 from scopemill.deploy.plan.sweep_file import SweepConfig
-from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae, SweepPlan
+from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae, SweepPlan, entries
 from scopemill.deploy.plan.work import Work
 from scopemill.evaluator.probes.tasks import check_tasks
 from scopemill.harvester.config import CorpusConfig
@@ -57,6 +60,7 @@ def check_work(plan: SweepPlan, work: Work, packed: bool) -> str:
     if located.server.keys and "train" in left:
         ServerKeys.load(located.server.keys)
         TrainerKeys.load(located.server.keys)
+    check_window(plan, work.state, room=1)
     return "; ".join(read)
 
 
@@ -91,6 +95,21 @@ def _check_chunks(config: SweepConfig, card: ModelCard) -> None:
                 f"harvest.rows_per_shard: {rows} rows can only be cut into chunks of {spec.chunk_rows} rows: take a power of two, or a "
                 "number with many divisors"
             )
+
+
+def check_window(plan: SweepPlan, state: SweepState, room: int) -> None:
+    """Raise InputError unless the server's window holds two batches of each stream left to train.
+
+    It is divided among the streams that are read at once, where there is ``room`` for so many trainers.
+    """
+    train, window_bytes = plan.config.train, plan.config.server.window_mib << 20
+    for part, now in zip(plan.passes, state.passes, strict=True):
+        if todo := part.named(now.unfinished):
+            at_once = min(train.at_once, room, part.trainers(todo))
+            streams = streams_at_once(entries(train, todo), at_once, train.group)
+            for hooks in dict.fromkeys(sae.hooks for sae in todo):
+                row = sum(plan.card.widths[hook.site] for hook in hooks) * STORED_DTYPES[plan.config.harvest.dtype].itemsize
+                capacity_of(window_bytes // streams, train.batch_size * row, part.stream(hooks).label)
 
 
 def hooks_of(config: SweepConfig, card: ModelCard) -> Connection:

@@ -12,9 +12,8 @@ from scopemill.activation_server.order import group_sizes
 from scopemill.deploy.plan.checks import check_context, check_rolling, check_shards, check_starts, check_work, hooks_of
 from scopemill.deploy.plan.held_out import reserved_sequences
 from scopemill.deploy.plan.passes import Budget, Connection, pass_of, plan_passes
-from scopemill.deploy.plan.record import digest_of
 from scopemill.deploy.plan.side_by_side import side_by_side
-from scopemill.deploy.plan.sweep_file import SweepConfig, located_start
+from scopemill.deploy.plan.sweep_file import SweepConfig
 from scopemill.deploy.plan.sweep_plan import Pass, PlannedSae, SweepPlan, row_bytes, stream_of
 from scopemill.harvester.language_model.card import ModelCard
 from scopemill.harvester.language_model.describe import describe
@@ -62,7 +61,7 @@ def lay_out(config: SweepConfig) -> SweepPlan:
     hooks = hooks_of(config, card)
     check_context(config, card)
     check_shards(config, card, stream_of(config, config.dataset, hooks))
-    return SweepPlan(located, bucket, card, _passes_of(config, located, bucket, card, hooks), digest_of(config))
+    return SweepPlan(located, bucket, card, _passes_of(config, located, bucket, card, hooks), config)
 
 
 def _passes_of(config: SweepConfig, located: SweepConfig, bucket: Bucket, card: ModelCard, hooks: Connection) -> list[Pass]:
@@ -155,7 +154,7 @@ def _sae(
     layers = "-".join(str(hook.layer) for hook in inputs)
     site = "-".join(dict.fromkeys(hook.site for hook in inputs + targets))
     name = f"{layers}.{site}/{sae.width}/{sae.architecture}/{sae.sparsity:g}"
-    return [PlannedSae(name, layout, inputs, targets, located_start(sae), place) for layout in layouts]
+    return [PlannedSae(name, layout, inputs, targets, config.located_start(sae), place) for layout in layouts]
 
 
 def _at_home(bucket: Bucket, candidates: list[list[PlannedSae]]) -> list[PlannedSae]:

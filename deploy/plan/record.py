@@ -5,7 +5,6 @@ The record is enough to read the sweep's state without model or torch.
 
 import hashlib
 import json
-import os
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -95,27 +94,6 @@ def digest_of(config: SweepConfig) -> str:
 def write_plan(bucket: Bucket, record: PlanRecord) -> None:
     """Write the record into the sweep's folder, over an older one."""
     bucket.write(record.layout.plan, checksummed_record(record.model_dump(mode="json")))
-
-
-class Submission(_Record):
-    """Hold the sweep file of the newest run as given, to start it again."""
-
-    sweep: dict[str, Any]  # relative paths as they were written: they decide ids
-    folder: str  # in which relative paths were meant
-
-
-def write_submission(bucket: Bucket, config: SweepConfig) -> None:
-    """Write what a run was started with into the sweep's folder."""
-    record = Submission(sweep=config.model_dump(mode="json"), folder=os.getcwd())
-    bucket.write(SweepLayout(config.name).submission, checksummed_record(record.model_dump()))
-
-
-def read_submission(bucket: Bucket, sweep: str) -> Submission | None:
-    """Read what a sweep's newest run was started with, or return None."""
-    try:
-        return Submission.model_validate(read_record(bucket, SweepLayout(sweep).submission))
-    except (MissingObject, CorruptObject, ValidationError):
-        return None
 
 
 def read_plan(bucket: Bucket, config: SweepConfig) -> PlanRecord | None:

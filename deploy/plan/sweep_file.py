@@ -4,16 +4,17 @@ It has model, text, hooks and SAEs, and the places of everything.
 """
 
 import json
-import re
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from scopemill.activation_server.config import ServerConfig
+from scopemill.deploy.plan.submission import Stored, Submission, stored_at
+from scopemill.deploy.plan.yaml_text import parsed
 from scopemill.evaluator.config import EvaluationConfig, EvidenceConfig
 from scopemill.harvester.config import CorpusConfig, HarvestConfig, ModelConfig
 from scopemill.proto.config import HOLDS_CREDENTIAL, Config, Place
@@ -49,6 +50,9 @@ class SweepConfig(Config):
         description="For a Prometheus elsewhere: metrics are exposed at the nodes' addresses, and listed at /targets at this port of the "
         "driver's node (http_sd); absent: all on loopback.",
     )
+
+    _folder: str = PrivateAttr(default_factory=os.getcwd)  # in which relative paths are meant
+    _home: str | None = PrivateAttr(None)  # the bucket that the file was read from, wherever that has moved to
 
     @model_validator(mode="after")
     def _text_for_finetuning(self) -> "SweepConfig":
@@ -88,38 +92,95 @@ class SweepConfig(Config):
 
     def located(self) -> "SweepConfig":
         """Return a copy with absolute local paths: actors may work in another folder."""
-        update: dict[str, Any] = {"bucket": _absolute(self.bucket)}
-        update["corpus"] = _located_corpus(self.corpus)
+        update: dict[str, Any] = {"bucket": self._home or self._absolute(self.bucket)}
+        update["corpus"] = self._located_corpus(self.corpus)
         if self.server.keys:
-            update["server"] = self.server.model_copy(update={"keys": _absolute(self.server.keys)})
-        if Path(self.model.name).is_dir():
-            update["model"] = self.model.model_copy(update={"name": str(Path(self.model.name).resolve())})
-        update["evaluation"] = _located_evaluation(self.evaluation)
+            update["server"] = self.server.model_copy(update={"keys": self._absolute(self.server.keys)})
+        if (model := Path(self._folder, self.model.name)).is_dir():
+            update["model"] = self.model.model_copy(update={"name": str(model.resolve())})
+        if self.file_sd:
+            update["file_sd"] = self._absolute(self.file_sd)
+        update["evaluation"] = self._located_evaluation(self.evaluation)
         return self.model_copy(update=update)
+
+    def located_start(self, sae: SaeConfig) -> SaeConfig:
+        """Return an SAE's configuration with an absolute path of the SAE to start from.
+
+        Trainers may work in another folder. URLs and Hugging Face ids stay as they are.
+        """
+        start = sae.initial_sae
+        found = start and Path(self._folder, Path(start).expanduser()).exists()
+        return sae.model_copy(update={"initial_sae": self._absolute(start)}) if start and found else sae
+
+    @property
+    def submission(self) -> Submission:
+        """Return what starts the sweep again."""
+        return Submission(sweep=self.model_dump(mode="json"), folder=self._folder)
+
+    def _absolute(self, place: str) -> str:
+        return absolute(place, self._folder)
+
+    def _located_corpus(self, corpus: CorpusConfig) -> CorpusConfig:
+        return corpus if corpus.format == "hub" else corpus.model_copy(update={"source": self._absolute(corpus.source)})
+
+    def _located_evaluation(self, evaluation: EvaluationConfig) -> EvaluationConfig:
+        update: dict[str, Any] = {}
+        if evaluation.corpus:
+            update["corpus"] = self._located_corpus(evaluation.corpus)
+        if evaluation.probes:
+            update["probes"] = evaluation.probes.model_copy(update={"source": self._absolute(evaluation.probes.source)})
+        return evaluation.model_copy(update=update)
 
 
 def load_sweep(path: str, overrides: list[str] | None = None) -> SweepConfig:
     """Read and check a sweep file at any fsspec URL.
 
-    ``overrides`` are ``key.subkey=value``, the value in YAML. SweepFileError names the file, and each wrong field with the
+    The file in a bucket's folder of the sweep stands for what the sweep's newest run was given, from any folder and wherever the bucket
+    has moved to. ``overrides`` are ``key.subkey=value``, the value in YAML. SweepFileError names the file, and each wrong field with the
     reason.
     """
     try:
         with fsspec.open(path, "r", encoding="utf-8") as file:
-            data = yaml.load(file.read(), _Loader)
-    except yaml.YAMLError as error:
-        raise SweepFileError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise SweepFileError(f"{path} nests its values too deeply: no field has more than a few levels") from error
+            text = file.read()
     except FileNotFoundError as error:
         raise SweepFileError(f"sweep file {path} does not exist") from error
+    except UnicodeDecodeError as error:
+        raise SweepFileError(f"sweep file {path} is not text in UTF-8 ({error}): save it in this encoding") from error
     except Exception as error:  # stores raise errors of many kinds
         raise SweepFileError(f"sweep file {path} cannot be read: {error}") from error
+    try:
+        data = parsed(text)
+    except ValueError as error:
+        raise SweepFileError(f"{path} {error}") from error
     if not isinstance(data, dict):
         raise SweepFileError(f"{path} does not hold a mapping of fields")
+    if (stored := stored_at(absolute(path, os.getcwd()))) and _is_unchanged(data, stored.submission):
+        return _of_stored(stored, overrides or [], path)
     for override in overrides or []:
         _apply(data, override)
     return parse_sweep(data, path)
+
+
+def _is_unchanged(data: dict[str, Any], submission: Submission) -> bool:
+    """Return True if a file in the bucket says what its sweep was given, and nobody has edited it since.
+
+    Earlier versions published it with absolute paths.
+    """
+    if data == submission.sweep:
+        return True
+    given = parse_sweep(submission.sweep, "the submission")
+    given._folder = submission.folder
+    return bool(data == given.located().model_dump(mode="json"))
+
+
+def _of_stored(stored: Stored, overrides: list[str], path: str) -> SweepConfig:
+    data, folder = stored.submission.sweep, stored.submission.folder
+    bucket = data["bucket"]
+    for override in overrides:
+        _apply(data, override)
+    config = parse_sweep(data, path)
+    config._folder, config._home = folder, stored.bucket if config.bucket == bucket else None
+    return config
 
 
 def parse_sweep(data: dict[str, Any], source: str) -> SweepConfig:
@@ -139,7 +200,7 @@ def parse_config(kind: type[C], data: dict[str, Any], source: str) -> C:
     """Check fields against a configuration's model; SweepFileError has a sentence for each wrong one."""
     try:
         # Through JSON: there pydantic's strict mode takes a list for a tuple, and no other value of another type.
-        return kind.model_validate_json(json.dumps(data))
+        return kind.model_validate_json(json.dumps(data, ensure_ascii=False).encode())
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise SweepFileError(f"{source} holds a value that no field accepts: {error}") from error
@@ -187,50 +248,11 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(data, dict):
             raise SweepFileError(f"--set {key}: {parent} is a value, and has no fields of its own")
     try:
-        data[last] = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise SweepFileError(f"--set {key}: the value is not YAML") from error
-    except RecursionError as error:
-        raise SweepFileError(f"--set {key}: the value is nested too deeply") from error
+        data[last] = parsed(value)
+    except ValueError as error:  # the reason is not repeated: it shows the value
+        raise SweepFileError(f"--set {key}: the value cannot be read as YAML") from error
 
 
-def _located_corpus(corpus: CorpusConfig) -> CorpusConfig:
-    return corpus if corpus.format == "hub" else corpus.model_copy(update={"source": _absolute(corpus.source)})
-
-
-def located_start(sae: SaeConfig) -> SaeConfig:
-    """Return a configuration with an absolute path of the SAE to start from.
-
-    Trainers may work in another folder. URLs and Hugging Face ids stay as they are.
-    """
-    start = sae.initial_sae
-    return sae.model_copy(update={"initial_sae": _absolute(start)}) if start and Path(start).expanduser().exists() else sae
-
-
-def _located_evaluation(evaluation: EvaluationConfig) -> EvaluationConfig:
-    update: dict[str, Any] = {}
-    if evaluation.corpus:
-        update["corpus"] = _located_corpus(evaluation.corpus)
-    if evaluation.probes:
-        update["probes"] = evaluation.probes.model_copy(update={"source": _absolute(evaluation.probes.source)})
-    return evaluation.model_copy(update=update)
-
-
-def _absolute(place: str) -> str:
-    return place if "://" in place or "::" in place else str(Path(place).expanduser().absolute())
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 7e-5 is a number and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = {str(key) for key in keys if keys.count(key) > 1}
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(sorted(twice))} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)?\.?\d+([eE][-+]?\d+)$"), list("-+.0123456789")
-)  # fmt: skip
+def absolute(place: str, folder: str) -> str:
+    """Return a local path as an absolute one, meant from a folder; a URL as it is."""
+    return place if "://" in place or "::" in place else os.path.normpath(Path(folder, Path(place).expanduser()))

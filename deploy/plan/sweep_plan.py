@@ -6,7 +6,7 @@ from typing import Any
 
 from scopemill.deploy.plan.cohorts import Entry, slots
 from scopemill.deploy.plan.passes import Connection
-from scopemill.deploy.plan.record import FinetuneRecord, PassRecord, PlanRecord, SaeRecord
+from scopemill.deploy.plan.record import FinetuneRecord, PassRecord, PlanRecord, SaeRecord, digest_of
 from scopemill.deploy.plan.state import SweepState
 from scopemill.deploy.plan.sweep_file import SweepConfig
 from scopemill.deploy.plan.work import Work
@@ -98,7 +98,7 @@ class SweepPlan:
     bucket: Bucket
     card: ModelCard
     passes: list[Pass]  # in turn: each is harvested and trained before the next
-    digest: str  # of the sweep file's content
+    given: SweepConfig  # with paths as they were written: they decide ids
     corpus: str = ""  # what is read of the corpora, and what is left out
     starts: Mapping[str, str] = field(default_factory=dict)  # finished SAEs to start from, by their places
 
@@ -130,7 +130,7 @@ class SweepPlan:
     def record(self) -> PlanRecord:
         """Return the plan's record, by which the sweep's state is read."""
         return PlanRecord(
-            digest=self.digest,
+            digest=digest_of(self.given),
             name=self.config.name,
             text=self.config.dataset,
             rolling=self.config.harvest.rolling is not None,

@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 
 from scopemill.deploy.plan.progress import SweepProgress, read_progress
-from scopemill.deploy.plan.record import PlanRecord, SaeRecord, read_plan_of, read_submission
+from scopemill.deploy.plan.record import PlanRecord, SaeRecord, read_plan_of
 from scopemill.deploy.plan.requests import Request, read_requests
 from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.deploy.plan.state import SaeState
 from scopemill.deploy.plan.stopped import read_stopped
+from scopemill.deploy.plan.submission import read_submission
 from scopemill.deploy.plan.withdrawn import Why, read_withdrawn
 from scopemill.deploy.studio.cache import VersionedCache
 from scopemill.evaluator.fidelity.results import Evaluation

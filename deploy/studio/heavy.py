@@ -56,18 +56,19 @@ def plan(tell: Tell, config: dict[str, Any]) -> list[str]:
     import yaml
 
     from scopemill.deploy.plan.planner import plan_sweep
-    from scopemill.deploy.plan.record import read_plan_of, write_plan, write_submission
+    from scopemill.deploy.plan.record import read_plan_of, write_plan
+    from scopemill.deploy.plan.submission import write_submission
     from scopemill.deploy.plan.sweep_file import parse_sweep
 
     parsed = parse_sweep(config, "the sweep file")
     planned = plan_sweep(parsed)
     known = read_plan_of(planned.bucket, parsed.name)
-    if known and known.digest != planned.digest:
+    if known and known.digest != planned.record.digest:
         raise Conflict(f"name: there is another sweep {parsed.name} in this bucket: choose another name")
     planned.bucket.check_writable()
     file = yaml.safe_dump(parsed.model_dump(mode="json"), sort_keys=False)
     planned.bucket.write(planned.record.layout.config, file.encode())
-    write_submission(planned.bucket, parsed)
+    write_submission(planned.bucket, parsed.submission)
     write_plan(planned.bucket, planned.record)
     return [sae.name for sae in planned.saes]
 
@@ -136,9 +137,9 @@ CALLS: dict[str, Callable[..., Any]] = {call.__name__: call for call in (estimat
 @cache
 def _steerer(model: str) -> Any:
     from scopemill.evaluator.steering.steerer import Steerer
-    from scopemill.harvester.config import ModelConfig
+    from scopemill.harvester.config import named_model
 
-    return Steerer(ModelConfig.model_validate(model))
+    return Steerer(named_model(model))
 
 
 def _model_of(sae: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from scopemill.deploy.plan.record import Submission, read_submission
+from scopemill.deploy.plan.submission import Submission, read_submission
 from scopemill.deploy.studio.helper import Helper
 from scopemill.proto.errors import InputError, MissingObject, ScopemillError
 from scopemill.proto.layout import SweepLayout

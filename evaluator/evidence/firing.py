@@ -7,7 +7,7 @@ import torch
 
 from scopemill.evaluator.evidence.actor import check_fits
 from scopemill.evaluator.evidence.reader import evidence_of
-from scopemill.harvester.config import ModelConfig
+from scopemill.harvester.config import named_model
 from scopemill.harvester.language_model.describe import describe, load_tokenizer
 from scopemill.harvester.language_model.model import LanguageModel
 from scopemill.proto.errors import InputError, StorageError
@@ -22,7 +22,7 @@ def firing_on(folder: str, text: str, model: str | None = None) -> list[dict[str
     ``model`` is by default the one that the SAE's evidence was made with. Raises InputError for an empty text, or without a model.
     """
     sae = read_finished(folder)
-    config = ModelConfig.model_validate(model or _model_of(folder))
+    config = named_model(model or _model_of(folder))
     card = describe(config)
     check_fits(folder, sae, card)
     tokenizer = load_tokenizer(config)

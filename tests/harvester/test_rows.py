@@ -196,14 +196,37 @@ def test_what_cannot_become_tokens_is_told_at_plan_time(model, chat_model, card,
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"format": "lines", "holds": "messages"}, "format lines has none"),
-        ({"format": "jsonl", "roles": ["user"]}, "the corpus holds text"),
+        ({"format": "jsonl", "roles": ["user"]}, r"roles \(\('user',\)\) has no effect: .* the corpus holds text; leave roles out, or set"),
         ({"format": "jsonl", "holds": "messages", "roles": []}, "at least one"),
     ],
 )
 def test_fields_that_do_not_go_together_are_refused(fields, words):
     with pytest.raises(ValueError, match=words):
         CorpusConfig.model_validate_json(json.dumps({"source": "x", **fields}))
+
+
+@pytest.mark.parametrize("format", ["lines", "files", "jsonl", "parquet", "hub"])
+@pytest.mark.parametrize(
+    ("field", "value", "readers"),
+    [("column", "body", "jsonl parquet hub"), ("holds", "tokens", "jsonl parquet hub"), ("subset", "de", "hub"), ("split", "test", "hub")],
+)
+def test_a_field_that_the_format_does_not_read_is_refused(format, field, value, readers):
+    given = json.dumps({"source": "x", "format": format, field: value})
+    if format in readers.split():
+        assert getattr(CorpusConfig.model_validate_json(given), field) == value
+    else:
+        said = rf"{field} \('{value}'\) has no effect: .* the format {format}; leave {field} out, or change format"
+        with pytest.raises(ValueError, match=said):
+            CorpusConfig.model_validate_json(given)
+        whole = CorpusConfig.model_validate_json(json.dumps({"source": "x", "format": format}))
+        assert CorpusConfig.model_validate_json(whole.model_dump_json()) == whole, "a stored file has every field"
+
+
+def test_a_share_of_spare_rows_needs_the_filter_that_takes_them():
+    fields = {"layers": [1], "sites": ["resid_post"], "tokens": 2**20, "outlier_spare": 0.05}
+    with pytest.raises(ValueError, match=r"outlier_spare \(0.05\) has no effect: without outlier_norm"):
+        HarvestConfig.model_validate_json(json.dumps(fields))
+    assert HarvestConfig.model_validate_json(json.dumps(fields | {"outlier_norm": 20.0})).outlier_spare == 0.05
 
 
 def test_dropping_every_position_is_refused():

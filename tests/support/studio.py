@@ -15,7 +15,8 @@ from typing import Any
 
 import uvicorn
 
-from scopemill.deploy.plan.record import PassRecord, PlanRecord, SaeRecord, Submission, write_plan
+from scopemill.deploy.plan.record import PassRecord, PlanRecord, SaeRecord, write_plan
+from scopemill.deploy.plan.submission import Submission
 from scopemill.deploy.studio.access import Access
 from scopemill.deploy.studio.application import application
 from scopemill.deploy.studio.server import StudioServer

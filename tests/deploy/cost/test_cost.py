@@ -111,6 +111,21 @@ def test_a_training_step_has_the_operations_that_torch_counts(architecture, shap
     assert step_flops(weights, 256) == pytest.approx(counter.get_total_flops(), rel=0.21 if shape.autoencoder else 0.01)
 
 
+def test_a_filter_of_outliers_doubles_the_evaluation(tmp_path):
+    """With it FVU, L0 and delta loss are measured twice, and the rows that it keeps are found in a pass up to the last hook."""
+    text = tiny_sweep.write_text(tmp_path, documents_wanted=1)
+
+    def evaluation(**harvest):
+        data = tiny_sweep.sweep(str(tmp_path / "bucket"), text, harvest=harvest, evaluation={"actors": 2})
+        plan = plan_sweep(parse_sweep(data, "sweep.yaml"))
+        return cost_of(plan, model_size(plan.config.model), HARDWARE["h100"]).stages[-1]
+
+    plain, filtered = evaluation(), evaluation(outlier_norm=20.0)
+    assert plain.tokens == (3 * 2 + 2 * 4 * 2) * 8 * 64 and filtered.tokens == 2 * plain.tokens + 2 * 8 * 64
+    of_a_pass = plain.flops / (3 * 2 + 2 * 4 * 2)
+    assert 2 * plain.flops < filtered.flops < 2 * plain.flops + 2 * of_a_pass
+
+
 def test_a_stream_is_read_again_for_those_that_did_not_fit_into_one_turn(tmp_path):
     _, together, _ = cost(tmp_path, "2b", [5], ["mlp_out"], sparsities=[1e-4, 2e-4, 4e-4, 6e-4]).paths
     _, in_turns, _ = cost(tmp_path, "2b", [5], ["mlp_out"], sparsities=[1e-4, 2e-4, 4e-4, 6e-4], at_once=3).paths

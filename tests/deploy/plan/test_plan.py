@@ -8,6 +8,7 @@ from support import tiny_sweep
 
 from scopemill.deploy.cost.summary import facts
 from scopemill.deploy.plan import planner
+from scopemill.deploy.plan.checks import check_window
 from scopemill.deploy.plan.planner import plan_sweep
 from scopemill.deploy.plan.sweep_file import parse_sweep
 from scopemill.deploy.plan.sweep_plan import SweepPlan
@@ -40,12 +41,25 @@ def planned(tmp_path: Path, text: Path, **sections) -> SweepPlan:
         (CorpusError, {"corpus": {"source": "/nowhere/text.jsonl"}}, r"corpus '/nowhere/text.jsonl' is not there"),
         (CorpusError, {"evaluation": {"corpus": {"source": "/nowhere.txt", "format": "lines"}}}, r"corpus '/nowhere.txt' is not there"),
         (InputError, {"harvest": {"tokens": 1_000_003, "rows_per_shard": 1_000_003}}, r"1000003 rows can only be cut into chunks"),
+        (
+            InputError,
+            {"train": {"batch_size": 4096, "tokens": 8192}, "server": {"window_mib": 2}},
+            r"server.window_mib leaves 2 MiB to stream blocks.1.hook_resid_post.4096, less than two of its batches of 1.5 MiB: raise",
+        ),
         (InputError, {"train": {"batch_size": 5000, "tokens": 10_000}}, r"a batch of 5000 rows is more than .* \(2 shards of 2048 rows\)"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused(tmp_path, text, error, sections, sentence):
     with pytest.raises(error, match=sentence):
         planned(tmp_path, text, **sections)
+
+
+def test_the_servers_window_is_divided_among_the_streams_that_there_is_room_for(tmp_path, text):
+    plan = planned(tmp_path, text, train={"batch_size": 2048, "tokens": 4096}, server={"window_mib": 2})
+    state = plan.read_state()
+    check_window(plan, state, room=2)  # both SAEs of a stream at once, of which two batches are 1.5 MiB
+    with pytest.raises(InputError, match=r"server.window_mib leaves 1 MiB to stream .*, less than two of its batches of 0.75 MiB"):
+        check_window(plan, state, room=4)
 
 
 def test_a_model_that_is_not_there_is_refused(tmp_path, text):

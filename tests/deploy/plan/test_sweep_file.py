@@ -8,8 +8,12 @@ import yaml
 from support import tiny_sweep
 
 from scopemill.deploy.plan import reference as sweep_fields
-from scopemill.deploy.plan.sweep_file import load_sweep
+from scopemill.deploy.plan.record import digest_of
+from scopemill.deploy.plan.submission import write_submission
+from scopemill.deploy.plan.sweep_file import load_sweep, parse_sweep
 from scopemill.proto.errors import SweepFileError
+from scopemill.proto.layout import SweepLayout
+from scopemill.proto.storage.bucket import Bucket
 
 ROOT = Path(__file__).parents[3]
 
@@ -144,3 +148,81 @@ def test_a_sweep_file_can_lie_at_any_url(file):
 def test_what_is_written_into_the_bucket_parses_again(file):
     config = load_sweep(str(file))
     assert json.loads(config.model_dump_json())["name"] == "tiny"
+
+
+def stored(folder: Path, as_published: str = "given") -> Path:
+    """The file of a sweep in its bucket; the sweep was given relative paths, in ``folder``."""
+    given = parse_sweep(tiny_sweep.sweep("bucket", Path("text.jsonl")), "sweep.yaml")
+    given._folder = str(folder)
+    bucket = Bucket(given.located().bucket)
+    write_submission(bucket, given.submission)
+    published = given if as_published == "given" else given.located()
+    bucket.write(SweepLayout("tiny").config, yaml.safe_dump(published.model_dump(mode="json")).encode())
+    return folder / "bucket/sweeps/tiny/sweep.yaml"
+
+
+@pytest.mark.parametrize("as_published", ["given", "located"])
+def test_the_file_in_the_bucket_is_the_sweep_as_it_was_given(tmp_path, monkeypatch, as_published):
+    """Wherever the command is run, and wherever the bucket has moved to: relative paths, which decide ids, stay as they were written."""
+    file = stored(tmp_path, as_published)
+    given = parse_sweep(tiny_sweep.sweep("bucket", Path("text.jsonl")), "sweep.yaml")
+    for folder, path in (("/", str(file)), (str(file.parent), "sweep.yaml")):
+        monkeypatch.chdir(folder)
+        config = load_sweep(path)
+        assert digest_of(config) == digest_of(given)
+        assert config.located().bucket == str(tmp_path / "bucket") and config.located().corpus.source == str(tmp_path / "text.jsonl")
+        assert load_sweep(path, ["train.retries=3"]).train.retries == 3
+        assert load_sweep(path, ["bucket=s3://other"]).located().bucket == "s3://other"
+    (tmp_path / "bucket").rename(tmp_path / "moved")
+    moved = load_sweep(str(tmp_path / "moved/sweeps/tiny/sweep.yaml"))
+    assert moved.located().bucket == str(tmp_path / "moved") and digest_of(moved) == digest_of(given)
+
+
+def test_a_file_in_the_bucket_that_was_edited_is_taken_as_it_stands(tmp_path):
+    file = stored(tmp_path)
+    edited = yaml.safe_load(file.read_text())
+    edited["train"]["retries"] = 7
+    file.write_text(yaml.safe_dump(edited))
+    assert load_sweep(str(file)).train.retries == 7
+
+
+def test_a_file_in_a_folder_called_sweeps_need_be_no_buckets(file, tmp_path):
+    own = tmp_path / "sweeps/my sweep/sweep.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(file.read_bytes())
+    assert load_sweep(str(own)) == load_sweep(str(file))
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (lambda text: text.replace("\n", "\r\n").encode(), True),
+        (lambda text: b"\xef\xbb\xbf" + text.encode(), True),
+        (lambda text: text.replace("name: tiny", "name: 2026-11-25").encode(), "2026-11-25"),  # YAML's dates are texts here
+        (lambda text: text.encode("utf-16"), "is not text in UTF-8"),
+        (lambda text: text.replace("  layers", "\tlayers").encode(), r"is not YAML: .*character '\\t'"),
+        (lambda text: f"{text}name: again\n".encode(), "name is given twice"),
+        (lambda text: f"{text}file_sd: &a [*a]\n".encode(), "stands for more than 100,000 values"),
+        (lambda text: f"{text}file_sd: {'9' * 5000}\n".encode(), "holds a number that cannot be read"),
+        (lambda text: f'{text}file_sd: "\\ud83d"\n'.encode(), "surrogates not allowed"),
+        (lambda text: text.replace("name: tiny", f"name: {'a' * 300}").encode(), "at most 200"),
+    ],
+)  # fmt: skip
+def test_a_file_as_other_programs_save_it_is_read_rightly_or_refused(file, change, same):
+    whole = load_sweep(str(file))
+    file.write_bytes(change(file.read_text()))
+    if same is True:
+        assert load_sweep(str(file)) == whole
+    elif same == "2026-11-25":
+        assert load_sweep(str(file)).name == same
+    else:
+        with pytest.raises(SweepFileError, match=same):
+            load_sweep(str(file))
+
+
+def test_merge_keys_of_yaml_are_understood_and_own_values_win(file):
+    file.write_text(file.read_text() + "evidence: &e {top: 3, samples: 2}\n")
+    data = file.read_text().replace("evaluation:\n", "evaluation:\n  <<: {actors: 2, sequences: 5}\n")
+    file.write_text(data)
+    evaluation = load_sweep(str(file)).evaluation
+    assert (evaluation.actors, evaluation.sequences) == (2, 8)

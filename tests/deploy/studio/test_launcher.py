@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from scopemill.deploy.plan.record import Submission
+from scopemill.deploy.plan.submission import Submission
 from scopemill.deploy.studio import launcher
 from scopemill.deploy.studio.launcher import Launcher
 from scopemill.proto.layout import SweepLayout
