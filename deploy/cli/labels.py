@@ -26,6 +26,7 @@ def label(
     methods: Annotated[str, typer.Option(help="How labels are scored.")] = "detection,fuzzing,intruder",
     contexts: Annotated[int, typer.Option(min=2, max=100, help="Contexts of each kind to score a label on.")] = 10,
     shown: Annotated[int, typer.Option(min=2, max=100, help="Contexts to write a label from.")] = 20,
+    texts: Annotated[int, typer.Option(min=1, max=20, help="Texts that one request has to judge; small models need 1.")] = 5,
     budget: Annotated[int | None, typer.Option(min=0, help="The most requests to send. Default: any number.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests under way at once.")] = 8,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a reply.")] = 60.0,
@@ -46,11 +47,11 @@ def label(
         raise InputError("name a service with --endpoint and --model, or a file of labels with --from")
     from scopemill.evaluator.labels.labeller import LabelSettings
 
-    settings = LabelSettings(model, _methods(methods), shown, contexts)
+    settings = LabelSettings(model, _methods(methods), shown, contexts, texts)
     evidence = evidence_at(sae)
     wanted = _wanted(evidence, latents, top, by)
-    options = {"budget": budget, "timeout": timeout, "patience": patience}
-    result, counted = _label(evidence, wanted, settings, endpoint, options, concurrency, quiet=as_json)
+    options = {"at_once": concurrency, "budget": budget, "timeout": timeout, "patience": patience}
+    result, counted = _label(evidence, wanted, settings, endpoint, options, quiet=as_json)
     if as_json:
         print(json.dumps({"labels": list(result.rows.values()), "not_done": result.reasons, **counted, "file": result.place}, indent=1))
     else:
@@ -62,14 +63,14 @@ def label(
 
 
 def _label(
-    evidence: "Evidence", wanted: list[int], settings: "LabelSettings", url: str, options: dict[str, Any], concurrency: int, quiet: bool
+    evidence: "Evidence", wanted: list[int], settings: "LabelSettings", url: str, options: dict[str, Any], quiet: bool
 ) -> "tuple[Labelled, dict[str, int]]":
     from scopemill.evaluator.labels.asking import Asker
     from scopemill.evaluator.labels.endpoint import Endpoint
     from scopemill.evaluator.labels.labeller import Labeller
 
     service = Endpoint(url, settings.model, **options)
-    asker = Asker(service, evidence.bucket, evidence.layout, concurrency)
+    asker = Asker(service, evidence.bucket, evidence.layout)
 
     def told(done: int) -> None:
         if not quiet:

@@ -22,7 +22,9 @@ def steer(
     unit: Annotated[str, typer.Option(help="maximum, or raw for raw activations.")] = "maximum",
     where: Annotated[str, typer.Option(help="all, prompt or generated.")] = "all",
     file: Annotated[str | None, typer.Option(help="JSON file of configurations: {name: [edit, ...]}; see docs/steering.md.")] = None,
-    save: Annotated[str | None, typer.Option(help="Write the edits of this command into such a file.")] = None,
+    template: Annotated[str | None, typer.Option(help="Configurations that --save kept under this name.")] = None,
+    save: Annotated[str | None, typer.Option(help="Keep the configurations of this command under a name.")] = None,
+    replace: Annotated[bool, typer.Option(help="Of --save: replace your own template of that name.")] = False,
     length: Annotated[int, typer.Option(help="Tokens to generate.")] = 48,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 takes the likeliest token.")] = 0.7,
     seed: Annotated[int, typer.Option(help="Random seed: the same seed gives the same text.")] = 0,
@@ -33,16 +35,17 @@ def steer(
 ) -> None:
     """Continue a prompt unsteered, steered and randomly pushed, and measure what steering did."""
     edit = {"sae": sae, "latent": latent, "op": op, "amount": amount, "unit": unit, "where": where}
-    configurations = _configurations(edit, file)
+    configurations = _configurations(edit, file, template)
     from scopemill.deploy.plan.sweep_file import parse_config
     from scopemill.evaluator.steering.steerer import Steerer, SteeringRequest
+    from scopemill.evaluator.steering.templates import save_edits
     from scopemill.harvester.config import named_model
 
     fields: dict[str, Any] = {"prompt": prompt, "configurations": configurations, "samples": samples, "doses": doses}
     fields["sampling"] = {"length": length, "temperature": temperature, "seed": seed}
     request = parse_config(SteeringRequest, fields | {"text": _read(text) if text else None}, "steer")
     if save:
-        _write(save, configurations)
+        typer.echo(str(save_edits(save, request.configurations, replace)), err=True)
     first = next(iter(request.configurations.values()))[0].sae
     steerer = Steerer(named_model(model or model_of(first)))
     results = steerer.steer(request)
@@ -52,25 +55,24 @@ def steer(
         _show(results)
 
 
-def _configurations(edit: dict[str, Any], file: str | None) -> dict[str, Any]:
-    """Return the edits of the command line, of a file, or of both, by configuration."""
+def _configurations(edit: dict[str, Any], file: str | None, template: str | None) -> dict[str, Any]:
+    """Return the configurations of a file, a template and the command line, each beside the others."""
+    from scopemill.evaluator.steering.templates import as_fields, load_edits, parse_edits
     from scopemill.proto.errors import InputError
 
     configurations: dict[str, Any] = {}
-    if file:
-        try:
-            configurations = json.loads(_read(file))
-        except ValueError as error:
-            raise InputError(f"{file} is not JSON: {error}") from error
-        if not isinstance(configurations, dict):
-            raise InputError(f'{file} has to hold an object of configurations, such as {{"calm": [{{...}}]}}')
+    given = [(f"--file {file}", as_fields(parse_edits(_read(file), file)))] if file else []
+    given += [(f"--template {template}", as_fields(load_edits(template)))] if template else []
     if edit["latent"] is not None:
         if edit["sae"] is None:
             raise InputError("--latent needs the folder of its SAE: scopemill steer SAE --latent ... --prompt ...")
-        given = {name: value for name, value in edit.items() if value is not None}
-        configurations["steered"] = [given]
+        given.append(("--latent", {"steered": [{name: value for name, value in edit.items() if value is not None}]}))
+    for place, found in given:
+        if twice := sorted(configurations.keys() & found):
+            raise InputError(f"{place}: there is another configuration {twice[0]!r}: give one of them another name")
+        configurations |= found
     if not configurations:
-        raise InputError("nothing to steer by: give an SAE and --latent, or --file")
+        raise InputError("nothing to steer by: give an SAE and --latent, --file or --template")
     return configurations
 
 
@@ -86,13 +88,6 @@ def _read(path: str) -> str:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
-def _write(path: str, configurations: dict[str, Any]) -> None:
-    import fsspec
-
-    with fsspec.open(path, "w", encoding="utf-8") as file:
-        file.write(json.dumps(configurations, indent=1) + "\n")
-
-
 def model_of(sae: str) -> str:
     """Return the language model that an SAE names; InputError if it names none."""
     from scopemill.proto.errors import InputError
@@ -101,6 +96,9 @@ def model_of(sae: str) -> str:
     if model := read_finished(sae).model:
         return model
     raise InputError(f"{sae} does not name its language model: give --model")
+
+
+_SEEN = {"evidence": "from its evidence", "text": "on the text; it has no evidence"}
 
 
 def _show(results: "dict[str, Steered]") -> None:
@@ -121,6 +119,8 @@ def _show(results: "dict[str, Steered]") -> None:
             table.add_row(Text(name), f"{effect.kl:.4f}", f"{effect.delta_loss:+.4f}", *shares, scores)
     console.print(table)
     for name, result in results.items():
+        for one in result.maxima or ():
+            print_line(f"{name}: the largest activation of latent {one.latent} is {one.value:.4g} ({_SEEN[one.source]})")
         if result.doses:
             console.print(_dose_table(name, result))
 

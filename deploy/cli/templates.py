@@ -24,6 +24,7 @@ _OF_THE_MACHINE = {"template", "variants", "at_once", "cpus", "gpus"}
 @templates_app.command("list")
 def list_() -> None:
     """List every template and the source of its settings."""
+    from scopemill.evaluator.steering.templates import edit_templates
     from scopemill.trainer.config.templates import templates
 
     table = Table(box=None, pad_edge=False)
@@ -31,6 +32,8 @@ def list_() -> None:
         table.add_column(column, no_wrap=column != "source")
     for template in templates():
         table.add_row(template.name, "yours" if template.own else "package", str(template.fields.get("architecture", "")), template.source)
+    for name in edit_templates():
+        table.add_row(name, "yours", "(edits)", f"for scopemill steer --template {name}")
     console.print(table)
 
 

@@ -21,6 +21,7 @@ from scopemill.evaluator.steering.steering import SteeredSae, Steering
 from scopemill.harvester.language_model.model import Edit as ModelEdit
 from scopemill.proto.hooks import Hook
 from scopemill.trainer.formats.finished import FinishedSae
+from scopemill.trainer.sparse.codes import DenseCodes
 
 Metric = Callable[[torch.Tensor], torch.Tensor]  # logits [B, T, V] -> a number for each sequence
 
@@ -79,7 +80,8 @@ class _Scaled(SteeredSae):
             x = x.to(self.sae.dtype)
             self.latents, deviation = self.sae.encode(x), self.sae.normalized(x)[2]
         self.change = ((self.factor - 1) * self.latents).requires_grad_(torch.is_grad_enabled())
-        return self.decoded(self.change, deviation)
+        difference = self.sae.decode_no_bias(DenseCodes(self.change, self.change.new_empty(self.sae.width)))
+        return difference if deviation is None else difference * deviation
 
 
 def logit_difference(answer: int, against: int | None) -> Metric:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scopemill.evaluator.labels.contexts import CLOSE, OPEN
 from scopemill.evaluator.labels.prompts import MOST_LABEL, Question
 
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)  # of models that reason before they answer
@@ -52,7 +53,8 @@ def _tokens(logprobs: Any) -> list[tuple[str, dict[str, float]]]:
 
 def label_in(answer: Answer) -> str | None:
     """Return the label in an answer; None if there is none."""
-    lines = [line.strip().strip("\"'`*").strip() for line in _THOUGHT.sub("", answer.text).splitlines()]
+    unmarked = _THOUGHT.sub("", answer.text).replace(OPEN, "").replace(CLOSE, "")  # small models copy the marks
+    lines = [line.strip().strip("\"'`*").strip() for line in unmarked.splitlines()]
     text = next((line for line in lines if any(letter.isalnum() for letter in line)), None)
     return " ".join(text.split())[:MOST_LABEL] if text else None
 

@@ -19,17 +19,16 @@ READABLE = 0.1
 
 @dataclass
 class Asker:
-    """Ask an endpoint with some requests at once, and keep every answer."""
+    """Ask an endpoint as many questions at once as it may be asked, and keep every answer."""
 
     endpoint: Endpoint
     bucket: Bucket
     layout: EvidenceLayout
-    concurrency: int
     cached: int = 0  # answers that cost no request
     _seen: list[bool] = field(default_factory=list)  # of each new answer, whether it could be read
 
     def __post_init__(self) -> None:
-        self._threads = ThreadPoolExecutor(self.concurrency)
+        self._threads = ThreadPoolExecutor(self.endpoint.at_once)
 
     def close(self) -> None:
         """End all requests that have not begun, and close the connections."""

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from scopemill.evaluator.labels.answers import Answer, answer_of
+from scopemill.evaluator.labels.pace import Pace
 from scopemill.proto import credentials
 from scopemill.proto.errors import EndpointError, InputError
 
@@ -31,18 +32,18 @@ class BudgetSpent(Exception):
 class Endpoint:
     """Send requests to ``{url}/chat/completions``, from any number of threads.
 
-    ``timeout``: seconds for a whole reply. ``patience``: seconds for which a request is retried. ``budget``: the most requests to send,
-    retries included; None: any number.
+    ``at_once``: the most requests under way. ``timeout``: seconds for a whole reply. ``patience``: seconds for which a request is retried.
+    ``budget``: the most requests to send, retries included; None: any number.
     """
 
     url: str
     model: str
+    at_once: int = 1
     timeout: float = 60.0
     patience: float = 120.0
     budget: int | None = None
     sent: int = 0
     _refused: set[str] = field(default_factory=set)
-    _ready: float = 0.0  # when the endpoint is to be asked again, after it said how long to wait
     _failed: EndpointError | None = None
 
     def __post_init__(self) -> None:
@@ -53,7 +54,7 @@ class Endpoint:
             self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(self.timeout), limits=httpx.Limits(max_connections=None))
         except (ValueError, UnicodeError) as error:  # a key with letters that no header can hold
             raise InputError(f"the key in {KEY_VARIABLE} cannot be sent in a header: copy it again") from error
-        self._lock = threading.Lock()
+        self._lock, self._pace = threading.Lock(), Pace(self.at_once, self.timeout)
 
     def close(self) -> None:
         """Close all connections."""
@@ -65,16 +66,16 @@ class Endpoint:
         Raises EndpointError if the endpoint is down, too slow, refuses or does not answer as such endpoints do; once it has failed, every
         later request fails at once. Raises BudgetSpent without sending.
         """
-        deadline, tries = time.monotonic() + self.patience, 0
+        deadline, tries = None, 0
         while True:
-            self._wait_until_ready(deadline)
-            reason, pause = self._attempt(body, tries)
+            with self._pace.turn():
+                deadline = deadline or time.monotonic() + self.patience  # from the first try on
+                self._pace.wait(deadline)
+                reason, pause = self._attempt(body, tries)
             if isinstance(reason, Answer):
                 return reason
             if time.monotonic() + pause > deadline:
                 raise self.fail(f"{reason}, after {tries + 1} tries: what is labelled is kept, and the same command goes on later")
-            with self._lock:
-                self._ready = max(self._ready, time.monotonic() + pause) if reason.startswith("it asks") else self._ready
             time.sleep(pause)
             tries += 1
 
@@ -84,17 +85,23 @@ class Endpoint:
         pause = random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, FIRST_PAUSE * 2**tries)
         left_out = self._refused | ({"top_logprobs"} if "logprobs" in self._refused else set())
         fields = {name: value for name, value in body.items() if name not in left_out}
+        began = time.monotonic()
         try:
             status, headers, text = self._send(fields)
         except httpx.TimeoutException:
-            return f"no reply within {self.timeout:g} seconds", pause
+            self._pace.late()
+            return f"no reply within {self.timeout:g} seconds (--timeout)", pause
         except httpx.HTTPError as error:
             return f"{self._redacted(str(error)) or type(error).__name__}", pause
         if status == 200:
+            self._pace.answered(time.monotonic() - began)
             return self._answer(text), 0.0
         if status in TRANSIENT:
             asked = _retry_after(headers.get("retry-after"))
-            return (f"it asks to wait {asked:.0f} seconds (status {status})", asked) if asked is not None else (f"status {status}", pause)
+            if asked is None:
+                return f"status {status}", pause
+            self._pace.pause(asked)
+            return f"it asks to wait {asked:.0f} seconds (status {status})", asked
         if status in (400, 422) and (names := [name for name in OPTIONAL if name in fields and name in text]):
             self._refused.add(names[0])
             return f"it refuses the field {names[0]}", 0.0
@@ -132,11 +139,6 @@ class Endpoint:
                 raise BudgetSpent
             self.sent += 1
 
-    def _wait_until_ready(self, deadline: float) -> None:
-        """Wait as long as the endpoint has asked all requests to."""
-        if (pause := self._ready - time.monotonic()) > 0:
-            time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
-
     def fail(self, reason: str) -> EndpointError:
         """Fail every request from now on, and return the error."""
         error = EndpointError(f"{self.url}: {reason}")
@@ -150,9 +152,10 @@ class Endpoint:
     def _message(self, text: str) -> str:
         """Return what the endpoint says of an error."""
         try:
-            told = json.loads(text)["error"]
+            fields = json.loads(text)
+            told = fields.get("error", fields.get("detail"))  # as OpenAI's services or FastAPI's say it
             text = str(told["message"] if isinstance(told, dict) else told)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             pass
         return repr(" ".join(self._redacted(text).split())[:SHOWN])
 

@@ -29,12 +29,13 @@ class LabelSettings:
     methods: tuple[Method, ...]
     shown: int = 20  # contexts that a label is written from
     scored: int = 10  # contexts of each kind that it is scored on
+    texts: int = TEXTS  # of one request to judge
 
     @property
     def fields(self) -> dict[str, Any]:
         """Return everything that decides the labels, but for the evidence."""
         own = {"model": self.model, "methods": list(self.methods), "shown": self.shown, "scored": self.scored}
-        return own | {"texts": TEXTS, "prompts": prompts.VERSION}
+        return own | {"texts": self.texts, "prompts": prompts.VERSION}
 
 
 @dataclass
@@ -120,7 +121,7 @@ class Labeller:
         at, near = group.index(contexts.latent), self._contexts.neighbours(contexts.latent)
         others = [known[one] for one in (*group[at + 1 :], *group[:at]) if one in known and one not in near]
         other = next((label for label in others if label != known[contexts.latent]), None)
-        return questions(contexts, labels[contexts.latent], other, self._settings.methods)
+        return questions(contexts, labels[contexts.latent], other, self._settings.methods, self._settings.texts)
 
     @staticmethod
     def _stop(result: Labelled, reason: EndpointError | BudgetSpent | None) -> None:

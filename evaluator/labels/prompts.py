@@ -18,12 +18,12 @@ _EXPLAIN = (
 )
 _DETECT = (
     "A neuron is active on texts that hold this: {label}\n\nFor each text below say whether the neuron is active on it. Reply with one "
-    "word a text, yes or no, in their order, separated by spaces, and nothing else. There are {count} texts."
+    "word a text, yes or no, in their order, separated by spaces, and nothing else. {count}"
 )
 _FUZZ = (
     "A neuron is active on tokens like this: {label}\n\nIn each text below some tokens stand between " + OPEN + " and " + CLOSE + ". For "
     "each text say whether the marked tokens are those on which the neuron is active. Reply with one word a text, yes or no, in their "
-    "order, separated by spaces, and nothing else. There are {count} texts."
+    "order, separated by spaces, and nothing else. {count}"
 )
 _INTRUDE = (
     "In all but one of the texts below, the tokens between " + OPEN + " and " + CLOSE + " are those on which one and the same neuron is "
@@ -70,7 +70,8 @@ def intruder(texts: Sequence[str]) -> Question:
 
 
 def _judged(wording: str, label: str, texts: Sequence[str]) -> Question:
-    return _asked(f"{wording.format(label=label, count=len(texts))}\n\n{_numbered(texts)}", ("yes", "no"), len(texts))
+    count = "There is one text." if len(texts) == 1 else f"There are {len(texts)} texts."
+    return _asked(f"{wording.format(label=label, count=count)}\n\n{_numbered(texts)}", ("yes", "no"), len(texts))
 
 
 def _asked(content: str, words: tuple[str, ...] = (), count: int = 1) -> Question:

@@ -17,7 +17,7 @@ from scopemill.evaluator.labels.prompts import Question
 Method = Literal["detection", "fuzzing", "intruder"]
 METHODS: tuple[Method, ...] = ("detection", "fuzzing", "intruder")
 OF_LABEL: tuple[Method, ...] = ("detection", "fuzzing")  # the others judge the latent, whatever its label
-TEXTS = 5  # of one request
+TEXTS = 5  # of one request, unless fewer are asked for
 Judged = tuple[str, bool | None]  # a text, and whether it is a positive; None: a hard negative
 LEAST = 2  # texts of each kind, below which there is no figure
 
@@ -31,10 +31,11 @@ class Asked:
     found: tuple[bool | None, ...]  # True: positive; False: negative; None: hard negative
 
 
-def questions(contexts: LatentContexts, label: str, other: str | None, methods: Sequence[Method]) -> list[Asked]:
+def questions(contexts: LatentContexts, label: str, other: str | None, methods: Sequence[Method], at_once: int = TEXTS) -> list[Asked]:
     """Return all questions about a latent's label.
 
-    ``other`` is the label of another latent, as a control.
+    ``other`` is the label of another latent, as a control. ``at_once``: texts that one request has to judge; an intruder is always one of
+    `TEXTS`.
     """
     asked: list[Asked] = []
     for method in methods:
@@ -45,7 +46,7 @@ def questions(contexts: LatentContexts, label: str, other: str | None, methods: 
         easy = _texts(contexts, method)
         for figure, own_label, texts in ((method, label, easy + _hard(contexts, method)), (f"{method}_shuffled", other, easy)):
             if own_label is not None:
-                for part in _parts(texts, f"{figure} {contexts.latent}"):
+                for part in _parts(texts, at_once, f"{figure} {contexts.latent}"):
                     asked.append(Asked(figure, ask(own_label, [text for text, _ in part]), tuple(kind for _, kind in part)))
     return asked
 
@@ -66,10 +67,10 @@ def _hard(contexts: LatentContexts, method: Method) -> list[Judged]:
     return [(one.text if method == "detection" else one.marked(), None) for one in contexts.nearest]
 
 
-def _parts(texts: list[Judged], seed: str) -> Iterator[list[Judged]]:
+def _parts(texts: list[Judged], at_once: int, seed: str) -> Iterator[list[Judged]]:
     mixed = shuffled(texts, seed)
-    for start in range(0, len(mixed), TEXTS):
-        yield mixed[start : start + TEXTS]
+    for start in range(0, len(mixed), at_once):
+        yield mixed[start : start + at_once]
 
 
 def _intruders(contexts: LatentContexts) -> Iterator[Asked]:

@@ -14,8 +14,6 @@ from scopemill.evaluator.steering.generation import repeated
 from scopemill.evaluator.steering.scores import direct_logits, most_promoted, pushes
 from scopemill.evaluator.steering.steering import SteeredSae, Steering
 from scopemill.harvester.language_model.model import LanguageModel
-from scopemill.proto.hooks import Hook
-from scopemill.trainer.sae.base import Sae
 
 DOSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 MOST_REPEATED = 0.5  # of a text's 3-grams; above this share it has collapsed
@@ -104,14 +102,3 @@ def dose_curve(
         steered, control = (measure_effect(lm, one, text, promoted) for one in (steering, Steering(dosed, control=seed)))
         curve.append(Dose(dose, steered, control, repeated(written(steering))))
     return curve
-
-
-@torch.inference_mode()
-def largest_activations(lm: LanguageModel, sae: Sae, inputs: tuple[Hook, ...], latents: Sequence[int], text: EvaluationText) -> list[float]:
-    """Return the largest activation of latents on a text."""
-    most = torch.zeros(len(latents))
-    for tokens, is_row in text.batches():
-        clean = lm.capture(tokens, set(inputs))
-        x = torch.cat([clean[hook.name][is_row.to(lm.device)].float() for hook in inputs], dim=1)
-        most = torch.maximum(most, sae.encode(x)[:, list(latents)].max(0).values.cpu())
-    return most.tolist()

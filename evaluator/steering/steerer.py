@@ -16,11 +16,11 @@ from scopemill.evaluator.steering.effect import (
     Effect,
     clean_loss,
     dose_curve,
-    largest_activations,
     measure_effect,
     promoted_tokens,
 )
 from scopemill.evaluator.steering.generation import Sampling, generate, is_row_of
+from scopemill.evaluator.steering.maxima import Maximum, maxima
 from scopemill.evaluator.steering.scores import Prompt, output_scores, pushes
 from scopemill.evaluator.steering.steering import SteeredSae, Steering
 from scopemill.harvester.config import ModelConfig
@@ -45,7 +45,9 @@ class SteeringRequest(Config):
     sampling: Sampling = Field(Sampling.model_validate({}), description="How texts are sampled.")
     samples: int = Field(1, ge=1, le=64, description="Texts per configuration; each has the next seed.")
     text: str | None = Field(
-        None, description="Text to measure effects and largest activations on. Default: what the model itself writes after the prompt."
+        None,
+        description="Text to measure effects on, and the largest activations of latents without evidence. Default: what the model itself "
+        "writes after the prompt.",
     )
     doses: bool = Field(False, description="Also measure each configuration at several doses, up to where text collapses.")
 
@@ -69,6 +71,7 @@ class Steered:
     scores: dict[int, float] | None = None  # output score of each added latent
     doses: list[Dose] | None = None
     collapse: float | None = None  # the first dose at which text collapses; None: at none of those tried
+    maxima: list[Maximum] | None = None  # what amounts were counted in
 
 
 class Steerer:
@@ -96,11 +99,11 @@ class Steerer:
             return [self._written(name, i, prompt, request.sampling, steering, on_token) for i in range(request.samples)]
 
         results = {UNSTEERED: Steered(texts(UNSTEERED, None))}
-        for name, saes in configured.items():
+        for name, (saes, used) in configured.items():
             promoted = promoted_tokens(self._out(saes), saes)
             for column, steering in ((name, Steering(saes)), (f"{name}: {CONTROL}", Steering(saes, control=request.sampling.seed))):
                 effect = measure_effect(self._lm, steering, text, promoted)
-                extra = self._measured(saes, text, prompt, request) if column == name else {}
+                extra = self._measured(saes, text, prompt, request) | {"maxima": used} if column == name else {}
                 results[column] = Steered(texts(column, steering), effect, **extra)
         return results
 
@@ -142,30 +145,19 @@ class Steerer:
                 shown = text
         return str(self._tokenizer.decode(tokens))
 
-    def _configured(self, edits: Sequence[Edit], text: EvaluationText) -> tuple[SteeredSae, ...]:
-        """Return the SAEs of edits in their order, with all amounts in raw activations."""
-        steered = []
+    def _configured(self, edits: Sequence[Edit], text: EvaluationText) -> tuple[tuple[SteeredSae, ...], list[Maximum]]:
+        """Return the SAEs of edits in their order, with all amounts in raw activations, and the maxima they were counted in."""
+        steered, used = [], []
         for place in dict.fromkeys(edit.sae for edit in edits):
             finished = self._sae(place)
             own = [edit for edit in edits if edit.sae == place]
             wanted = [latent for latent in latents_of(own, place) if any(e.latent == latent and e.in_maxima for e in own)]
-            SteeredSae.of(finished, place, [edit.scaled(1.0) for edit in own])  # can they act? before anything is measured
-            maxima = self._maxima(finished, place, wanted, text)
-            steered.append(SteeredSae.of(finished, place, [edit.scaled(maxima.get(edit.latent, 0.0)) for edit in own]))
-        return tuple(steered)
-
-    def _maxima(self, finished: FinishedSae, place: str, latents: list[int], text: EvaluationText) -> dict[int, float]:
-        if not latents:
-            return {}
-        inputs = SteeredSae.of(finished, place, []).inputs
-        maxima = dict(zip(latents, largest_activations(self._lm, finished.sae, inputs, latents, text), strict=True))
-        for latent, most in maxima.items():
-            if most <= 0:
-                raise InputError(
-                    f"{place}: latent {latent} does not fire on the text, so its largest activation is unknown: give a text on which it "
-                    "fires (--text), or the amount in raw activations (--unit raw)"
-                )
-        return maxima
+            inputs = SteeredSae.of(finished, place, [edit.scaled(1.0) for edit in own]).inputs  # can they act? before anything is measured
+            found = maxima(self._lm, finished.sae, inputs, place, wanted, text)
+            most = {one.latent: one.value for one in found}
+            steered.append(SteeredSae.of(finished, place, [edit.scaled(most.get(edit.latent, 0.0)) for edit in own]))
+            used += found
+        return tuple(steered), used
 
     def _sae(self, place: str) -> FinishedSae:
         if place not in self._saes:

@@ -7,16 +7,17 @@ Legend of shapes: B sequences, T positions, n edited rows, F latents.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
+from scopemill.evaluator.evidence.neighbours import decoder_rows
 from scopemill.evaluator.steering.edits import Edit
 from scopemill.harvester.language_model import model as language_model
 from scopemill.proto.errors import InputError
 from scopemill.proto.hooks import Hook
 from scopemill.trainer.formats.finished import FinishedSae
 from scopemill.trainer.sae.base import Sae
-from scopemill.trainer.sparse.codes import DenseCodes
 
 # The order in which a block's hooks are reached.
 _ORDER = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
@@ -66,24 +67,25 @@ class SteeredSae:
         if x is not None:
             before = self.sae.encode(x)
             deviation = self.sae.normalized(x.to(self.sae.dtype))[2]
-        change = torch.zeros_like(before) if before is not None else self.sae.b_dec.new_zeros(1, self.sae.width)
+        change = self._rows.new_zeros(1 if before is None else len(before), len(self._latents))
         for edit, active in zip(self.edits, acts, strict=True):
             if active:
-                _edit(edit, before, change)
-        return self.decoded(change, deviation)
-
-    def decoded(self, change: torch.Tensor, deviation: torch.Tensor | None) -> torch.Tensor:
-        """Return what a change of latents [n, F] does to the outputs.
-
-        They are [n, d_out]; ``deviation`` undoes a layer norm.
-        """
-        difference = self.sae.decode_no_bias(DenseCodes(change, change.new_empty(self.sae.width)))
+                _edit(edit, before, change[:, self._latents.index(edit.latent)])
+        difference = change @ self._rows
         return difference if deviation is None else difference * deviation
 
+    @cached_property
+    def _latents(self) -> list[int]:
+        return sorted({edit.latent for edit in self.edits})
 
-def _edit(edit: Edit, before: torch.Tensor | None, change: torch.Tensor) -> None:
-    """Add an edit's change of a latent to ``change`` [n, F], in place; it sees the edits before it."""
-    column = change[:, edit.latent]
+    @cached_property
+    def _rows(self) -> torch.Tensor:
+        """The decoder rows of the edited latents: one token at a time, decoding all latents would cost as much as a layer."""
+        return decoder_rows(self.sae)[self._latents]
+
+
+def _edit(edit: Edit, before: torch.Tensor | None, column: torch.Tensor) -> None:
+    """Add an edit's change of its latent to ``column`` [n], in place; it sees the edits before it."""
     if before is None:
         column += edit.amount or 0.0
         return

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -80,6 +80,7 @@ class FakeEndpoint:
         self.content: str | None = None  # of every answer
         self.refuses: set[str] = set()  # fields
         self.pause = 0.0
+        self.one_at_a_time: Any = nullcontext()  # a lock: works on one request after the other, also on those that nobody waits for
         self.at_once = self.most_at_once = 0
         self._lock = threading.Lock()
 
@@ -134,7 +135,8 @@ def serving(fake: FakeEndpoint) -> Iterator[str]:
                 fake.most_at_once = max(fake.most_at_once, fake.at_once)
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             status, headers, text = fake.reply(body, dict(self.headers))
-            time.sleep(fake.pause)
+            with fake.one_at_a_time:
+                time.sleep(fake.pause)
             data = text.encode()
             with fake._lock:
                 fake.at_once -= 1

@@ -74,10 +74,7 @@ def save_template(template: Template, replace: bool = False) -> Path:
 
     Raises TemplateError if the name is taken or invalid.
     """
-    if not _NAME.fullmatch(template.name):
-        raise TemplateError(
-            f"template name {template.name!r}: use only small letters, digits, '.' and '-', and begin with a letter or digit"
-        )
+    check_name(template.name)
     folder = own_folder()
     path = folder / f"{template.name}.yaml"
     if (_shipped() / path.name).exists():
@@ -87,6 +84,12 @@ def save_template(template: Template, replace: bool = False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(template.to_yaml(), encoding="utf-8")
     return path
+
+
+def check_name(name: str) -> None:
+    """Raise TemplateError for a name that no template can have."""
+    if not _NAME.fullmatch(name):
+        raise TemplateError(f"template name {name!r}: use only small letters, digits, '.' and '-', and begin with a letter or digit")
 
 
 def _names() -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -120,6 +121,13 @@ def test_no_more_requests_than_allowed_are_under_way(sae, fake, url):
     assert 1 < fake.most_at_once <= 3
 
 
+def test_a_service_that_works_on_one_request_after_the_other_is_not_overrun(sae, fake, url):
+    fake.pause, fake.one_at_a_time = 0.05, threading.Lock()
+    found = label(sae, url, "--latents", "1", "--methods", "detection", "--concurrency", "16", "--timeout", "0.4")
+    assert not found["not_done"] and len(fake.requests) == found["requests"] == len({json.dumps(body) for body in fake.requests})
+    assert fake.most_at_once <= 4, "no answer came late, so nothing was asked twice"
+
+
 def test_a_latent_without_enough_contexts_is_told(sae, fake, url):
     found = label(sae, url, "--latents", f"{DEAD},{ONE_DOCUMENT}")
     assert found["not_done"] == {
@@ -163,6 +171,7 @@ def test_fields_that_an_endpoint_refuses_are_left_out(sae, fake, url):
         ((429, {"Retry-After": "3600"}, ""), "it asks to wait 3600 seconds"),
         ((401, {}, f"wrong key {KEY}"), f"it refuses the key in {KEY_VARIABLE}"),
         ((404, {}, json.dumps({"error": {"message": f"no model, {KEY}"}})), "status 404: 'no model, .key.': is this the base URL"),
+        ((400, {}, json.dumps({"detail": f"pinned to {KEY}"})), "status 400: 'pinned to .key.': is this the base URL"),
         ((200, {}, "<html>"), "does not answer as chat completions do, but with '<html>'"),
         ((200, {}, json.dumps({"choices": [{"message": {"content": None}}]})), "does not answer as chat completions do"),
     ],
@@ -181,6 +190,20 @@ def test_an_endpoint_that_is_not_there_or_too_slow_is_a_sentence(sae, fake, url)
     fake.pause = 0.4
     found = label(sae, url, "--latents", "1", "--patience", "0.1", "--timeout", "0.1")
     assert "no reply within 0.1 seconds" in found["error"]
+
+
+def test_a_model_that_judges_one_text_at_a_time_is_asked_so(sae, fake, url):
+    fake.logprobs = False
+    found = label(sae, url, "--latents", "1,9", "--methods", "detection", "--texts", "1")
+    assert all(row["detection"] == row["detection_nearest"] == 1.0 and not row["unread"] for row in found["labels"])
+    judged = [body["messages"][-1]["content"] for body in fake.requests if "say whether the neuron" in body["messages"][-1]["content"]]
+    assert len(judged) == 2 * 50 and all("There is one text." in content and "Text 2:" not in content for content in judged)
+
+
+def test_marks_that_a_model_copies_are_no_part_of_its_label(sae, fake, url):
+    fake.content, fake.logprobs = "<<wordav>> as a word", False
+    (row,) = label(sae, url, "--latents", "1", "--budget", "1")["labels"]
+    assert row["label"] == "wordav as a word"
 
 
 def test_work_is_kept_when_an_endpoint_goes_down(sae, fake, url):

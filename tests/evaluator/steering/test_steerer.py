@@ -1,16 +1,20 @@
 """Requests to the steerer and its command: columns, effects, files of edits, and everything that is refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from support import written_evidence
 from support.finished_saes import finished_sae
 from typer.testing import CliRunner
 
 from scopemill.deploy.cli.main import app
 from scopemill.evaluator.steering.edits import Edit
+from scopemill.evaluator.steering.maxima import Maximum
 from scopemill.evaluator.steering.steerer import Steerer, SteeringRequest
-from scopemill.proto.errors import InputError, SaeFormatError, SweepFileError
+from scopemill.proto.errors import InputError, SaeFormatError, SweepFileError, TemplateError
+from scopemill.proto.storage.bucket import Bucket
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.formats import FinishedSae, write_finished
 from scopemill.trainer.sae.activations.topk import TopK
@@ -61,12 +65,26 @@ def test_each_configuration_stands_between_the_unsteered_text_and_a_random_push(
 
 def test_amounts_count_in_the_largest_activation_on_the_text(steerer, place):
     texts = "\n".join(f"value = {i}" for i in range(40))
-    finished = steerer._sae(place)
-    most = steerer._maxima(finished, place, [3], steerer._text(texts))[3]
-    assert most > 50
     in_maxima = steerer.steer(request(place, text=texts))
+    (maximum,) = in_maxima["more"].maxima
+    most = maximum.value
+    assert most > 50 and maximum == Maximum(place, 3, most, "text")
     raw = {"raw": (Edit(sae=place, latent=3, op="add", amount=2 * most, unit="raw"),)}
     assert steerer.steer(request(place, text=texts, configurations=raw))["raw"].effect == in_maxima["more"].effect
+
+
+def test_amounts_count_in_the_largest_activation_of_evidence_where_there_is_some(steerer, place, tmp_path):
+    shutil.copytree(place, tmp_path / "sae")
+    known = written_evidence.write(Bucket(str(tmp_path)), "sae", width=16).latents().to_pylist()
+    assert known[3]["max"] > 0 and known[4]["max"] == 0
+    own = str(tmp_path / "sae")
+    clamped = (Edit(sae=own, latent=3, op="clamp", amount=0.5), Edit(sae=own, latent=0, op="ablate"))
+    found = steerer.steer(request(own, configurations={"half": clamped}))["half"]
+    assert found.maxima == [Maximum(own, 3, known[3]["max"], "evidence")]
+    raw = (Edit(sae=own, latent=3, op="clamp", amount=0.5 * known[3]["max"], unit="raw"), clamped[1])
+    assert steerer.steer(request(own, configurations={"half": raw}))["half"].effect == found.effect
+    with pytest.raises(InputError, match="latent 4 does not fire on the text, nor in its evidence"):
+        steerer.steer(request(own, configurations={"silent": (Edit(sae=own, latent=4, op="add", amount=1.0),)}))
 
 
 def test_doses_end_where_text_collapses(steerer, place):
@@ -96,15 +114,21 @@ def run(*arguments: str):
     return CliRunner().invoke(app, ["steer", *arguments])
 
 
-def test_the_command_prints_texts_and_figures_and_keeps_its_edits(model, place, tmp_path):
+def test_the_command_prints_texts_and_figures_and_keeps_its_edits(model, place, tmp_path, monkeypatch):
     short = ["--prompt", PROMPT, "--model", model.name, "--length", "4", "--temperature", "0"]
-    kept = str(tmp_path / "edits.json")
-    shown = run(place, "--latent", "3", "--amount", "2", "--save", kept, *short)
+    monkeypatch.setenv("SCOPEMILL_TEMPLATES", str(tmp_path))
+    shown = run(place, "--latent", "3", "--amount", "2", "--save", "mine", *short)
     assert shown.exit_code == 0, shown.output
+    kept = str(tmp_path / "steering" / "mine.json")
+    assert kept in shown.stderr.replace("\n", "") and "largest activation of latent 3 is" in shown.stdout
     assert "unsteered" in shown.output and "random direction" in shown.output and "output score" in shown.output
-    again = run("--file", kept, "--json", *short)
-    found = json.loads(again.output)
-    assert list(found) == ["unsteered", "steered", "steered: random direction"] and found["steered"]["effect"]["kl"] > 0
+    found = [json.loads(run(*where, "--json", *short).stdout) for where in (("--file", kept), ("--template", "mine"))]
+    assert list(found[0]) == ["unsteered", "steered", "steered: random direction"] and found[0]["steered"]["effect"]["kl"] > 0
+    assert found[0] == found[1]
+    taken = run("--file", kept, "--save", "mine", *short)
+    assert isinstance(taken.exception, TemplateError) and "--replace" in str(taken.exception)
+    twice = run(place, "--latent", "3", "--amount", "2", "--template", "mine", *short)
+    assert isinstance(twice.exception, InputError) and "another configuration 'steered'" in str(twice.exception)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +140,7 @@ def test_the_command_prints_texts_and_figures_and_keeps_its_edits(model, place, 
         (["nowhere", "--latent", "3"], SweepFileError, "add needs an amount"),
         (["nowhere", "--latent", "3", "--amount", "nan"], SweepFileError, "finite number"),
         (["--file", "nowhere.json"], InputError, "nowhere.json cannot be read"),
+        (["--template", "nothing-of-that-name"], TemplateError, "is not known"),
     ],
 )
 def test_bad_input_is_one_sentence(model, arguments, error, sentence):
@@ -125,7 +150,11 @@ def test_bad_input_is_one_sentence(model, arguments, error, sentence):
 
 def test_a_file_that_holds_no_edits_is_named(model, tmp_path):
     file = tmp_path / "edits.json"
-    for content, sentence in (("[1]", "has to hold an object"), ("{", "is not JSON"), ('{"a": [{"latent": 1}]}', "configurations.a")):
+    for content, sentence in (
+        ("[1]", "has to hold an object"),
+        ("{", "is not JSON"),
+        ('{"a": [{"latent": 1, "op": "ablate"}]}', "edits.json: a.0.sae: Field required"),
+    ):
         file.write_text(content)
         result = run("--file", str(file), "--prompt", PROMPT, "--model", model.name)
         assert sentence in str(result.exception), result.exception
