@@ -5,8 +5,9 @@ it tries every combination of values, and prints FVU at L0 8 to 128, interpolate
 
     python tests/bench/templates.py quick --set adam_beta1=0,0.9 learning_rate=3e-3,1e-2 --rows 200_000 --seeds 0,1
 
-Rows, their order and the judge are those of `make frontier`. Templates made for billions of rows are shortened: batches of 1,024 rows,
-and every count of steps and rows shrinks as the rows do. One thread; what was trained before is kept in build/templates.
+Rows, their order and the judge are those of `make frontier`. Templates made for billions of rows are shortened: batches of 1,024 rows;
+every count of steps and rows shrinks as the steps do, and the learning rate grows with the root of that, since Adam's steps add up like
+a random walk's. One thread; what was trained before is kept in build/templates.
 """
 
 import argparse
@@ -63,9 +64,10 @@ def shortened(fields: dict[str, Any], rows: int) -> dict[str, Any]:
         return told
     steps = -(-rows // told["batch_size"])
     share = steps / -(-made_for // fields["batch_size"])
+    told["learning_rate"] = fields["learning_rate"] * share**-0.5
     told["lr_warmup_steps"] = max(LEAST_WARMUP, round(share * fields["lr_warmup_steps"]))
     told["sparsity_warmup_steps"] = round(share * fields.get("sparsity_warmup_steps", 0))
-    told["dead_after_tokens"] = max(32 * told["batch_size"], round(rows / made_for * fields["dead_after_tokens"]))
+    told["dead_after_tokens"] = max(32 * told["batch_size"], round(share * fields["dead_after_tokens"]))
     return told
 
 
@@ -145,8 +147,8 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUES", help="values to try, with commas between them")
     parser.add_argument("--rows", type=int, default=ROWS, help="rows to train on; beyond those that there are, further epochs")
     parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
-    parser.add_argument("--sparsities", type=lambda text: [float(value) for value in text.split(",")], help="absent: five, near L0 8 to 128")
+    parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default=[0])
+    parser.add_argument("--sparsities", type=lambda text: [*map(float, text.split(","))], help="absent: five, near L0 8 to 128")
     given = parser.parse_args()
     torch.set_num_threads(1)
     demo_rows(DATA, ROWS)
