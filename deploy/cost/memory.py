@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from scopemill.deploy.cost.estimate import FLOAT32_BYTES, row_widths, size_label
+from scopemill.deploy.cost.estimate import FLOAT32_BYTES, moments_of, row_widths, size_label
 from scopemill.deploy.cost.sizes import ModelSize, sae_weights, shape_of
 from scopemill.deploy.plan.sweep_plan import SweepPlan, row_bytes
 from scopemill.evaluator.fidelity.measure import LATENT_BYTES, rows_at_once
@@ -16,7 +16,7 @@ from scopemill.proto.dataset import STORED_DTYPES
 
 ROW_COPIES = 3  # of a forward pass's rows: in float32, reconstructed, and as captured or spliced
 LOSS_BYTES = 8  # for each logit, beside the logit itself: in float32, and its softmax
-TRAINED_COPIES = 3  # of the weights: themselves, their second moments and their gradients
+TRAINED_COPIES = 2  # of the weights: themselves and their gradients; the optimizer's moments come on top
 STEP_BYTES = 12  # for each row and latent of a batch
 BATCHES_AHEAD = 16  # that a trainer may have asked for
 
@@ -61,7 +61,7 @@ def _trainer(plan: SweepPlan) -> Peak:
             Peak(
                 "trainer",
                 {
-                    "SAEs": shared * TRAINED_COPIES * weights / parts,
+                    "SAEs": shared * (TRAINED_COPIES + moments_of(sae.config)) * weights / parts,
                     "step": STEP_BYTES * sae.config.batch_size * sae.config.width / parts,
                     "batches": (BATCHES_AHEAD * itemsize + FLOAT32_BYTES) * sae.config.batch_size * sum(row_widths(plan, sae)),
                 },

@@ -37,18 +37,17 @@ class Kind:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-REVIVED = {"auxk_coefficient": 1 / 32, "dead_after_tokens": 50_000}
 KINDS = {
     "standard": Kind((4e-2, 0.1, 0.2)),
     "gated": Kind((2e-2, 5e-2, 0.12)),
     "jumprelu": Kind((7e-4, 1.5e-3, 3e-3)),
-    "topk": Kind(KS, REVIVED),
-    "batchtopk": Kind(KS, REVIVED),
-    "matryoshka": Kind(KS, REVIVED),
+    "topk": Kind(KS),
+    "batchtopk": Kind(KS),
+    "matryoshka": Kind(KS),
     "skip": Kind((7e-4, 1.5e-3, 3e-3)),
     "crosscoder": Kind((1.5e-3, 3e-3, 6e-3)),
     "transcoder": Kind((7e-4, 1.5e-3, 3e-3)),
-    "skip_transcoder": Kind(KS, {"activation": "topk"} | REVIVED),
+    "skip_transcoder": Kind(KS, {"activation": "topk"}),
     "per_layer_transcoder": Kind((1.5e-3, 3e-3, 6e-3)),
     "clt": Kind((1.5e-3, 3e-3, 6e-3)),
 }
@@ -71,7 +70,7 @@ def results_of(architecture: str, kind: Kind) -> list[Result]:
         "train": {
             "template": "quick", "architecture": architecture, "widths": [1024], "sparsities": list(kind.sparsities), "tokens": 500_000,
             "checkpoint_every": 10_000, "cpus": 0.5,
-        } | ({} if kind.sparsities == KS else {"sparsity_warmup_steps": 150}) | kind.fields,
+        } | kind.fields,
         "evaluation": {
             "corpus": {"source": str(BUCKET / "corpus" / "held_out.jsonl"), "format": "jsonl"}, "sequences": 64,
             "sequences_per_forward": 64, "cpus": 2, "checkpoints": "last",

@@ -51,7 +51,7 @@ def train(architecture: str, shape: Shape, options: dict, world: SparseWorld) ->
     that by itself, learns what is computed from them."""
     same = dict(
         architecture=architecture, width=WIDTH, tokens=ROWS * STEPS, batch_size=ROWS, learning_rate=1e-2, lr_warmup_steps=20,
-        sparsity_warmup_steps=STEPS // 4, initial_decoder_bias="zero", dead_after_tokens=20 * ROWS, log_every=100,
+        sparsity_warmup_fraction=0.25, initial_decoder_bias="zero", dead_after_tokens=20 * ROWS, log_every=100, adam_beta1=0.0,
     )  # fmt: skip
     config = sae_config(load_template("quick").fields | same | options)
     loop = Loop(initial_sae(config, shape, torch.zeros(shape.d_out)), config, History())

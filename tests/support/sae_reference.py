@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from scopemill.trainer.config.recipe import SaeConfig, sae_config
-from scopemill.trainer.config.templates import load_template
 from scopemill.trainer.config.wiring import Shape
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.registry import initial_sae
@@ -24,9 +23,16 @@ STACK = Shape((7, 5), (7, 5), autoencoder=True)  # two layers, read and rebuilt
 CROSS = Shape((6, 5, 4), (4, 5, 6), autoencoder=False)  # three layers, F latents each
 
 
+SMALL = dict(
+    architecture="jumprelu", tokens=1_000_000, batch_size=1024, learning_rate=3e-3, lr_warmup_steps=50, lr_decay_fraction=0.3,
+    sparsity_warmup_steps=300, initial_threshold=0.03, bandwidth=0.03, initial_decoder_bias="mean", initial_scale="as_published",
+    dead_after_tokens=200_000, checkpoint_every=500, log_every=20, width=F, sparsity=0.37,
+)  # fmt: skip
+
+
 def quick(**changes) -> SaeConfig:
-    """A small configuration that any test can start from; weights that a test sets stay as they are."""
-    return sae_config(load_template("quick").fields | dict(width=F, sparsity=0.37, initial_scale="as_published") | changes)
+    """A small configuration that any test can start from; weights that a test sets stay as they are. No template changes it."""
+    return sae_config(SMALL | changes)
 
 
 @dataclass(frozen=True)

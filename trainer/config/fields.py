@@ -167,7 +167,12 @@ class FrequencyTerm(Config):
 class TargetL0(Config):
     """Hold the field of the penalty target_l0."""
 
-    target_coefficient: float = Field(0.01, gt=0, description="lambda of the target_l0 penalty.")
+    target_coefficient: float = Field(
+        0.5,
+        gt=0,
+        description="lambda of the target_l0 penalty. L0 ends above its target by the share l / (4 lambda), where l is the coefficient of "
+        "the l0 penalty that would give this L0.",
+    )
 
 
 class Tanh(Config):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from scopemill.trainer.config.recipe import SaeConfig, sae_config
+from scopemill.trainer.config.recipe import Recipe, SaeConfig, sae_config
 from scopemill.trainer.config.templates import load_template, templates
 
 # Version 1, frozen: ids hash all of these fields, whether the SAE reads them or not. A field that an SAE does not read has the value
@@ -59,11 +59,13 @@ def identity(sae: SaeConfig, filled: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON mapping by which version 1 named an SAE.
 
     ``filled``: the recipe as the template and the sweep file fill it, with the fields that the SAE does not read. A field added after
-    version 1 enters only where its value is not its default, so that a new option renames no SAE.
+    version 1 enters only where its value is not its default, so that a new option renames no SAE. A default that was another in version 1
+    renames only SAEs that read the field.
     """
     read = sae.model_dump(mode="json")
     defaults = {name: field.get_default() for name, field in type(sae).model_fields.items()} | LATER
-    unread = {name: list(value) if isinstance(value, tuple) else value for name, value in filled.items() if name in VERSION_1}
+    chosen = {name: value for name, value in filled.items() if name in VERSION_1 and value != Recipe.model_fields[name].get_default()}
+    unread = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
     later = {name: value for name, value in read.items() if name not in VERSION_1 and getattr(sae, name) != defaults[name]}
     return VERSION_1 | unread | {name: value for name, value in read.items() if name in VERSION_1} | later
 

@@ -21,20 +21,12 @@ L0S = (8, 16, 32, 64, 128)
 MIDDLE = 32  # the L0 at which learning rates are found
 PREFIXES = [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0]
 
-REVIVED = {"auxk_coefficient": 1 / 32, "dead_after_tokens": 50_000}
-START = {"template": "quick", "adam_beta1": 0.9, "clip_gradient": 1.0}
-KERNEL = {"bandwidth": 0.1, "initial_threshold": 0.1, "sparsity_warmup_steps": 0, "sparsity_warmup_fraction": 0.5}
 # Aux losses and thresholds of the peers count in millions of rows; they are scaled to the rows that there are.
 LENS = {"lr_warm_up_steps": 50, "lr_decay_fraction": 0.3, "dead_feature_window": 50}
 DICTIONARY = {"warmup_steps": 50, "decay_start_fraction": 0.7}
 DICTIONARY_TOPK = DICTIONARY | {"dead_after_rows": 50_000, "threshold_start_step_fraction": 0.3, "threshold_beta": 0.99}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    OURS: {
-        "jumprelu": START | KERNEL,
-        "topk": START | REVIVED,
-        "batchtopk": START | REVIVED,
-        "matryoshka": START | REVIVED,
-    },
+    OURS: dict.fromkeys(ARCHITECTURES, {"template": "quick"}),  # as everyone gets it
     SAE_LENS: {
         "jumprelu": LENS | {"l0_warm_up_fraction": 0.5},
         "topk": LENS,

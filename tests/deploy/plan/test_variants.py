@@ -46,7 +46,7 @@ def test_each_variant_gives_its_widths_and_sparsities_at_each_of_its_hooks(tmp_p
         "3.resid_post/256/topk/4", "3.resid_post/256/topk/8", "3.resid_post/64/jumprelu/0.1", "3.resid_post/128/jumprelu/0.1",
         "1.resid_post/64/jumprelu/0.1", "1.resid_post/128/jumprelu/0.1",
     ]  # fmt: skip
-    assert [sae.config.learning_rate for sae in plan.saes] == [3e-3, 3e-3, *[1e-4] * 4]
+    assert [sae.config.learning_rate for sae in plan.saes] == [1e-2, 1e-2, *[1e-4] * 4]
     assert [sae.recipe for sae in plan.saes] == [*["train.variants[0]"] * 2, *["train.variants[1]"] * 4]
     assert len({sae.rivals for sae in plan.saes}) == 5, "rivals differ in their sparsity alone"
     assert facts(plan, plan.read_state())["train"].startswith("6 SAEs (2-4 on each stream)")
@@ -57,7 +57,7 @@ def test_a_variants_template_fills_what_neither_it_nor_the_section_gives(tmp_pat
     assert (one.architecture, other.architecture) == ("topk", "jumprelu")
     assert one.dead_after_tokens == other.dead_after_tokens == 1000
     assert (one.tokens, one.batch_size, one.log_every) == (other.tokens, other.batch_size, other.log_every) == (256 * 24, 256, 8)
-    assert one.learning_rate != other.learning_rate == 3e-3
+    assert one.learning_rate != other.learning_rate == 1e-2
 
 
 def test_the_section_alone_and_as_its_only_variant_train_the_same(tmp_path, text):

@@ -22,7 +22,7 @@ OTHER = {
     "lr_warmup_steps": 5, "lr_decay_fraction": 0.9, "initial_scale": "least_squares", "dead_after_tokens": ROWS * 3, "log_every": 3,
     "seed": 7, "adam_beta2": 0.5, "adam_epsilon": 1e-2, "clip_gradient": 1e-6, "sparsity_warmup_steps": 4, "sparsity_warmup_fraction":
     0.9, "pre_activation_coefficient": 0.3, "initial_threshold": 0.2, "initial_l0": 9.0, "bandwidth": 2.0, "frequency_limit": 0.05,
-    "target_coefficient": 0.5, "tanh_scale": 9.0, "auxk_coefficient": 0.9, "auxk_latents": 1, "initial_decoder_bias": "mean", "prefixes":
+    "target_coefficient": 0.3, "tanh_scale": 9.0, "auxk_coefficient": 0.9, "auxk_latents": 1, "initial_decoder_bias": "mean", "prefixes":
     [0.25, 1.0], "skip_rank": 3, "resample_every": 2, "resample_until": 0.2, "adam_beta1": 0.9, "weight_decay": 0.5, "tied_weights": True,
     "prefix_coefficients": [0.1, 0.2, 0.3, 0.4, 1.0], "detached_prefixes": True,
 }  # fmt: skip
@@ -52,7 +52,7 @@ def section(kind, **changes) -> dict:
         "sparsities": [4 if counted else 6.0 if kind.penalty == "target_l0" else 0.3], "tokens": STEPS * ROWS, "batch_size": ROWS,
         "learning_rate": 0.01, "lr_warmup_steps": 1, "lr_decay_fraction": 0.2, "dead_after_tokens": ROWS, "checkpoint_every": 5,
         "log_every": 2, "initial_scale": "as_published", "initial_decoder_bias": "zero", "initial_threshold": 0.05, "bandwidth": 0.5,
-        "sparsity_warmup_steps": 0,
+        "sparsity_warmup_steps": 0, "sparsity_warmup_fraction": 0.0, "adam_beta1": 0.0,
     } | ({"penalty": kind.penalty} if kind.penalty else {})  # fmt: skip
     return {field: value for field, value in given.items() if field not in Recipe.model_fields or field in kind.reads} | changes
 
@@ -121,7 +121,7 @@ def test_the_table_of_other_values_is_complete():
         ),
         ({"initial_l0": 9.0, "initial_threshold": 0.1}, r"initial_threshold \(0.1\) has no effect: initial_l0 chooses"),
         ({"template": "anthropic-2025", "sparsity_warmup_steps": 1000}, r"sparsity_warmup_steps \(1000\) .*sparsity_warmup_fraction \(1\)"),
-        ({"sparsity_warmup_fraction": 0.01}, r"sparsity_warmup_fraction \(0.01\) .*sparsity_warmup_steps \(300\) is the longer"),
+        ({"sparsity_warmup_fraction": 0.01, "sparsity_warmup_steps": 300}, r"sparsity_warmup_fraction \(0.01\) .*warmup_steps \(300\) is"),
         ({"initial_sae": "/sae", "initial_scale": "least_squares"}, r"initial_scale \('least_squares'\) .*initial_sae"),
         ({"initial_sae": "/sae", "seed": 3}, r"seed \(3\) has no effect: training starts from"),
         ({"variants": [{"resample_until": 0.3}, {}]}, r"variants\[0\].resample_until"),

@@ -32,7 +32,17 @@ TABLE = json.loads((Path(__file__).parent / "sae_ids.json").read_text())
 
 # What templates said when the table was written, where that has changed; None: nothing.
 THEN = {
-    "quick": {"learning_rate": 1e-3},
+    "quick": {
+        "learning_rate": 1e-3,
+        "sparsity_warmup_steps": 300,
+        "sparsity_warmup_fraction": None,
+        "initial_threshold": 0.03,
+        "bandwidth": 0.03,
+        "dead_after_tokens": 200_000,
+        "adam_beta1": None,
+        "target_coefficient": 0.01,
+    },
+    "anthropic-2025": {"target_coefficient": 0.01},  # the field's default then
     "gemma-scope-2": {"architecture": "jumprelu", "activation": None, "prefix_coefficients": None, "target_coefficient": 0.01},
 }
 

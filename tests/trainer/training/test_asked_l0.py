@@ -33,5 +33,5 @@ def test_the_threshold_of_a_finished_batchtopk_lets_k_latents_fire(architecture,
 @pytest.mark.parametrize("wanted", [3.0, 6.0])
 def test_target_l0_is_reached(wanted):
     thresholds = {"initial_threshold": 0.1, "bandwidth": 0.1, "sparsity_warmup_steps": 50}
-    fields = {"architecture": "jumprelu", "penalty": "target_l0", "target_coefficient": 0.5, "sparsity": wanted} | thresholds
+    fields = {"architecture": "jumprelu", "penalty": "target_l0", "sparsity": wanted} | thresholds
     assert held_out_l0(400, **fields) == pytest.approx(wanted, rel=0.05)
