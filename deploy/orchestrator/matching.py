@@ -87,7 +87,7 @@ def run(matching: Matching, reporter: Reporter) -> list[Comparison]:
         done += 1
         reporter.update("pairs", done)
 
-    with reporter.phase(f"matching {len(pairs)} pairs of SAEs", {"pairs": len(pairs)}):
+    with reporter.phase(f"matching {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of SAEs", {"pairs": len(pairs)}):
         return compare(members, pairs, firings, _device(), on_pair)
 
 
