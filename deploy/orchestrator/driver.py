@@ -13,11 +13,11 @@ from scopemill.deploy.cluster.scrape_targets import Targets
 from scopemill.deploy.orchestrator.actor_group import ActorGroup, ask, get
 from scopemill.deploy.orchestrator.desk import Desk
 from scopemill.deploy.orchestrator.evidence import EvidenceWork, evidence_to_make, make_evidence
-from scopemill.deploy.orchestrator.failures import failed_checkpoints, not_evaluated
+from scopemill.deploy.orchestrator.failures import failed_checkpoints, not_evaluated, summary
 from scopemill.deploy.orchestrator.finetuning import finetune_sweep
 from scopemill.deploy.orchestrator.rolling import RollingHarvest, announce, check_all_fit
 from scopemill.deploy.orchestrator.schedule import SaeOutcome
-from scopemill.deploy.orchestrator.training import Training, summary
+from scopemill.deploy.orchestrator.training import Training
 from scopemill.deploy.plan.checks import check_window
 from scopemill.deploy.plan.state import PassState, SweepState
 from scopemill.deploy.plan.sweep_plan import Pass, SweepPlan

@@ -4,13 +4,11 @@ The groups that the schedule chooses are started, and their progress is watched.
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
-from rich.table import Table
 
 from scopemill.activation_server.actor import Whereabouts
 from scopemill.deploy.cluster.ray_cluster import needs, room_for
@@ -288,18 +286,3 @@ class Training:
     @property
     def _groups(self) -> list[Group]:
         return list(dict.fromkeys(self._running.values()))
-
-
-def summary(outcomes: Mapping[str, SaeOutcome]) -> Table:
-    """Return a table of the SAEs that failed or were stopped.
-
-    Its title has the counts of all outcomes.
-    """
-    counts = Counter(outcome.state for outcome in outcomes.values())
-    table = Table(title=", ".join(f"{n} {state}" for state, n in sorted(counts.items())), title_justify="left", box=None, pad_edge=False)
-    for column in ("SAE", "outcome", "tries", "reason"):
-        table.add_column(column, overflow="fold")
-    for name, outcome in outcomes.items():
-        if outcome.state != "finished":
-            table.add_row(name, outcome.state, str(outcome.tries), outcome.reason)
-    return table

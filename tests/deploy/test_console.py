@@ -13,8 +13,8 @@ from scopemill.deploy.catalog.listing import FinishedEntry, finished_table
 from scopemill.deploy.catalog.status import PassStatus, SaeStatus, SweepStatus, status_table
 from scopemill.deploy.cli import main, options, templates
 from scopemill.deploy.console import plain_console
+from scopemill.deploy.orchestrator.failures import summary
 from scopemill.deploy.orchestrator.schedule import SaeOutcome
-from scopemill.deploy.orchestrator.training import summary
 from scopemill.deploy.progress import Reporter
 from scopemill.proto.errors import ScopemillError
 
