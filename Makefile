@@ -66,8 +66,9 @@ test-models: $(READY)-test
 bench: $(READY)-test
 	@$(BIN)/python tests/bench/run.py
 
-bench-peers: $(READY)-test $(INTEROP)/.ready
+bench-peers: $(READY)-test $(INTEROP)/.ready $(READERS)/.ready
 	@$(BIN)/python tests/bench/peers/run.py $(INTEROP)/bin/python
+	@$(BIN)/python tests/bench/dashboards.py $(READERS)/bin/python
 
 # FVU at L0 8 to 128 of ours and of other packages, on the same rows; QUICK=1 takes under 10 minutes. A run that was interrupted resumes.
 frontier: $(READY)-test $(INTEROP)/.ready
