@@ -65,13 +65,8 @@ class Launcher:
         submission = await asyncio.to_thread(self._submission, sweep)
         if self._address:
             given = submission.sweep | {"bucket": self._bucket.url}
-            asked: dict[str, Any] = {
-                "address": self._address,
-                "command": command,
-                "installed": self._installed,
-                "waiting": known is not None,
-            }
-            await self._planner.call("submit", config=given, **asked)
+            asked: dict[str, Any] = {"config": given, "address": self._address, "command": command, "installed": self._installed}
+            await self._planner.call("submit", **asked, waiting=known is not None)
             self._launches[sweep] = launch = _Launch(None, None, time.monotonic())
             task = asyncio.create_task(self._follow(sweep, launch, self._address))
             self._following.add(task)
