@@ -74,6 +74,10 @@ class Jobs:
         earlier = self._submissions(sweep)
         return bool(earlier) and not earlier[-1].status.is_terminal()
 
+    def succeeded(self, sweep: str) -> bool:
+        """Return True if the sweep's newest submission has done its work."""
+        return self._newest(sweep).status == JobStatus.SUCCEEDED
+
     def follow(self, sweep: str, write: Callable[[str], object]) -> None:
         """Pass on the sweep's log until the sweep ends; ScopemillError unless it succeeds."""
         job = self._newest(sweep)

@@ -77,7 +77,7 @@ class Desk(Onlooker):
 
     @property
     def awaits_retry(self) -> bool:
-        """Return True if this run trains something again that it would have to end its present phase for."""
+        """Return True if this run has to end its present phase for a retry."""
         return self.retries == "later" and any(request.action == "retry" for request in self.requests)
 
     def carry_out(self, busy: Collection[str] = ()) -> list[Request]:

@@ -1,4 +1,7 @@
-"""List Gemma Scope trees, each once for a while: a hub takes seconds to list a thousand SAEs."""
+"""List Gemma Scope trees, each once for a while.
+
+A hub takes seconds to list a thousand SAEs.
+"""
 
 import time
 

@@ -90,6 +90,20 @@ def submit(tell: Tell, config: dict[str, Any], address: str, command: str, insta
     jobs.submit(parsed, {}, installed, command)
 
 
+def ending(tell: Tell, sweep: str, address: str) -> dict[str, Any] | None:
+    """Tell how a sweep's newest job ended, with its log if it failed.
+
+    Returns None while it has not ended.
+    """
+    from scopemill.deploy.cluster.jobs import Jobs
+
+    jobs = Jobs(address)
+    if jobs.is_at_work(sweep):
+        return None
+    succeeded = jobs.succeeded(sweep)
+    return {"succeeded": succeeded, "log": "" if succeeded else jobs.logs(sweep)}
+
+
 def gemma_scope(tell: Tell, source: str) -> list[dict[str, Any]]:
     """List the SAEs of a Gemma Scope tree."""
     from scopemill.deploy.catalog.conversion import tree_entries
@@ -131,7 +145,9 @@ def firing(tell: Tell, sae: str, text: str, model: str | None) -> list[dict[str,
     return list(firing_on(sae, text, model))
 
 
-CALLS: dict[str, Callable[..., Any]] = {call.__name__: call for call in (estimate, plan, submit, gemma_scope, import_saes, steer, firing)}
+CALLS: dict[str, Callable[..., Any]] = {
+    call.__name__: call for call in (estimate, plan, submit, ending, gemma_scope, import_saes, steer, firing)
+}
 
 
 @cache

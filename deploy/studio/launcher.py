@@ -4,6 +4,7 @@ These outlive the service.
 """
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -21,8 +23,10 @@ from scopemill.proto.layout import SweepLayout
 from scopemill.proto.runtime import replace_file, runtime_folder
 from scopemill.proto.storage.bucket import Bucket
 
+log = logging.getLogger(__name__)
 BEGIN_SECONDS = 180.0  # for a job to begin
 END_SECONDS = 30.0  # for a process to end after its work
+FOLLOW_SECONDS = 3.0  # between questions to a cluster about a job that has not taken the lease yet
 
 
 @dataclass
@@ -40,6 +44,7 @@ class Launcher:
     def __init__(self, bucket: Bucket, address: str | None, installed: bool, planner: Helper):
         self._bucket, self._address, self._installed, self._planner = bucket, address, installed, planner
         self._launches: dict[str, _Launch] = {}
+        self._following: set[asyncio.Task[None]] = set()
 
     @property
     def who(self) -> str:
@@ -60,9 +65,12 @@ class Launcher:
         submission = await asyncio.to_thread(self._submission, sweep)
         if self._address:
             given = submission.sweep | {"bucket": self._bucket.url}
-            asked = {"address": self._address, "command": command, "installed": self._installed, "waiting": known is not None}
-            await self._planner.call("submit", config=given, **asked)
-            self._launches[sweep] = _Launch(None, None, time.monotonic())
+            asked: dict[str, Any] = {"config": given, "address": self._address, "command": command, "installed": self._installed}
+            await self._planner.call("submit", **asked, waiting=known is not None)
+            self._launches[sweep] = launch = _Launch(None, None, time.monotonic())
+            task = asyncio.create_task(self._follow(sweep, launch, self._address))
+            self._following.add(task)
+            task.add_done_callback(self._following.discard)
         else:
             self._launches[sweep] = await asyncio.to_thread(self._process, sweep, submission, command)
 
@@ -81,6 +89,8 @@ class Launcher:
             return None
         if launch.process is None:
             waited = time.monotonic() - launch.at
+            if launch.problem:
+                return launch.problem
             if waited < BEGIN_SECONDS:
                 return f"its driver was submitted to {self._address} and is about to begin"
             return f"its driver was submitted to {self._address} and has not begun: scopemill logs shows its log"
@@ -88,21 +98,43 @@ class Launcher:
         if code is None:
             return "its driver is starting"
         if code and launch.problem is None:
-            launch.problem = _last_words(launch.log, code)
+            launch.problem = _last_words(_read(launch.log)) or f"its driver ended with exit code {code}: {launch.log} tells more"
         return launch.problem
+
+    def close(self) -> None:
+        """Ask the cluster no more; what was started goes on."""
+        for task in self._following:
+            task.cancel()
+
+    async def _follow(self, sweep: str, launch: _Launch, address: str) -> None:
+        """Find out what became of a job that ends before it takes the lease: nothing on the bucket tells it."""
+        while True:
+            await asyncio.sleep(FOLLOW_SECONDS)
+            if self._launches.get(sweep) is not launch:
+                return
+            try:
+                ending = await self._planner.call("ending", sweep=sweep, address=address)
+            except ScopemillError as error:
+                log.warning("the job of sweep %s was not asked for: %s", sweep, error)
+                continue
+            if ending and ending["succeeded"]:
+                self._launches.pop(sweep, None)
+            elif ending:
+                launch.problem = _last_words(ending["log"]) or f"its job on {address} failed: scopemill logs shows its log"
+                return
 
     def _process(self, sweep: str, submission: Submission, command: str) -> _Launch:
         folder = runtime_folder() / "studio"
         folder.mkdir(mode=0o700, exist_ok=True)
-        file, log = folder / f"{sweep}.yaml", folder / f"{sweep}.log"
+        file, said = folder / f"{sweep}.yaml", folder / f"{sweep}.log"
         replace_file(file, yaml.safe_dump(submission.sweep, sort_keys=False))
         where = submission.folder if Path(submission.folder).is_dir() else os.getcwd()
-        with open(log, "ab") as output:
+        with open(said, "ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "scopemill.deploy", command, str(file)],
                 cwd=where, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
-        return _Launch(process, log, time.monotonic())
+        return _Launch(process, said, time.monotonic())
 
     def _submission(self, sweep: str) -> Submission:
         if submission := read_submission(self._bucket, sweep):
@@ -118,12 +150,15 @@ class Launcher:
         return Submission(sweep=data, folder=os.getcwd())
 
 
-def _last_words(log: Path | None, code: int) -> str:
-    """Return the sentence with which a driver ended."""
-    try:
-        lines = log.read_text(errors="replace").splitlines() if log else []
-    except OSError:
-        lines = []
+def _last_words(text: str) -> str:
+    """Return the sentence with which a driver ended, of its log."""
+    lines = text.splitlines()
     at = max((number for number, line in enumerate(lines) if line.startswith("error ")), default=None)
-    said = "\n".join(lines[at:]).removeprefix("error ").strip() if at is not None else (lines[-1] if lines else "")
-    return said or f"its driver ended with exit code {code}: {log} tells more"
+    return "\n".join(lines[at:]).removeprefix("error ").strip() if at is not None else (lines[-1] if lines else "")
+
+
+def _read(log: Path | None) -> str:
+    try:
+        return log.read_text(errors="replace") if log else ""
+    except OSError:
+        return ""

@@ -63,6 +63,7 @@ class Studio:
     async def close(self) -> None:
         """End what the service alone does; sweeps go on."""
         self.jobs.cancel()
+        self.launcher.close()
         for helper in (self.planner, self.importer, self.inference):
             await helper.close()
 

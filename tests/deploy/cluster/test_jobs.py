@@ -218,6 +218,11 @@ def test_the_studio_starts_stops_and_retries_a_training_as_jobs_of_the_cluster(h
         client.until(id, "running", lambda now: now["progress"]["step"] > first)
         client.post(f"/trainings/{id}/stop")
         client.until(id, "stopped", lambda now: "on request" in now["reason"] and now["progress"]["step"] > first)
+        corpus = shutil.copy(text, tmp_path / "text.jsonl")
+        hopeless = data | {"name": "hopeless", "corpus": data["corpus"] | {"source": str(corpus)}}
+        (id,) = client.post("/trainings", {"config": hopeless})["trainings"]
+        Path(corpus).unlink()  # before the job reads it: it fails without having held the sweep's lease
+        client.until(id, "pending", lambda now: str(corpus) in now["reason"])
     logs = run(head, "logs", str(tmp_path / "sweep.yaml"))
     assert logs.returncode == 0 and "training 1 SAE" in logs.stdout, logs.stdout + logs.stderr
     assert {"clicked-1", "clicked-2"} <= {job["submission_id"] for job in json.loads(ray_jobs(head))}
