@@ -46,7 +46,10 @@ class ModelConfig(Config):
 
 
 def named_model(name: str) -> ModelConfig:
-    """Return the configuration of a model of which only the name is given. Raises InputError if it is empty or holds a credential."""
+    """Return the configuration of a model of which only the name is given.
+
+    Raises InputError if the name is empty or holds a credential.
+    """
     try:
         return ModelConfig(name=name)
     except ValidationError as error:

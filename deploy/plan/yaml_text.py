@@ -1,4 +1,7 @@
-"""Read the YAML of sweep files and of ``--set``: numbers such as 7e-5, every key once, and no more than a sweep file can need."""
+"""Read the YAML of sweep files and of ``--set``.
+
+Numbers may be written as 7e-5, no key may be given twice, and no text may stand for more than a sweep file can need.
+"""
 
 import re
 from typing import Any
