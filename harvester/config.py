@@ -51,7 +51,7 @@ def named_model(name: str) -> ModelConfig:
     Raises InputError if the name is empty or holds a credential.
     """
     try:
-        return ModelConfig(name=name)
+        return ModelConfig.model_validate({"name": name})
     except ValidationError as error:
         raise InputError(f"the language model's name: {error.errors(include_input=False)[0]['msg']}") from None
 
