@@ -80,7 +80,10 @@ LEAST_BATCHES = 2  # of a window: one is read while the other is sent
 
 
 def capacity_of(window_bytes: int, batch_bytes: int, stream: str) -> int:
-    """Return how many batches a stream's window holds. Raises InputError, naming the stream, if they are fewer than two."""
+    """Return how many batches a stream's window holds.
+
+    Raises InputError, naming the stream, if they are fewer than two.
+    """
     if window_bytes < LEAST_BATCHES * batch_bytes:
         raise InputError(
             f"server.window_mib leaves {window_bytes / 2**20:.3g} MiB to stream {stream}, less than two of its batches of "

@@ -46,9 +46,12 @@ class ModelConfig(Config):
 
 
 def named_model(name: str) -> ModelConfig:
-    """Return the configuration of a model of which only the name is given. Raises InputError if it is empty or holds a credential."""
+    """Return the configuration of a model of which only the name is given.
+
+    Raises InputError if the name is empty or holds a credential.
+    """
     try:
-        return ModelConfig(name=name)
+        return ModelConfig.model_validate({"name": name})
     except ValidationError as error:
         raise InputError(f"the language model's name: {error.errors(include_input=False)[0]['msg']}") from None
 

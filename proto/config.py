@@ -19,7 +19,10 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     def check_effect(self, field: str, reason: str, remedy: str) -> None:
-        """Raise ValueError if a field has another value than its default, where ``reason`` says why none has an effect."""
+        """Raise ValueError if a field without an effect has another value than its default.
+
+        ``reason`` says why it has none.
+        """
         value = getattr(self, field)
         if value != type(self).model_fields[field].default:
             raise ValueError(f"{field} ({value!r}) has no effect: {reason}; leave {field} out, or {remedy}")

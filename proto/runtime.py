@@ -14,7 +14,10 @@ def runtime_folder() -> Path:
     Everybody may write in the temporary directory, so whoever comes first could put a link or a folder of their own there. Raises
     InputError if the folder is not this user's own.
     """
-    folder = Path(tempfile.gettempdir()) / f"scopemill-{os.getuid()}"
+    try:
+        folder = Path(tempfile.gettempdir()) / f"scopemill-{os.getuid()}"
+    except OSError as error:
+        raise InputError(f"no temporary directory can be written: {error.strerror}: set TMPDIR to a folder that has room") from error
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         about = folder.lstat()
@@ -37,7 +40,7 @@ def replace_file(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # made with O_EXCL
     try:
-        with open(handle, "w") as file:
+        with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
         os.chmod(temporary, 0o644)  # a Prometheus of another user reads it, where the folder lets it
         os.replace(temporary, path)

@@ -79,9 +79,9 @@ class SweepDriver:
             check_place("evidence", config.evidence)
 
     def check_room(self, phases: Collection[str], state: SweepState | None = None) -> None:
-        """Raise InputError if an SAE left to train needs more trainers than the cluster has room for.
+        """Raise InputError if a wide SAE or the server's window does not fit the cluster.
 
-        So it is if the streams of those that there is room for do not share the server's window.
+        A wide SAE needs room for all of its trainers at once. The window is shared by the streams of the trainers that there is room for.
         """
         if "train" not in phases:
             return

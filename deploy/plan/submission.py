@@ -40,7 +40,10 @@ def read_submission(bucket: Bucket, sweep: str) -> Submission | None:
 
 
 def stored_at(place: str) -> Stored | None:
-    """Return the submission whose sweep file lies at this absolute place in a bucket; None for any other file."""
+    """Return the submission of a sweep file that lies in a bucket.
+
+    ``place`` is absolute. Returns None for any other file.
+    """
     root, _, rest = place.rpartition("/sweeps/")
     name = rest.removesuffix("/sweep.yaml")
     try:

@@ -254,5 +254,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def absolute(place: str, folder: str) -> str:
-    """Return a local path as an absolute one, meant from a folder; a URL as it is."""
+    """Return a local path, meant from a folder, as an absolute one.
+
+    A URL stays as it is.
+    """
     return place if "://" in place or "::" in place else os.path.normpath(Path(folder, Path(place).expanduser()))

@@ -1,6 +1,12 @@
-"""Read the YAML of sweep files and of ``--set``: numbers such as 7e-5, every key once, and no more than a sweep file can need."""
+"""Read the YAML of sweep files and of ``--set``.
 
+Numbers may be written as 7e-5, no key may be given twice, and no text may stand for more than a sweep file can need.
+"""
+
+import json
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,6 +26,14 @@ def parsed(text: str) -> Any:
         raise ValueError(f"holds a number that cannot be read: {error}") from error
     _check_size(value)
     return value
+
+
+def filled(template: str, places: Mapping[str, Path]) -> str:
+    """Return a YAML text with places in its braces.
+
+    They are quoted: a folder may be called ``a: b``.
+    """
+    return template.format(**{name: json.dumps(str(place), ensure_ascii=False) for name, place in places.items()})
 
 
 def _check_size(value: Any) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from scopemill.deploy.plan.yaml_text import filled
 from scopemill.deploy.real.fetch import LANGUAGE_MODEL, TEXTS, fetch
 from scopemill.proto.errors import InputError, ScopemillError
 
@@ -23,6 +24,11 @@ class Prepared:
     """Hold the places of the prepared model and texts."""
 
     folder: Path
+
+    @property
+    def named(self) -> dict[str, Path]:
+        """Return the places by the names that the sweep file has for them."""
+        return {"model": self.model, "train": self.train, "held_out": self.held_out, "probes": self.probes}
 
     @property
     def model(self) -> Path:
@@ -89,9 +95,9 @@ def _make_probes(download: Path, made: Path) -> None:
 def write_sweep(bucket: Path = BUCKET) -> Path:
     """Prepare model and text inside the bucket's folder, and write the sweep file there."""
     places = prepare(bucket / "prepared")
-    text = (files("scopemill.deploy.real") / "sweep.yaml").read_text()
+    text = (files("scopemill.deploy.real") / "sweep.yaml").read_text("utf-8")
     path = bucket / "sweep.yaml"
-    path.write_text(text.format(bucket=bucket, model=places.model, train=places.train, held_out=places.held_out, probes=places.probes))
+    path.write_text(filled(text, {"bucket": bucket, **places.named}), "utf-8")
     return path
 
 

@@ -11,6 +11,7 @@ from scopemill.deploy.plan import reference as sweep_fields
 from scopemill.deploy.plan.record import digest_of
 from scopemill.deploy.plan.submission import write_submission
 from scopemill.deploy.plan.sweep_file import load_sweep, parse_sweep
+from scopemill.deploy.plan.yaml_text import filled, parsed
 from scopemill.proto.errors import SweepFileError
 from scopemill.proto.layout import SweepLayout
 from scopemill.proto.storage.bucket import Bucket
@@ -226,3 +227,12 @@ def test_merge_keys_of_yaml_are_understood_and_own_values_win(file):
     file.write_text(data)
     evaluation = load_sweep(str(file)).evaluation
     assert (evaluation.actors, evaluation.sequences) == (2, 8)
+
+
+@pytest.mark.parametrize("room", ["demo", "real"])
+def test_the_sweep_files_of_the_package_take_folders_of_any_name(room):
+    template = (ROOT / "deploy" / room / "sweep.yaml").read_text()
+    odd = Path("/größe #1: {a, 'b'}/\"日本\"")
+    data = parsed(filled(template, {name: odd / name for name in ("bucket", "model", "train", "held_out", "probes")}))
+    config = parse_sweep(data, "sweep.yaml")
+    assert (config.bucket, config.corpus.source) == (str(odd / "bucket"), str(odd / "train"))
