@@ -1,9 +1,9 @@
 """Finished SAEs exchanged with the packages whose formats they are in: ``python tests/interop/run.py PYTHON READERS``.
 
 PYTHON is that of an environment with what requirements.txt names, READERS of one with requirements-readers.txt: it reads what
-``scopemill export`` writes (exports.py); serving.py labels latents by the first one's ``transformers serve``. Folders of every kind are written here and loaded there, and the
+``scopemill export`` writes (exports.py). Folders of every kind are written here and loaded there, and the
 other way round; latents and reconstructions of the same activations have to agree to 1e-5 of the largest. Then one process
-of that environment imports our core and sae_lens together (together.py).
+of that environment imports our core and sae_lens together (together.py), and its ``transformers serve`` labels latents (serving.py).
 """
 
 import json
