@@ -19,7 +19,7 @@ READABLE = 0.1
 
 @dataclass
 class Asker:
-    """Ask an endpoint as many questions at once as it may be asked, and keep every answer."""
+    """Ask an endpoint several questions at once, and keep every answer."""
 
     endpoint: Endpoint
     bucket: Bucket

@@ -1,4 +1,4 @@
-"""Find out how many requests an endpoint can answer at once, and when it is to be asked again."""
+"""Bound the requests under way by how quickly an endpoint answers."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ QUICK = 0.25  # of the time limit: an answer within it lets one more request be 
 
 
 class Pace:
-    """Bound the requests that are under way, from any number of threads.
+    """Hold requests of any number of threads back until they may begin.
 
     Many small services work on one request after the other, and go on with those that nobody waits for any more. So the first request
     goes alone. Each quick answer allows one more, up to ``most``; a late one halves their number.
@@ -35,14 +35,14 @@ class Pace:
                 self._changed.notify_all()
 
     def answered(self, seconds: float) -> None:
-        """Heed the time that an answer took."""
+        """Allow one more request if an answer was quick."""
         with self._changed:
             if seconds <= self._quick and self._allowed < self._most:
                 self._allowed += 1
                 self._changed.notify_all()
 
     def late(self) -> None:
-        """Heed that an answer did not come in time."""
+        """Halve the allowed requests, as an answer did not come in time."""
         with self._changed:
             self._allowed = max(1, self._allowed // 2)
 

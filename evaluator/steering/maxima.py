@@ -28,9 +28,10 @@ class Maximum:
 def maxima(
     lm: LanguageModel, sae: Sae, inputs: tuple[Hook, ...], place: str, latents: Sequence[int], text: EvaluationText
 ) -> list[Maximum]:
-    """Return the largest activation of each latent: of the SAE's evidence, or else on a text.
+    """Return the largest activation of each latent.
 
-    Evidence has seen far more rows than any text that a request brings. Raises InputError for a latent that fires in neither.
+    It is that of the SAE's evidence, which has seen far more rows than any text of a request, or else that on the text. Raises
+    InputError for a latent that fires in neither.
     """
     known = _of_evidence(place) if latents else {}
     left = [latent for latent in latents if known.get(latent, 0.0) <= 0]

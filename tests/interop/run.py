@@ -3,7 +3,7 @@
 PYTHON is that of an environment with what requirements.txt names, READERS of one with requirements-readers.txt: it reads what
 ``scopemill export`` writes (exports.py). Folders of every kind are written here and loaded there, and the
 other way round; latents and reconstructions of the same activations have to agree to 1e-5 of the largest. Then one process
-of that environment imports our core and sae_lens together (together.py).
+of that environment imports our core and sae_lens together (together.py), and its ``transformers serve`` labels latents (serving.py).
 """
 
 import json
@@ -20,6 +20,7 @@ from rich.table import Table
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 import exports  # noqa: E402
+import serving  # noqa: E402
 from support.finished_saes import KINDS, finished_sae, rows  # noqa: E402
 
 from scopemill.trainer.formats import FinishedSae, read_finished, write_finished  # noqa: E402
@@ -48,7 +49,9 @@ def main(python: str, readers: str) -> int:
     print("in one process:", ", ".join(f"{name} {version}" for name, version in together["versions"].items()))
     with tempfile.TemporaryDirectory() as folder:
         exported = exports.main(Path(folder), readers)
-    return told(compared) | told_worlds(worlds) | exported
+    with tempfile.TemporaryDirectory() as folder:
+        labelled = serving.main(Path(folder), python)
+    return told(compared) | told_worlds(worlds) | exported | labelled
 
 
 def write_ours(folder: Path) -> dict[str, FinishedSae]:
