@@ -1,7 +1,7 @@
-"""The studio over 504 SAEs: first paint, a card's delay, 50 open pages, and what blocks the loop: ``python tests/bench/studio.py``,
-or with ``requests`` or ``pages`` a part of it.
+"""The studio over 504 SAEs: first paint, a card's delay, 50 open pages, and what blocks the loop: ``python tests/bench/studio.py``.
 
-With playwright and Debian's Chromium. The figures are those of docs/studio.md; time them on a machine that does nothing else.
+With ``requests`` or ``pages`` it measures a part of it. It takes playwright and Debian's Chromium. The figures are those of
+docs/studio.md; time them on a machine that does nothing else.
 """
 
 import datetime
@@ -49,7 +49,7 @@ class Service(Client):
         self.process = process
         super().__init__(f"http://127.0.0.1:{json.loads(process.stdout.readline())['port']}")
 
-    def timed(self) -> dict[str, float]:
+    def timed(self) -> dict[str, Any]:
         """What the loop ran since this was asked before."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
@@ -126,11 +126,11 @@ def hammer(client: Service, request: tuple[str, str, Any]) -> tuple[list[float],
 
 
 def blocking(client: Service, requests: dict[str, tuple[str, str, Any]]) -> Table:
-    table = Table("request", "median", "slowest", "longest stretch of the loop", "of it processor time", "over 50 ms")
+    table = Table("request", "median", "slowest", "longest stretch of the loop", "processor time of the longest", "of", "over 50 ms")
     for name, request in requests.items():
         seconds, told = hammer(client, request)
         table.add_row(
-            name, _ms(seconds[len(seconds) // 2]), _ms(seconds[-1]), _ms(told["wall"]), _ms(told["processor"]),
+            name, _ms(seconds[len(seconds) // 2]), _ms(seconds[-1]), _ms(told["wall"]), _ms(told["processor"]), told["what"],
             f"{told['blocked']:.0f} of {told['callbacks']:.0f}",
         )  # fmt: skip
     return table
@@ -205,6 +205,10 @@ def streams(client: Service, progress: Progress) -> tuple[float, float, int]:
     return client.memory_mib(), share, min(heard)
 
 
+def longest(told: dict[str, Any]) -> str:
+    return f"the loop's longest stretch meanwhile: {_ms(told['processor'])} of processor time, in {told['what']}"
+
+
 def _ms(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms"
 
@@ -226,14 +230,16 @@ def pages(console: Console, bucket: Bucket, plan: Any) -> None:
         progress = Progress(bucket, plan)
         progress.write()
         client.get("/trainings")
+        client.timed()  # the start
         painted, appeared = first_paint(client, browser)
         console.print(f"first paint {painted:.0f} ms, first card {appeared:.0f} ms after the address was opened")
+        console.print(longest(client.timed()))
         delays = card_delays(client, browser, progress)
         console.print(f"a card shows a step {delays[len(delays) // 2]:.2f} s (at most {delays[-1]:.2f} s) after it is on the bucket")
+        client.timed()
         memory, share, heard = streams(client, progress)
         console.print(f"{STREAMS} open pages: {memory:.0f} MiB, {share:.2f} of a core, {heard} messages to each in {STREAM_SECONDS} s")
-        told = client.timed()
-        console.print(f"the loop's longest stretch meanwhile: {_ms(told['wall'])}, {_ms(told['processor'])} of processor time")
+        console.print(longest(client.timed()))
 
 
 if __name__ == "__main__":
