@@ -170,7 +170,7 @@ def _carry_on(driver: "SweepDriver", phases: tuple[str, ...], state: "SweepState
         for number, phase in enumerate(phases):
             driver.desk.retries = "now" if "train" in phases[number:] else "later" if "train" in phases else "left"
             if driver.desk.awaits_retry:
-                return failures
+                break
             state = driver.plan.read_state() if driver.desk.carry_out() else state
             try:
                 state = getattr(driver, phase)(state)
