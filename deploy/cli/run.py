@@ -155,7 +155,7 @@ def _drive(file: str, overrides: list[str], phases: tuple[str, ...], wait: bool 
 def _carry_on(driver: "SweepDriver", phases: tuple[str, ...], state: "SweepState", reporter: "Reporter") -> list[str]:
     """Carry out phases on a cluster and report; return the sentences of those that failed in part.
 
-    A retry that comes after the training is waited for by nobody: the phases after it end early, and are made up for later.
+    A retry that comes after the training goes first: the phases after it end early, and go on in the next round.
     """
     from scopemill.deploy.cluster.ray_cluster import cluster
 
@@ -170,7 +170,7 @@ def _carry_on(driver: "SweepDriver", phases: tuple[str, ...], state: "SweepState
         for number, phase in enumerate(phases):
             driver.desk.retries = "now" if "train" in phases[number:] else "later" if "train" in phases else "left"
             if driver.desk.awaits_retry:
-                return failures
+                break
             state = driver.plan.read_state() if driver.desk.carry_out() else state
             try:
                 state = getattr(driver, phase)(state)

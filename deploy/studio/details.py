@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from scopemill.deploy.studio.cache import VersionedCache
@@ -77,8 +78,8 @@ def rows_of(bucket: Bucket, entry: Entry) -> list[Row]:
 def comparison(bucket: Bucket, cache: VersionedCache, entries: Sequence[Entry], points: int, names: Sequence[str]) -> Comparison:
     """Return trainings side by side, and the hyperparameters in which they differ."""
     shown = [detail(bucket, cache, entry) for entry in entries]
-    fields = dict.fromkeys(field for one in shown for field in one.config or {})
-    values = {field: [(one.config or {}).get(field) for one in shown] for field in fields}
+    names_of = dict.fromkeys(field for one in shown for field in one.config or {})
+    values = {field: [(one.config or {}).get(field) for one in shown] for field in names_of}
     differing = {field: found for field, found in values.items() if any(value != found[0] for value in found)}
     return Comparison(trainings=shown, differing=differing, metrics=[metrics(bucket, cache, one, points, names, 0) for one in entries])
 
@@ -87,8 +88,9 @@ def _newest_row(entry: Entry) -> Row | None:
     """Return the row that the run at work has reported last."""
     if not entry.run or not entry.run.row:
         return None
-    values = {name: math.nan if value is None else value for name, value in entry.run.row.items()}
-    integers = {name: int(values[name]) for name in ("step", "tokens", "dead_latents")}
+    given = entry.run.row  # of a driver of another version perhaps, with other columns
+    values = {field.name: math.nan if (value := given.get(field.name)) is None else value for field in fields(Row)}
+    integers = {name: int(given.get(name) or 0) for name in ("step", "tokens", "dead_latents")}
     return Row(**values | integers)  # type: ignore[arg-type]
 
 

@@ -3,6 +3,7 @@
 A hub takes seconds to list a thousand SAEs.
 """
 
+import asyncio
 import time
 
 from scopemill.deploy.studio.helper import Helper
@@ -16,19 +17,20 @@ class Trees:
     """List trees by a helper; it belongs to the event loop's thread."""
 
     def __init__(self, importer: Helper):
-        self._importer = importer
+        self._importer, self._lock = importer, asyncio.Lock()
         self._kept: dict[str, tuple[float, list[GemmaScopeEntry]]] = {}
 
     async def entries(self, source: str) -> list[GemmaScopeEntry]:
         """Return every SAE of a tree; InputError if it cannot be listed."""
-        known = self._kept.pop(source, None)
-        if known is None or time.monotonic() - known[0] > KEPT_SECONDS:
-            listed = await self._importer.call("gemma_scope", source=source)
-            known = time.monotonic(), [GemmaScopeEntry(**one) for one in listed]
-        self._kept[source] = known
-        while len(self._kept) > MOST_TREES:
-            self._kept.pop(next(iter(self._kept)))
-        return known[1]
+        async with self._lock:  # who asks meanwhile gets the same
+            known = self._kept.pop(source, None)
+            if known is None or time.monotonic() - known[0] > KEPT_SECONDS:
+                listed = await self._importer.call("gemma_scope", source=source)
+                known = time.monotonic(), [GemmaScopeEntry(**one) for one in listed]
+            self._kept[source] = known
+            while len(self._kept) > MOST_TREES:
+                self._kept.pop(next(iter(self._kept)))
+            return known[1]
 
 
 def choices(entries: list[GemmaScopeEntry]) -> GemmaScopeChoices:

@@ -45,6 +45,11 @@ def answer_with_problems(app: FastAPI) -> None:
     async def ours(request: Request, error: ScopemillError) -> JSONResponse:
         return problem_of(error, request.url.path)
 
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        detail = f"the service could not answer: {type(error).__name__}: {error}; its log tells more"
+        return problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail, instance=request.url.path)
+
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> JSONResponse:
         return problem(error.status_code, str(error.detail), instance=request.url.path)

@@ -40,12 +40,13 @@ class Templates:
         """List all templates: favourites first, then those used most."""
         names = [name.removesuffix(".json") for name in self._bucket.names(TemplateLayout.root) if name.endswith(".json")]
         stored = {name: one for name, one in zip(names, side_by_side(self._read, names), strict=True) if one}
-        found = [_template(name, stored.get(name, _Stored())) for name in dict.fromkeys([*_packaged(), *stored])]
+        packaged = _packaged()
+        found = [_template(name, stored.get(name, _Stored()), packaged) for name in dict.fromkeys([*packaged, *stored])]
         return sorted((one for one in found if one), key=lambda one: (not one.favourite, -one.uses, one.name))
 
     def get(self, name: str) -> Template:
         """Return one template; MissingObject if there is none of this name."""
-        found = _template(name, self._read(name) or _Stored())
+        found = _template(name, self._read(name) or _Stored(), _packaged())
         if found is None:
             raise MissingObject(f"there is no training template {name!r} in this bucket")
         return found
@@ -138,14 +139,17 @@ def check(given: NewTemplate) -> None:
             raise TemplateError(f"training template {given.name!r}: {section}.{unknown[0]}: there is no such field")
 
 
-def _packaged() -> dict[str, tuple[str, dict[str, Any]]]:
+_Packaged = dict[str, tuple[str, dict[str, Any]]]  # source and fields by name
+
+
+def _packaged() -> _Packaged:
     return {one.name: (one.source, one.fields) for one in known_templates()}
 
 
-def _template(name: str, stored: _Stored) -> Template | None:
+def _template(name: str, stored: _Stored, packaged: _Packaged) -> Template | None:
     """Return a template as it is shown: of one that the package carries, the content is the package's."""
     marks = {"name": name, "favourite": stored.favourite, "uses": stored.uses, "created": stored.created, "changed": stored.changed}
-    if name in (packaged := _packaged()):
+    if name in packaged:
         source, fields = packaged[name]
         return Template(description=source, config={"train": {"template": name} | fields}, own=False, **marks)  # type: ignore[arg-type]
     if stored.config is None:

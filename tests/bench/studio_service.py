@@ -28,25 +28,40 @@ class Stopwatch:
         def timed(handle: asyncio.Handle) -> None:
             wall, processor = time.perf_counter(), time.thread_time()
             run(handle)
-            self._note(time.perf_counter() - wall, time.thread_time() - processor)
+            self._note(time.perf_counter() - wall, time.thread_time() - processor, handle)
 
         asyncio.Handle._run = timed  # type: ignore[method-assign]
 
     def reset(self) -> None:
         self.wall = self.processor = 0.0
         self.blocked = self.callbacks = 0
+        self.what = ""
 
-    def _note(self, wall: float, processor: float) -> None:
-        self.wall, self.processor = max(self.wall, wall), max(self.processor, processor)
+    def _note(self, wall: float, processor: float, handle: asyncio.Handle) -> None:
+        if processor > self.processor:
+            self.processor, self.what = processor, _name(handle)
+        self.wall = max(self.wall, wall)
         self.callbacks += 1
         self.blocked += wall > BLOCKED
 
     def answer(self) -> None:
         """Tell the longest stretch, by the clock and by the processor's time, which other programs do not lengthen."""
         for _ in sys.stdin:
-            told = {"wall": self.wall, "processor": self.processor, "blocked": self.blocked, "callbacks": self.callbacks}
+            told = {"wall": self.wall, "processor": self.processor, "blocked": self.blocked, "callbacks": self.callbacks, "what": self.what}
             self.reset()
             print(json.dumps(told), flush=True)
+
+
+def _name(handle: asyncio.Handle) -> str:
+    """What ran: of a task the innermost coroutine that is still waiting, else the function."""
+    called = getattr(handle, "_callback", None)
+    owner = getattr(called, "__self__", None)
+    if not isinstance(owner, asyncio.Task):
+        return getattr(called, "__qualname__", str(called))
+    found = owner.get_coro()
+    while getattr(found, "cr_await", None) is not None and hasattr(found.cr_await, "cr_await"):
+        found = found.cr_await
+    return getattr(found, "__qualname__", str(found))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,10 @@ export function Training({ rest: [id], about }) {
     if (event === "progress" && one) {
       const { state, ...progress } = data;
       loaded.set({ ...one, progress, state });
-    } else if (event === "checkpoint") setTurn(now => now + 1);
-    else reload();
+      return;
+    }
+    if (["checkpoint", "resync"].includes(event)) setTurn(now => now + 1);
+    if (event !== "checkpoint") reload();
   });
   if (!one) return loaded.problem ? html`<h1 class="title">Training</h1>
     <${Wrong} problem=${loaded.problem} again=${loaded.again} />` : html`<${Loading} what="the training" />`;

@@ -14,7 +14,7 @@ from support.studio import Client, served
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.storage.heartbeat import Heartbeat
 
-STEPS, PATIENCE = 4000, 240.0
+STEPS, PATIENCE = 4000, 600.0
 
 
 @pytest.fixture
@@ -43,6 +43,7 @@ def reaches(client: Client, id: str, *states: str) -> dict[str, Any]:
     return until(f"{' or '.join(states)} of {id}", look)
 
 
+@pytest.mark.timeout(1800)
 def test_a_sweep_is_started_watched_stopped_retried_evaluated_and_deleted(tmp_path, text, on_the_sessions_cluster):
     place = str(tmp_path / "bucket")
     train = {"tokens": 256 * STEPS, "checkpoint_every": 100, "cpus": 0.1, "at_once": 2}

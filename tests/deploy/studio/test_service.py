@@ -12,6 +12,7 @@ from support.studio import TOKEN, served, write_sweep
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from scopemill.deploy.plan.progress import SaeProgress, SweepProgress, write_progress
 from scopemill.proto.storage.bucket import Bucket
 
 HEAVY = ("torch", "transformers", "ray", "matplotlib", "numba", "transformer_lens", "datasets", "zarr")
@@ -53,6 +54,24 @@ def test_a_training_has_hyperparameters_curves_and_checkpoints(service):
     status, problem, headers = service.ask("GET", f"/api/v1/trainings/{id}/metrics?series=nonsense")
     assert (status, headers["Content-Type"]) == (422, "application/problem+json") and "choose from loss" in problem["detail"]
     assert service.ask("GET", "/api/v1/trainings/none")[1]["type"] == "urn:scopemill:problem:missing-object"
+
+
+def test_a_row_of_another_version_s_driver_is_drawn_with_gaps(tmp_path):
+    bucket = Bucket(str(tmp_path / "bucket"))
+    sae = write_sweep(bucket, "one").saes[1]
+    row = {"step": 60, "loss": 0.5, "a column of tomorrow": 1.0}
+    told = SweepProgress(sweep="one", started=1.0, written=1.0, saes={sae.name: SaeProgress(state="training", step=60, row=row)})
+    write_progress(bucket, told)
+    with served(bucket.url) as client:
+        found = client.get(f"/trainings/one:{sae.name.replace('/', ':')}/metrics?series=loss,l0")
+    assert found["step"] == 60 and found["series"]["loss"]["values"][-1] == 0.5 and found["series"]["l0"]["values"][-1] is None
+
+
+def test_what_nobody_expected_is_a_problem_document_too(tmp_path, monkeypatch):
+    with served(str(tmp_path / "bucket")) as client:
+        monkeypatch.setattr("scopemill.deploy.studio.templates.Templates.all", lambda self: 1 / 0)
+        status, problem, headers = client.ask("GET", "/api/v1/training-templates")
+    assert (status, headers["Content-Type"]) == (500, "application/problem+json") and "ZeroDivisionError" in problem["detail"]
 
 
 def test_a_sweep_is_a_parent_with_children_and_a_frontier(service):
