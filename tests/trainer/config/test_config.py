@@ -282,3 +282,8 @@ def test_a_user_without_a_home_has_no_templates_and_can_save_none(monkeypatch):
     assert load_template("quick").name == "quick"
     with pytest.raises(TemplateError, match="you have no home folder: set SCOPEMILL_TEMPLATES"):
         save_template(Template("mine", "here", {}, own=True))
+
+
+def test_a_template_that_is_nested_without_end_is_one_sentence():
+    with pytest.raises(TemplateError, match="template here nests its values too deeply"):
+        parse_template("mine", "[" * 5000, "here")

@@ -31,5 +31,5 @@ def _has_other_place() -> bool:
         os.environ["NUMBA_CACHE_DIR"] = str(runtime_folder() / "numba")
     except InputError:
         return False
-    config.reload_config()  # type: ignore[no-untyped-call]
+    config.reload_config()
     return True
