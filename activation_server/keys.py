@@ -27,17 +27,20 @@ DOMAIN = "scopemill"  # domain of ZeroMQ's authentication; the allow-list is bou
 def make_keys(folder: Path) -> list[Path]:
     """Make a folder of keys and return its files.
 
-    Raises Conflict if the folder holds keys: their users would be locked out.
+    Raises InputError if it cannot be written, and Conflict if it holds keys: their users would be locked out.
     """
     if (folder / "server.key_secret").exists():
         raise Conflict(f"{folder} already holds keys: name another folder, or delete this one if its keys are not in use")
     allowed = folder / "allowed"
-    allowed.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    for name in ("server", "trainer"):
-        _, secret = zmq.auth.create_certificates(folder, name)
-        Path(secret).chmod(0o600)
-    shutil.copy(folder / "trainer.key", allowed / "trainer.key")
+    try:
+        allowed.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        for name in ("server", "trainer"):
+            _, secret = zmq.auth.create_certificates(folder, name)
+            Path(secret).chmod(0o600)
+        shutil.copy(folder / "trainer.key", allowed / "trainer.key")
+    except OSError as error:
+        raise InputError(f"keys cannot be written into {folder}, {error.strerror}: name a folder that you may write in") from error
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

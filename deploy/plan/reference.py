@@ -21,6 +21,7 @@ _INTRO = """# The sweep file
 
 A sweep file is one YAML file. Unknown fields and impossible values are refused before any work starts.
 `--set section.field=value` replaces one field. Sizes are in rows (tokens) unless a field says otherwise.
+Commands also take the file in the bucket, `sweeps/NAME/sweep.yaml`: it stands for the sweep as it was given, from any folder.
 `python -m scopemill.deploy.plan.reference` writes this page from the code.
 """
 

@@ -109,7 +109,7 @@ class SweepConfig(Config):
         Trainers may work in another folder. URLs and Hugging Face ids stay as they are.
         """
         start = sae.initial_sae
-        found = start and Path(self._folder, Path(start).expanduser()).exists()
+        found = start and os.path.exists(self._absolute(start))
         return sae.model_copy(update={"initial_sae": self._absolute(start)}) if start and found else sae
 
     @property
@@ -258,4 +258,4 @@ def absolute(place: str, folder: str) -> str:
 
     A URL stays as it is.
     """
-    return place if "://" in place or "::" in place else os.path.normpath(Path(folder, Path(place).expanduser()))
+    return place if "://" in place or "::" in place else os.path.normpath(os.path.join(folder, os.path.expanduser(place)))

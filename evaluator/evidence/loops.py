@@ -7,9 +7,10 @@ the order of addition makes no difference.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from scopemill.proto.evidence import BINS, INTERVALS
+from scopemill.trainer.sparse.kernels.compiled import compiled
 
 SUM_DIGITS, SQUARE_DIGITS = 10, 19  # of 32 bits; the lowest bits are 2^-149 and 2^-298
 NEVER = -(2**14)  # the range's exponent of a latent that never fired
@@ -18,7 +19,7 @@ _DIGIT = np.int64(2**32 - 1)
 _BINS_A_INTERVAL = BINS // INTERVALS
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def mixed(x):
     """Return splitmix64's output for a state (public domain, Sebastiano Vigna)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -26,7 +27,7 @@ def mixed(x):
     return x ^ (x >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def row_keys(seed, shard, places):
     """Return a hash (uint64) of each row, by its shard and place."""
     keys = np.empty(len(places), np.uint64)
@@ -36,7 +37,7 @@ def row_keys(seed, shard, places):
     return keys
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def group(order, starts, latents, values, places, width):
     """Return firings by latents, each latent's by rising place.
 
@@ -57,7 +58,7 @@ def group(order, starts, latents, values, places, width):
     return ends, place_at, value_at
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _add(digits, number, shift):
     at, rest = shift >> 5, np.uint64(shift & 31)
     shifted = number << rest
@@ -65,7 +66,7 @@ def _add(digits, number, shift):
     digits[at + 1] += np.int64(shifted >> np.uint64(32))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def carry(digits):
     """Bring each digit below 2^32, in place."""
     for i in range(len(digits) - 1):
@@ -73,7 +74,7 @@ def carry(digits):
         digits[i] &= _DIGIT
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _before(value, shard, place, other, other_shard, other_place):
     """Return whether a context comes before another one: by falling value, then by shard and place."""
     if value != other:
@@ -81,7 +82,7 @@ def _before(value, shard, place, other, other_shard, other_place):
     return shard < other_shard or (shard == other_shard and place < other_place)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _insert(keys, entries, key, entry):
     """Insert a sample into its sorted place among the smallest keys."""
     at = len(keys) - 1
@@ -93,7 +94,7 @@ def _insert(keys, entries, key, entry):
     keys[at], entries[at] = key, entry
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@compiled(parallel=True)
 def count(starts, places, values, bits, keys, first, context, ledger_top, sums, squares, exponents, bins, entries, sample_keys, token_keys,
           token_entries):  # fmt: skip
     """Count one shard's firings into an empty ledger.
@@ -141,7 +142,7 @@ def count(starts, places, values, bits, keys, first, context, ledger_top, sums, 
         carry(squares[f])
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _hold(entries, top, held, values, entry):
     """Insert a sequence's largest firing among the top contexts; equal ones stay in the order of places."""
     if held == top and (top == 0 or values[entries[top - 1]] >= values[entry]):
@@ -154,7 +155,7 @@ def _hold(entries, top, held, values, entry):
     return min(held + 1, top)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def window_start(place, context, window):
     """Return where the window of a place starts, inside its sequence.
 
@@ -164,7 +165,7 @@ def window_start(place, context, window):
     return min(max(place - (window * 3) // 4, sequence), sequence + context - window)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def window_counts(starts, places, entries, context, window, counts):
     """Write how many firings the window of each slot holds, [F, S]."""
     for f in range(len(starts) - 1):
@@ -174,7 +175,7 @@ def window_counts(starts, places, entries, context, window, counts):
                 counts[f, s] = high - low
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def fill_windows(starts, places, values, entries, context, window, offsets, at, value_at):
     """Write the firings in the window of each slot from its offset on."""
     slots = entries.shape[1]
@@ -187,7 +188,7 @@ def fill_windows(starts, places, values, entries, context, window, offsets, at, 
                     at[out + e - low], value_at[out + e - low] = places[e] - begin, values[e]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _within(starts, places, f, entry, context, window):
     begin = window_start(places[entry], context, window)
     low = high = entry
@@ -198,7 +199,7 @@ def _within(starts, places, f, entry, context, window):
     return low, high
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def merge_slots(top, exponents, values, shards, places, keys, other_exponents, other_values, other_shards, other_places, other_keys, source,
                 merged_keys):  # fmt: skip
     """Choose the slots of two ledgers' union.
@@ -232,7 +233,7 @@ def merge_slots(top, exponents, values, shards, places, keys, other_exponents, o
                             other_keys[f, interval, i], slots + slot)  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def merge_counts(exponents, bins, keys, tokens, sums, squares, other_exponents, other_bins, other_keys, other_tokens, other_sums,
                  other_squares):  # fmt: skip
     """Add another ledger's histogram, sums and sampled tokens to the first's, in place."""
@@ -254,7 +255,7 @@ def merge_counts(exponents, bins, keys, tokens, sums, squares, other_exponents, 
             _insert(keys[f], tokens[f], other_keys[f, i], other_tokens[f, i])
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _halve(bins, times):
     for b in range(1, BINS):
         count = bins[b]
@@ -262,7 +263,7 @@ def _halve(bins, times):
         bins[b >> times] += count
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def gather_windows(source, offsets, at, values, other_offsets, other_at, other_values, out_offsets, out_at, out_values):
     """Copy the windows of chosen slots (see `merge_slots`) to their new offsets."""
     slots = source.shape[1]

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 
 from scopemill.evaluator.evidence.loops import mixed
 from scopemill.trainer.sae.base import Sae
 from scopemill.trainer.sae.crosslayer import CrossLayerTranscoder
+from scopemill.trainer.sparse.kernels.compiled import compiled
 
 BLOCK = 512  # latents compared at once; a fixed number, as a product's last bits may depend on it
 ROUNDS = 30  # of label propagation; it ends earlier where nothing changes
@@ -84,7 +85,7 @@ def by_cofiring_with(own: Fired, other: Fired | None, sampled: int, k: int) -> N
     return Neighbours(found, phi)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _numbered(rows):
     """Return a number below that of distinct rows for each row [n], and how many are distinct.
 
@@ -111,7 +112,7 @@ def _numbered(rows):
     return number, n
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _grouped(keys, values, groups):
     """Return where each key's values start, and the values by keys, each key's in their order."""
     starts = np.zeros(groups + 1, np.int64)
@@ -126,7 +127,7 @@ def _grouped(keys, values, groups):
     return starts, grouped
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@compiled(parallel=True)
 def _cofiring(starts, rows, row_starts, latents, its_fired, same, sampled, found, phi):
     width = len(found)
     for block in prange((width + 255) // 256):
@@ -155,7 +156,7 @@ def _cofiring(starts, rows, row_starts, latents, its_fired, same, sampled, found
                     rank(found[f], phi[f], other, np.float32(value))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def rank(found, scores, latent, score):
     """Put a latent in its place among the best, after equal ones."""
     at = len(found) - 1

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 
 from scopemill.evaluator.evidence.neighbours import Neighbours, rank
 from scopemill.proto.hooks import Hook
+from scopemill.trainer.sparse.kernels.compiled import compiled
 
 ROWS, TILE = 512, 2**14  # latents of this SAE and of the other that are compared at once
 SPARE = 4  # candidates beyond k whose cosine is computed again in float64
@@ -58,7 +59,7 @@ def unit(rows: torch.Tensor) -> torch.Tensor:
     return rows / norms.where(norms > 0, torch.inf)
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@compiled(parallel=True)
 def _keep_largest(products, first, found, best):
     for row in prange(len(products)):
         for column in range(products.shape[1]):

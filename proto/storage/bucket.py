@@ -14,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from scopemill.proto import metrics
 from scopemill.proto.errors import InputError, MissingObject, StorageError
+from scopemill.proto.storage.listing import objects_below
 from scopemill.proto.storage.local_files import TEMPORARY, Bytes, LocalFiles
 from scopemill.proto.storage.retry import retry
 
@@ -111,7 +112,7 @@ class Bucket:
         One listing gives them all: what was read of an object is good as long as its version stays.
         """
         start = len(self._root.rstrip("/")) + 1
-        found = self._do("list", path, lambda full: self._fs.find(full, detail=True))
+        found = self._do("list", path, lambda full: objects_below(self._fs, full))
         marks = ("ETag", "etag", "LastModified", "mtime", "updated", "ino", "size")
         return {
             full[start:]: "-".join(str(info[mark]) for mark in marks if info.get(mark))
@@ -215,7 +216,7 @@ class Bucket:
     def find(self, path: str, temporary: bool = False) -> list[str]:
         """Return the sorted paths of objects below a folder, or of killed writers' temporary files."""
         start = len(self._root.rstrip("/")) + 1
-        found = self._do("list", path, lambda full: self._fs.find(full))
+        found = self._do("list", path, lambda full: objects_below(self._fs, full))
         return sorted(p[start:] for p in found if PurePosixPath(p).name.startswith(TEMPORARY) == temporary)
 
     def remove(self, path: str) -> None:

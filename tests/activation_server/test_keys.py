@@ -121,6 +121,12 @@ def test_secret_keys_are_for_their_owner_only_and_never_replaced(keys):
     assert {path: path.read_bytes() for path in keys.rglob("*.key*")} == before
 
 
+def test_keys_that_cannot_be_written_are_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=f"keys cannot be written into {tmp_path}/file/keys, Not a directory: name a folder"):
+        make_keys(tmp_path / "file" / "keys")
+
+
 @pytest.mark.parametrize("missing", ["server.key_secret", "allowed/trainer.key"])
 def test_a_server_whose_keys_are_not_whole_does_not_start(bucket, keys, missing):
     (keys / missing).unlink()

@@ -35,8 +35,11 @@ class Template:
 
 
 def own_folder() -> Path:
-    """Return the folder of the user's own templates."""
-    return Path(os.environ.get("SCOPEMILL_TEMPLATES") or Path.home() / ".config" / "scopemill" / "templates")
+    """Return the folder of the user's own templates.
+
+    Where the user has no home it begins with ``~``, and holds nothing.
+    """
+    return Path(os.environ.get("SCOPEMILL_TEMPLATES") or os.path.expanduser("~/.config/scopemill/templates"))
 
 
 def templates() -> list[Template]:
@@ -81,8 +84,13 @@ def save_template(template: Template, replace: bool = False) -> Path:
         raise TemplateError(f"template {template.name!r} comes with the package: choose another name")
     if path.exists() and not replace:
         raise TemplateError(f"template {template.name!r} is there already ({path}): choose another name, or add --replace")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(template.to_yaml(), encoding="utf-8")
+    if folder.parts[0] == "~":
+        raise TemplateError(f"template {template.name!r}: you have no home folder: set SCOPEMILL_TEMPLATES to a folder for templates")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(template.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise TemplateError(f"template {template.name!r} cannot be written to {path}: {error.strerror}") from error
     return path
 
 

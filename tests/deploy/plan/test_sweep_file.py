@@ -203,6 +203,7 @@ def test_a_file_in_a_folder_called_sweeps_need_be_no_buckets(file, tmp_path):
         (lambda text: text.encode("utf-16"), "is not text in UTF-8"),
         (lambda text: text.replace("  layers", "\tlayers").encode(), r"is not YAML: .*character '\\t'"),
         (lambda text: f"{text}name: again\n".encode(), "name is given twice"),
+        (lambda text: b"[" * 5000, "nests its values too deeply"),
         (lambda text: f"{text}file_sd: &a [*a]\n".encode(), "stands for more than 100,000 values"),
         (lambda text: f"{text}file_sd: {'9' * 5000}\n".encode(), "holds a number that cannot be read"),
         (lambda text: f'{text}file_sd: "\\ud83d"\n'.encode(), "surrogates not allowed"),

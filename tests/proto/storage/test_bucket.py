@@ -15,6 +15,7 @@ import fsspec
 import numpy as np
 import pytest
 import s3fs
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -190,6 +191,25 @@ def test_find_gives_every_object_below_a_folder_as_paths_that_can_be_read(store)
     found = store.find("folder")
     assert found == ["folder/a/deep/er", "folder/a/z", "folder/b"]
     assert [store.read(path) for path in found] == [path.encode() for path in found]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_empty(tmp_path, monkeypatch):
+    """fsspec's find leaves such a folder out: its SAEs would not be there, and its orphans not be found."""
+    bucket = Bucket(str(tmp_path))
+    for path in ("a/1", "a/b/2", "c"):
+        bucket.write(path, b"1")
+    assert bucket.find("a") == ["a/1", "a/b/2"] and set(bucket.versions("a")) == {"a/1", "a/b/2"} and bucket.find("c") == ["c"]
+    listing = LocalFileSystem.ls
+
+    def refused(self, path, **options):
+        if path.endswith("a/b"):
+            raise PermissionError(13, "Permission denied", path)
+        return listing(self, path, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", refused)
+    for look in (bucket.find, bucket.versions):
+        with pytest.raises(StorageError, match=f"cannot list {tmp_path}/a: Permission denied"):
+            look("a")
 
 
 def test_a_folder_that_is_not_there_holds_nothing(store):

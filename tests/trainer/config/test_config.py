@@ -14,7 +14,7 @@ from support.sae_reference import CROSS, ONE, PAIR, STACK, quick
 from scopemill.proto.errors import TemplateError
 from scopemill.trainer.config.grid import TrainConfig
 from scopemill.trainer.config.recipe import LAYERED, PAIRED, Recipe, only_read, sae_config
-from scopemill.trainer.config.templates import load_template, parse_template, save_template, templates
+from scopemill.trainer.config.templates import Template, load_template, parse_template, save_template, templates
 from scopemill.trainer.sae.activations.base import Activation
 from scopemill.trainer.sae.registry import ACTIVATIONS, ARCHITECTURES, initial_sae
 
@@ -273,3 +273,17 @@ def test_every_architecture_has_an_activation_unless_one_is_given(architecture):
     if architecture not in ("standard", "gated", "jumprelu", "topk", "batchtopk"):
         config = quick(architecture=architecture, activation="topk", sparsity=1 / 4)
         assert initial_sae(config, shape, torch.zeros(shape.d_out)).activation.name == "topk"
+
+
+def test_a_user_without_a_home_has_no_templates_and_can_save_none(monkeypatch):
+    """As in a container whose user has neither a name nor HOME."""
+    monkeypatch.delenv("SCOPEMILL_TEMPLATES", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert load_template("quick").name == "quick"
+    with pytest.raises(TemplateError, match="you have no home folder: set SCOPEMILL_TEMPLATES"):
+        save_template(Template("mine", "here", {}, own=True))
+
+
+def test_a_template_that_is_nested_without_end_is_one_sentence():
+    with pytest.raises(TemplateError, match="template here nests its values too deeply"):
+        parse_template("mine", "[" * 5000, "here")

@@ -21,7 +21,7 @@ def compile_loops(selects: bool) -> None:
     if backend_for(torch.zeros(1)) is not None:
         from scopemill.trainer.sparse.kernels import numba_loops
 
-        by_turns(Path(numba_loops.scan.stats.cache_path), loops_of_training(selects))
+        by_turns(Path(str(numba_loops.scan.stats.cache_path)), loops_of_training(selects))
 
 
 def loops_of_training(selects: bool) -> dict[str, Callable[[], object]]:

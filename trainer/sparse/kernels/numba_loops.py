@@ -5,18 +5,16 @@ number of threads: a thread owns whole rows or whole latents.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numba.cpython.unsafe.numbers import trailing_zeros
+
+from scopemill.trainer.sparse.kernels.compiled import compiled
 
 CHUNK = 64  # latents compared together: a bit of one word for each
 REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}  # sums may be vectorised; infinities and NaNs are kept
 
 
-def _compiled(**options):
-    return njit(parallel=True, cache=True, nogil=True, **options)
-
-
-@njit(cache=True, nogil=True)
+@compiled()
 def _above(row, lower, found, value_at, n):
     """Write a row's entries [F] above ``lower`` [F] from position n on, as many as there is room for.
 
@@ -40,7 +38,7 @@ def _above(row, lower, found, value_at, n):
     return n
 
 
-@_compiled()
+@compiled(parallel=True)
 def scan(pre, lower, bounds, counts, latents, values):
     """Find the entries of pre [B, F] above ``lower`` [F].
 
@@ -59,7 +57,7 @@ def scan(pre, lower, bounds, counts, latents, values):
     return fits.all()
 
 
-@_compiled()
+@compiled(parallel=True)
 def largest(products, bias, k, bounds, latents, values):
     """Write the k largest of each row into [B, k], in any order.
 
@@ -87,7 +85,7 @@ def largest(products, bias, k, bounds, latents, values):
             guess = smallest - np.float32(0.1) * abs(smallest)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _largest_of(values, numbers, k, numbers_out, out):
     """Write the k largest values and their numbers, among equals the first; return the smallest of them."""
     smallest = np.partition(values, len(values) - k)[len(values) - k]
@@ -108,7 +106,7 @@ def _largest_of(values, numbers, k, numbers_out, out):
     return smallest
 
 
-@_compiled(fastmath=REASSOCIATE)
+@compiled(parallel=True, fastmath=REASSOCIATE)
 def moments(rows):
     """Return sums over rows in float64: of each column, and of all squares.
 
@@ -128,7 +126,7 @@ def moments(rows):
     return sums.sum(0), squares.sum()
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def by_latents(starts, latents, width):
     """Return starts, rows and order of `Columns`, from entries by rows."""
     ends = np.zeros(width + 1, np.int64)
@@ -145,7 +143,7 @@ def by_latents(starts, latents, width):
     return ends, rows, order
 
 
-@_compiled()
+@compiled(parallel=True)
 def sum_by_latent(starts, order, values, out):
     """Write to out [F], per latent, the sum of its values [n]."""
     for f in prange(len(out)):
@@ -155,7 +153,7 @@ def sum_by_latent(starts, order, values, out):
         out[f] = total
 
 
-@njit(cache=True, nogil=True, inline="always", fastmath=REASSOCIATE)
+@compiled(inline="always", fastmath=REASSOCIATE)
 def _add_rows(total, start, stop, factors, places, order, matrix):
     """Add to total the sum over entries of factor times matrix row, four rows at a time."""
     d, e = len(total), start
@@ -172,7 +170,7 @@ def _add_rows(total, start, stop, factors, places, order, matrix):
         e += 1
 
 
-@_compiled(fastmath=REASSOCIATE)
+@compiled(parallel=True, fastmath=REASSOCIATE)
 def decode(starts, latents, values, weights, out):
     """Write to out, per row, the sum over its entries of value times weight row.
 
@@ -184,7 +182,7 @@ def decode(starts, latents, values, weights, out):
         _add_rows(out[i], starts[i], starts[i + 1], values, latents, every, weights)
 
 
-@njit(cache=True, nogil=True, inline="always", fastmath=REASSOCIATE)
+@compiled(inline="always", fastmath=REASSOCIATE)
 def _products_of_row(x, start, stop, latents, weights, out):
     """Write to out[start:stop] the products of x with these entries' weight rows, four at a time."""
     e = start
@@ -206,7 +204,7 @@ def _products_of_row(x, start, stop, latents, weights, out):
         e += 1
 
 
-@_compiled(fastmath=REASSOCIATE)
+@compiled(parallel=True, fastmath=REASSOCIATE)
 def products(starts, latents, rows, weights, out):
     """Write to out [n] the products of rows with weight rows, at the entries only.
 
@@ -216,7 +214,7 @@ def products(starts, latents, rows, weights, out):
         _products_of_row(rows[i], starts[i], starts[i + 1], latents, weights, out)
 
 
-@_compiled(fastmath=REASSOCIATE)
+@compiled(parallel=True, fastmath=REASSOCIATE)
 def reconstruction_error(starts, latents, values, weights, target, error, squares, out):
     """Write error, squared errors of the rows, and products with the weights.
 
@@ -235,7 +233,7 @@ def reconstruction_error(starts, latents, values, weights, target, error, square
         _products_of_row(row, starts[i], starts[i + 1], latents, weights, out)
 
 
-@_compiled(fastmath=REASSOCIATE)
+@compiled(parallel=True, fastmath=REASSOCIATE)
 def gradient(starts, rows, order, factors, matrix, out):
     """Add to out [F, d] the sum over a latent's entries of factor times row.
 
@@ -245,7 +243,7 @@ def gradient(starts, rows, order, factors, matrix, out):
         _add_rows(out[f], starts[f], starts[f + 1], factors, rows, order, matrix)
 
 
-@njit(cache=True, nogil=True, inline="always", fastmath=REASSOCIATE)
+@compiled(inline="always", fastmath=REASSOCIATE)
 def _adam_row(w, m, v, g, decay, rate, beta1, beta2, epsilon, first_correction, correction, unit):
     """Project, update and normalise one row. ``decay`` is that of the updates in which the row had no gradient.
 
@@ -277,7 +275,7 @@ def _adam_row(w, m, v, g, decay, rate, beta1, beta2, epsilon, first_correction, 
             w[j] *= scale
 
 
-@_compiled(fastmath=REASSOCIATE)
+@compiled(parallel=True, fastmath=REASSOCIATE)
 def update_rows(
     starts, rows, order, factors, matrix, weights, first, second, updated,
     update, rate, beta1, beta2, epsilon, first_correction, correction, unit,
@@ -299,7 +297,7 @@ def update_rows(
             updated[f] = update
 
 
-@_compiled(fastmath=REASSOCIATE)
+@compiled(parallel=True, fastmath=REASSOCIATE)
 def update_dense(
     gradients, weights, first, second, updated, update, rate, beta1, beta2, epsilon, first_correction, correction, unit
 ):  # fmt: skip

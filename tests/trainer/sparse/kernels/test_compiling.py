@@ -1,5 +1,9 @@
 """What is compiled ahead is what steps call: no loop, and no loop for other types, is left for a trainer to compile."""
 
+import os
+import subprocess
+import sys
+
 import numba
 import pytest
 import torch
@@ -51,3 +55,31 @@ def test_steps_call_what_was_compiled_ahead(word, activation, called):
         x = torch.randn(B, sae.shape.d_in, generator=generator)
         loop.step(x, None if sae.shape.autoencoder else torch.randn(B, sae.shape.d_out, generator=generator))
     assert called <= ahead, called - ahead
+
+
+READ_ONLY = """
+import sys, numba.core.caching as caching
+
+def refuse(self):
+    raise OSError(30, "Read-only file system")
+
+for name in vars(caching):
+    if name.startswith(("InTree", "UserWide", "Zip")):
+        getattr(caching, name).ensure_cache_path = refuse
+from scopemill.trainer.sparse.kernels.numba_loops import _above
+print(_above.stats.cache_path)
+"""
+
+
+@pytest.mark.parametrize("place", ["home", "nowhere"])
+def test_a_package_and_a_home_that_are_read_only_stop_no_loop(tmp_path, place):
+    """As in a container: numba finds no place for its code, which then lies with the user's own files, or nowhere."""
+    home = tmp_path / place
+    home.mkdir()
+    if place == "nowhere":
+        (home / f"scopemill-{os.getuid()}").write_text("in the way")
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"} | {"TMPDIR": str(home)}
+    told = subprocess.run([sys.executable, "-c", READ_ONLY], env=environment, capture_output=True, text=True, timeout=300)
+    assert told.returncode == 0, told.stderr[-2000:]
+    kept = f"{home}/scopemill-{os.getuid()}/numba/"
+    assert told.stdout.startswith(kept) if place == "home" else told.stdout == "None\n"
