@@ -10,7 +10,7 @@ from scopemill.evaluator.evidence.logits import Readout, directions, readout
 from scopemill.evaluator.fidelity.measure import EvaluationText
 from scopemill.evaluator.steering import scores
 from scopemill.evaluator.steering.edits import Condition, Edit
-from scopemill.evaluator.steering.effect import dose_curve, measure_effect, promoted_tokens
+from scopemill.evaluator.steering.effect import dose_curve, measure_effects, promoted_tokens
 from scopemill.evaluator.steering.generation import Sampling, generate, is_row_of, repeated
 from scopemill.evaluator.steering.scores import direct_logits, output_scores, pushes, random_pushes
 from scopemill.evaluator.steering.steering import SteeredSae, Steering
@@ -141,7 +141,7 @@ def test_the_same_seed_gives_the_same_text(lm, card):
 def test_the_effect_is_that_of_two_passes_in_float64(lm, finished, text):
     one = steering(finished, edit("clamp", amount=6.0))
     promoted = [11, 12, 13]
-    effect = measure_effect(lm, one, text, promoted)
+    (effect,) = measure_effects(lm, [one], text, promoted)
     with torch.no_grad():
         clean, steered = (lm.logits(text.tokens, edits)[0].double().log_softmax(-1)[:, :-1] for edits in ({}, one.edits(text.is_row)))
     rows, targets = text.is_row[:, 1:], text.tokens[:, 1:, None]
