@@ -28,12 +28,11 @@ def candidates(place: str, most: int = 80) -> None:
     evidence = evidence_of(Bucket(place), "")
     scores, words = evidence.output_scores(), evidence.vocabulary
     rows = [row for row in evidence.rows() if DENSITY[0] <= row["density"] <= DENSITY[1]]
-    rows.sort(key=lambda row: scores.get(row["latent"], (row["promoted_values"][0] / 100, 0))[0], reverse=True)
+    rows.sort(key=lambda row: scores[row["latent"]][0] if row["latent"] in scores else row["promoted_values"][0] - 1e6, reverse=True)
     for row in rows[:most]:
-        promoted = " ".join(repr(words.text([token])) for token in row["promoted_tokens"][:8])
-        print(
-            f"\n## {row['latent']}  density {row['density']:.5f}  max {row['max']:.3g}  scores {scores.get(row['latent'])}\n   {promoted}"
-        )
+        promoted = " ".join(repr(words.text(token)) for token in row["promoted_tokens"][:8])
+        facts = f"density {row['density']:.5f}  max {row['max']:.3g}  scores {scores.get(row['latent'])}"
+        print(f"\n## {row['latent']}  {facts}\n   {promoted}")
         for example in evidence.examples(row["latent"])[:4]:
             print("   -", " ".join(context_text(example, words).split())[-160:])
 
@@ -45,10 +44,9 @@ def measure(place: str, named: str) -> None:
     steerer = Steerer(ModelConfig.model_validate(evidence.record.model_place))
     held_out = [json.loads(line)["text"] for line in (PREPARED / "held_out.jsonl").read_text().splitlines()[:LINES]]
     scores = evidence.output_scores()
-    print(
-        "| latent | its contexts are about | it promotes | output score (random) | KL (random) | promoted tokens: before, steered, random |"
-    )
-    print("|---|---|---|---|---|---|")
+    columns = ("latent", "its contexts are about", "it promotes", "output score (random)", "KL (random)")
+    columns += ("promoted tokens: before, steered, random", "collapses at")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     texts = []
     for latent, meaning in meanings.items():
         edits = [{"sae": place, "latent": int(latent), "op": "add", "amount": AMOUNT}]
@@ -64,7 +62,7 @@ def measure(place: str, named: str) -> None:
 
 def _row(evidence: Evidence, latent: int, meaning: str, own: Steered, control: Steered, scores: dict[int, tuple[float, float]]) -> str:
     words, row = evidence.vocabulary, evidence.latent(latent)
-    promoted = " ".join(f"`{words.text([token])}`" for token in row["promoted_tokens"][:4]).replace("|", "\\|")
+    promoted = " ".join(f"`{words.text(token)}`" for token in row["promoted_tokens"][:4]).replace("|", "\\|")
     score, random = scores.get(latent, (float("nan"), float("nan")))
     shares = f"{own.effect.promoted_before:.3%}, {own.effect.promoted:.2%}, {control.effect.promoted:.3%}"
     collapse = f"{own.collapse:g}" if own.collapse else "–"

@@ -201,6 +201,22 @@ def test_output_scores_in_a_batch_are_those_of_one_at_a_time(lm, out, finished, 
         assert score == pytest.approx(sum(by_prompt) / 2, rel=1e-3)
 
 
+def test_an_architecture_that_takes_no_sequences_half_way_scores_the_same(lm, out, finished, card, monkeypatch):
+    steered = SteeredSae.of(finished, "here", [])
+    tokens = torch.tensor([card.bos, 40, 50, 60])
+    rows, given = pushes(steered, [0, 1, 2], [9.0, 5.0, 7.0]), [(tokens, tokens != card.bos)]
+    assert scores._can_spread(lm, steered, rows, given[0])
+    spread = output_scores(lm, out, steered, rows, given)
+
+    def refuse(*_: object) -> torch.Tensor:
+        raise RuntimeError("shape '[1, 4]' is invalid")
+
+    monkeypatch.setattr(lm, "spread_logits", refuse)
+    torch.testing.assert_close(output_scores(lm, out, steered, rows, given), spread, rtol=1e-4, atol=1e-7)
+    monkeypatch.setattr(lm, "spread_logits", lambda tokens, edits: torch.zeros(2, out.unembedding.shape[0]))
+    assert not scores._can_spread(lm, steered, rows[:2], given[0]), "another result is no result"
+
+
 def test_random_pushes_are_as_long_at_every_output_and_the_same_for_any_division():
     steered = SteeredSae.of(finished_sae("crosscoder"), "here", [])
     rows = pushes(steered, [0, 1, 2], [1.0, 2.0, 3.0])
