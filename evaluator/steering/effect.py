@@ -47,21 +47,30 @@ class Dose:
 
 
 @torch.inference_mode()
-def measure_effect(lm: LanguageModel, steering: Steering, text: EvaluationText, promoted: Sequence[int]) -> Effect:
-    """Measure a configuration on held-out text. Sums are float64."""
-    sums, count = torch.zeros(4, dtype=torch.float64), 0
+def measure_effects(lm: LanguageModel, steerings: Sequence[Steering], text: EvaluationText, promoted: Sequence[int]) -> list[Effect]:
+    """Measure configurations on held-out text, all beside one clean pass. Sums are float64."""
+    sums, count = torch.zeros(len(steerings), 4, dtype=torch.float64), 0
     chosen = torch.as_tensor(promoted, dtype=torch.long, device=lm.device)
     for tokens, is_row in text.batches():
-        clean, steered = (lm.logits(tokens, edits)[0].float().log_softmax(-1) for edits in ({}, steering.edits(is_row)))
-        counted = is_row.to(lm.device)[:, 1:]
-        targets = tokens[:, 1:].to(lm.device).long()[..., None]
-        p, q = clean[:, :-1][counted], steered[:, :-1][counted]
-        losses = [-x[:, :-1].gather(-1, targets)[..., 0][counted].double().sum() for x in (clean, steered)]
-        kl = (p.exp() * (p - q)).sum(-1).double().sum()
-        masses = [x[:, chosen].exp().sum(-1).double().sum() for x in (p, q)]
-        sums += torch.stack([kl, losses[1] - losses[0], masses[1], masses[0]]).cpu()
-        count += len(p)
-    return Effect(*(sums / count).tolist())
+        counted, targets = is_row.to(lm.device)[:, 1:], tokens[:, 1:].to(lm.device).long()
+
+        def predictions(steering: Steering | None, tokens=tokens, is_row=is_row, counted=counted) -> torch.Tensor:
+            logits = lm.logits(tokens, steering.edits(is_row) if steering else {})[0]
+            return logits[:, :-1][counted].float().log_softmax(-1)
+
+        clean = predictions(None)
+        for steering, of_steering in zip(steerings, sums, strict=True):
+            of_steering += _sums(clean, predictions(steering), targets[counted], chosen).cpu()
+        count += len(clean)
+    return [Effect(*means) for means in (sums / count).tolist()]
+
+
+def _sums(clean: torch.Tensor, steered: torch.Tensor, targets: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Return an effect's figures [4] summed over tokens, of log-probabilities [n, V] with their targets [n]."""
+    kl = (clean.exp() * (clean - steered)).sum(-1).double().sum()
+    losses = [-x.gather(-1, targets[:, None]).double().sum() for x in (clean, steered)]
+    masses = [x[:, chosen].exp().sum(-1).double().sum() for x in (steered, clean)]
+    return torch.stack([kl, losses[1] - losses[0], *masses])
 
 
 @torch.inference_mode()
@@ -95,10 +104,8 @@ def dose_curve(
 
     ``written`` generates a text under a steering.
     """
-    promoted, curve = promoted_tokens(out, saes), []
-    for dose in doses:
-        dosed = tuple(SteeredSae(s.sae, s.inputs, s.outputs, tuple(edit.times(dose) for edit in s.edits)) for s in saes)
-        steering = Steering(dosed)
-        steered, control = (measure_effect(lm, one, text, promoted) for one in (steering, Steering(dosed, control=seed)))
-        curve.append(Dose(dose, steered, control, repeated(written(steering))))
-    return curve
+    dosed = [[SteeredSae(s.sae, s.inputs, s.outputs, tuple(edit.times(dose) for edit in s.edits)) for s in saes] for dose in doses]
+    steerings = [Steering(tuple(of_dose), control=control) for of_dose in dosed for control in (None, seed)]
+    effects = measure_effects(lm, steerings, text, promoted_tokens(out, saes))
+    texts = [written(steering) for steering in steerings[::2]]
+    return [Dose(dose, *effects[2 * i : 2 * i + 2], repeated(texts[i])) for i, dose in enumerate(doses)]

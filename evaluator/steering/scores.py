@@ -61,20 +61,40 @@ def output_scores(lm: LanguageModel, out: Readout, steered: SteeredSae, rows: to
     Every push is a sequence of a batch, so a score costs one row of a forward pass for each prompt.
     """
     longest = max(len(tokens) for tokens, _ in prompts)
+    pushed = _pushed_once if _can_spread(lm, steered, rows[:2], prompts[0]) else _pushed
     at_once = max(1, min(MOST_AT_ONCE, MOST_LOGITS // (longest * len(out.unembedding))))
     found = []
     for some in rows.split(at_once):
         promoted = most_promoted(out, direct_logits(out, steered, some))
-        found.append(torch.stack([_score(_pushed(lm, steered, some, prompt), promoted) for prompt in prompts]).mean(0))
+        found.append(torch.stack([_score(pushed(lm, steered, some, prompt), promoted) for prompt in prompts]).mean(0))
     return torch.cat(found).cpu()
 
 
 def _pushed(lm: LanguageModel, steered: SteeredSae, rows: torch.Tensor, prompt: Prompt) -> torch.Tensor:
     """Return the next token's logits [n, V] under each push."""
     tokens, is_row = prompt
+    return lm.logits(tokens.expand(len(rows), -1), _pushing(steered, rows, is_row))[0][:, -1].float()
+
+
+def _pushed_once(lm: LanguageModel, steered: SteeredSae, rows: torch.Tensor, prompt: Prompt) -> torch.Tensor:
+    """Return the same; the layers before the push run once for all of them, and only the last token is unembedded."""
+    tokens, is_row = prompt
+    return lm.spread_logits(tokens, _pushing(steered, rows, is_row)).float()
+
+
+def _can_spread(lm: LanguageModel, steered: SteeredSae, rows: torch.Tensor, prompt: Prompt) -> bool:
+    """Return whether this model takes more sequences after the push than before it, by trying."""
+    try:
+        once = _pushed_once(lm, steered, rows, prompt)
+    except Exception:  # an architecture's own: shapes, or an option that it does not know
+        return False
+    each = _pushed(lm, steered, rows, prompt)
+    return once.shape == each.shape and torch.allclose(once, each, rtol=1e-3, atol=1e-3 * float(each.abs().max()))
+
+
+def _pushing(steered: SteeredSae, rows: torch.Tensor, is_row: torch.Tensor) -> dict[Hook, Edit]:
     parts = rows.split(steered.sae.shape.outputs, dim=1)
-    edits: dict[Hook, Edit] = {hook: _add_at(is_row, part) for hook, part in zip(steered.outputs, parts, strict=True)}
-    return lm.logits(tokens.expand(len(rows), -1), edits)[0][:, -1].float()
+    return {hook: _add_at(is_row, part) for hook, part in zip(steered.outputs, parts, strict=True)}
 
 
 def _score(logits: torch.Tensor, promoted: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from scopemill.evaluator.steering.effect import (
     Effect,
     clean_loss,
     dose_curve,
-    measure_effect,
+    measure_effects,
     promoted_tokens,
 )
 from scopemill.evaluator.steering.generation import Sampling, generate, is_row_of
@@ -100,9 +100,9 @@ class Steerer:
 
         results = {UNSTEERED: Steered(texts(UNSTEERED, None))}
         for name, (saes, used) in configured.items():
-            promoted = promoted_tokens(self._out(saes), saes)
-            for column, steering in ((name, Steering(saes)), (f"{name}: {CONTROL}", Steering(saes, control=request.sampling.seed))):
-                effect = measure_effect(self._lm, steering, text, promoted)
+            columns = {name: Steering(saes), f"{name}: {CONTROL}": Steering(saes, control=request.sampling.seed)}
+            effects = measure_effects(self._lm, list(columns.values()), text, promoted_tokens(self._out(saes), saes))
+            for (column, steering), effect in zip(columns.items(), effects, strict=True):
                 extra = self._measured(saes, text, prompt, request) | {"maxima": used} if column == name else {}
                 results[column] = Steered(texts(column, steering), effect, **extra)
         return results

@@ -5,7 +5,7 @@ So what the SAE does not explain stays as it is.
 Legend of shapes: B sequences, T positions, n edited rows, F latents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -84,14 +84,21 @@ class SteeredSae:
         return decoder_rows(self.sae)[self._latents]
 
 
+_OPS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+    "add": lambda now, amount: now + amount,
+    "scale": lambda now, amount: now * amount,
+    "clamp": torch.full_like,
+    "ablate": lambda now, amount: torch.zeros_like(now),
+}
+
+
 def _edit(edit: Edit, before: torch.Tensor | None, column: torch.Tensor) -> None:
     """Add an edit's change of its latent to ``column`` [n], in place; it sees the edits before it."""
     if before is None:
         column += edit.amount or 0.0
         return
     now = before[:, edit.latent] + column
-    wanted = {"add": now + (edit.amount or 0), "scale": now * (edit.amount or 0), "clamp": torch.full_like(now, edit.amount or 0)}
-    after = wanted.get(edit.op, torch.zeros_like(now))
+    after = _OPS[edit.op](now, edit.amount or 0.0)
     if edit.when:
         after = torch.where(before[:, edit.when.latent] > edit.when.above, after, now)
     column += after - now

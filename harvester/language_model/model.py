@@ -119,7 +119,8 @@ class LanguageModel:
         """Return the bridge's hook that replaces activations by an edit's result."""
 
         def hook_fn(x: torch.Tensor, hook: Any) -> torch.Tensor:
-            return edit(x.flatten(start_dim=2).to(self.device)).to(x).reshape(x.shape)
+            edited = edit(x.flatten(start_dim=2).to(self.device)).to(x)
+            return edited.reshape(len(edited), *x.shape[1:])
 
         return hook_fn
 
@@ -133,6 +134,16 @@ class LanguageModel:
         new = tokens.to(self.device).long()
         logits, cache = self._bridge.run_with_hooks(new, fwd_hooks=fwd_hooks, return_type="logits_and_cache", **options)
         return logits[:, -1].to(self.device), cache
+
+    def spread_logits(self, tokens: torch.Tensor, edits: Mapping[Hook, Edit]) -> torch.Tensor:
+        """Return the logits [n, V] after one text [T] whose edits return n sequences each.
+
+        So what lies before the first edit runs once. Not every architecture takes it: most raise an error of their own then.
+        """
+        fwd_hooks = [(hook.name, self._replaced(edit)) for hook, edit in edits.items()]
+        new = tokens[None].to(self.device).long()
+        logits = self._bridge.run_with_hooks(new, fwd_hooks=fwd_hooks, return_type="logits", logits_to_keep=1)
+        return logits[:, -1].to(self.device)
 
     def token_losses(self, tokens: torch.Tensor, edits: Mapping[Hook, Edit] | None = None) -> torch.Tensor:
         """Return the cross-entropy [B, T-1] of each next token, in nats and float32.

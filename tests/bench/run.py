@@ -9,6 +9,7 @@ from itertools import chain, pairwise
 import data_path
 import evidence
 import pyarrow.parquet as parquet
+import steering
 import steps
 from history import report
 from measure import Figure
@@ -44,7 +45,7 @@ def demo_waits() -> Iterator[Figure]:
 
 
 def main() -> None:
-    report(chain(data_path.figures(), steps.figures(), evidence.figures(), demo_figures(), demo_waits()))
+    report(chain(data_path.figures(), steps.figures(), evidence.figures(), steering.figures(), demo_figures(), demo_waits()))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from scopemill.evaluator.evidence.logits import Readout, directions, readout
 from scopemill.evaluator.fidelity.measure import EvaluationText
 from scopemill.evaluator.steering import scores
 from scopemill.evaluator.steering.edits import Condition, Edit
-from scopemill.evaluator.steering.effect import dose_curve, measure_effect, promoted_tokens
+from scopemill.evaluator.steering.effect import dose_curve, measure_effects, promoted_tokens
 from scopemill.evaluator.steering.generation import Sampling, generate, is_row_of, repeated
 from scopemill.evaluator.steering.scores import direct_logits, output_scores, pushes, random_pushes
 from scopemill.evaluator.steering.steering import SteeredSae, Steering
@@ -141,7 +141,7 @@ def test_the_same_seed_gives_the_same_text(lm, card):
 def test_the_effect_is_that_of_two_passes_in_float64(lm, finished, text):
     one = steering(finished, edit("clamp", amount=6.0))
     promoted = [11, 12, 13]
-    effect = measure_effect(lm, one, text, promoted)
+    (effect,) = measure_effects(lm, [one], text, promoted)
     with torch.no_grad():
         clean, steered = (lm.logits(text.tokens, edits)[0].double().log_softmax(-1)[:, :-1] for edits in ({}, one.edits(text.is_row)))
     rows, targets = text.is_row[:, 1:], text.tokens[:, 1:, None]
@@ -199,6 +199,22 @@ def test_output_scores_in_a_batch_are_those_of_one_at_a_time(lm, out, finished, 
             rank = int((logits > logits[best]).sum())
             by_prompt.append(float(logits.softmax(-1)[best]) * (1 - rank / len(logits)))
         assert score == pytest.approx(sum(by_prompt) / 2, rel=1e-3)
+
+
+def test_an_architecture_that_takes_no_sequences_half_way_scores_the_same(lm, out, finished, card, monkeypatch):
+    steered = SteeredSae.of(finished, "here", [])
+    tokens = torch.tensor([card.bos, 40, 50, 60])
+    rows, given = pushes(steered, [0, 1, 2], [9.0, 5.0, 7.0]), [(tokens, tokens != card.bos)]
+    assert scores._can_spread(lm, steered, rows, given[0])
+    spread = output_scores(lm, out, steered, rows, given)
+
+    def refuse(*_: object) -> torch.Tensor:
+        raise RuntimeError("shape '[1, 4]' is invalid")
+
+    monkeypatch.setattr(lm, "spread_logits", refuse)
+    torch.testing.assert_close(output_scores(lm, out, steered, rows, given), spread, rtol=1e-4, atol=1e-7)
+    monkeypatch.setattr(lm, "spread_logits", lambda tokens, edits: torch.zeros(2, out.unembedding.shape[0]))
+    assert not scores._can_spread(lm, steered, rows[:2], given[0]), "another result is no result"
 
 
 def test_random_pushes_are_as_long_at_every_output_and_the_same_for_any_division():
