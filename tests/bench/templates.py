@@ -44,7 +44,7 @@ LEAST_WARMUP = 20  # steps
 KEPT = ROOT / "build" / "templates"
 DATA = ROOT / "build" / "frontier" / "demo"
 # Coefficients that bring L0 near 8, 16, 32, 64 and 128; tanh counts rows with E||x||^2 = d.
-COEFFICIENTS = {"l0": (8e-3, 4e-3, 2e-3, 8e-4, 2e-4), "tanh": (4.0, 2.0, 1.0, 0.5, 0.2)}
+COEFFICIENTS = {"l0": (8e-3, 4e-3, 2e-3, 8e-4, 2e-4), "tanh": (0.4, 0.2, 0.1, 0.05, 0.02)}
 
 
 @dataclass(frozen=True)
