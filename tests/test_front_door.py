@@ -240,6 +240,7 @@ BAD = torch.where(torch.arange(64)[:, None] == 41, torch.nan, X)
         (X, {"gpus": 1}, "gpus is not a field of a recipe"),
         (X, {"architecture": "topq"}, "architecture: .*'topk'"),
         (X, {"template": "nothing"}, "template 'nothing' is not known"),
+        (X, {"architecture": "jumprelu", "sparsity_warmup_steps": 3, "steps": 40}, r"\(0.5\), unless it is 0, .* of 20 steps; leave"),
         (X, {"architecture": "jumprelu", "sparsity": None}, "sparsity: a jumprelu .*needs its coefficient"),
         (X, {"y": X}, "y: a topk reconstructs x itself"),
         (X, {"architecture": "transcoder", "activation": "topk"}, "y: a transcoder needs the rows that it reconstructs"),

@@ -98,7 +98,9 @@ def _config(
         raise InputError(f"{unknown[0]} is not a field of a recipe; docs/sweep-file.md lists the fields of the train section.")
     fields = fields | {"sparsities": [DEFAULT_K if sparsity is None else sparsity]}
     fields |= {"batch_size": batch_size} if batch_size is not None else {}
-    plain = _parsed(fields | ({"tokens": 2**62} if length else {}))  # the template fills in the batch size
+    warmups = ("sparsity_warmup_steps", "sparsity_warmup_fraction")  # which one is the longer, the number of steps decides
+    unsized = {name: value for name, value in fields.items() if not (length and name in warmups)}
+    plain = _parsed(unsized | ({"tokens": 2**62} if length else {}))  # the template fills in the batch size
     size = plain.batch_size if batch_size is not None or rows is None else min(plain.batch_size, rows)
     if length is None:
         tokens = max(plain.tokens, size)

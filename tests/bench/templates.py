@@ -1,7 +1,7 @@
 """Templates on the demo's rows: L0, FVU and dead share on held-out rows, as they are or with fields changed.
 
-``python tests/bench/templates.py`` surveys every template: the table of docs/training-guide.md. With names and ``--set FIELD=VALUES``
-it tries every combination of values, and prints FVU at L0 8 to 128, interpolated as `make frontier` does:
+``python tests/bench/templates.py`` surveys every template, or those that are named: the table of docs/training-guide.md. With ``--set
+FIELD=VALUES`` it tries every combination of values, and prints FVU at L0 8 to 128, interpolated as `make frontier` does:
 
     python tests/bench/templates.py quick --set adam_beta1=0,0.9 learning_rate=3e-3,1e-2 --rows 200_000 --seeds 0,1
 
@@ -44,7 +44,7 @@ LEAST_WARMUP = 20  # steps
 KEPT = ROOT / "build" / "templates"
 DATA = ROOT / "build" / "frontier" / "demo"
 # Coefficients that bring L0 near 8, 16, 32, 64 and 128; tanh counts rows with E||x||^2 = d.
-COEFFICIENTS = {"l0": (8e-3, 4e-3, 2e-3, 8e-4, 2e-4), "tanh": (4.0, 2.0, 1.0, 0.5, 0.2)}
+COEFFICIENTS = {"l0": (8e-3, 4e-3, 2e-3, 8e-4, 2e-4), "tanh": (0.4, 0.2, 0.1, 0.05, 0.02)}
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,16 @@ def shortened(fields: dict[str, Any], rows: int) -> dict[str, Any]:
     return told
 
 
-def sparsities(fields: dict[str, Any]) -> tuple[float, ...]:
+def sparsities(fields: dict[str, Any], l0s: Iterable[int]) -> list[float]:
+    """What a template is told so that L0 comes near the wanted ones."""
     penalty = kind_of(fields).penalty
-    return L0S if penalty in (None, "target_l0") else COEFFICIENTS[penalty]
+    return [l0 if penalty in (None, "target_l0") else COEFFICIENTS[penalty][L0S.index(l0)] for l0 in l0s]
 
 
-def trained(fields: dict[str, Any], sparsity: float, width: int, seed: int) -> Trained:
+def trained(template: str, fields: dict[str, Any], sparsity: float, width: int, seed: int) -> Trained:
     """Train and judge one SAE, unless that was done before."""
     settings = {name: value for name, value in fields.items() if name not in ("tokens", "batch_size")}
-    content = json.dumps([code_version(), fields, sparsity, width, seed], sort_keys=True)
+    content = json.dumps([code_version(), template, fields, sparsity, width, seed], sort_keys=True)
     path = KEPT / f"{hashlib.sha256(content.encode()).hexdigest()[:20]}.json"
     if path.exists():
         return Trained(**json.loads(path.read_text())["trained"])
@@ -88,13 +89,13 @@ def trained(fields: dict[str, Any], sparsity: float, width: int, seed: int) -> T
     read = kind_of(fields).reads
     sae = train_sae(
         batches(fields["tokens"], fields["batch_size"]), architecture, width, sparsity, tokens=fields["tokens"],
-        batch_size=fields["batch_size"], seed=seed, **{name: value for name, value in settings.items() if name in read},
+        batch_size=fields["batch_size"], template=template, seed=seed, **{name: value for name, value in settings.items() if name in read},
     )  # fmt: skip
     seconds = time.process_time() - start
     judged = score(weights_of(sae), np.load(DATA / "held_out.npy"))
     result = Trained(sparsity, judged.l0, judged.fvu, judged.dead, seconds)
     KEPT.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"fields": fields, "width": width, "seed": seed, "trained": asdict(result)}, indent=1))
+    path.write_text(json.dumps({"template": template, "fields": fields, "width": width, "seed": seed, "trained": asdict(result)}, indent=1))
     return result
 
 
@@ -111,12 +112,13 @@ def code_version() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
-def survey(names: Iterable[str], rows: int, width: int, seed: int) -> Table:
-    table = Table("template", "sparsity", "L0", "FVU", "dead", "seconds", title=f"{rows:,} rows, {width:,} latents, seed {seed}")
+def survey(names: Iterable[str], given: argparse.Namespace) -> Table:
+    title = f"{given.rows:,} rows, {given.width:,} latents, seed {given.seeds[0]}"
+    table = Table("template", "sparsity", "L0", "FVU", "dead", "seconds", title=title)
     for name in names:
-        fields = shortened(load_template(name).fields, rows)
-        for sparsity in sparsities(fields):
-            one = trained(fields, sparsity, width, seed)
+        fields = shortened(load_template(name).fields, given.rows)
+        for sparsity in given.sparsities or sparsities(fields, given.l0s):
+            one = trained(name, fields, sparsity, given.width, given.seeds[0])
             table.add_row(name, f"{sparsity:g}", f"{one.l0:.1f}", f"{one.fvu:.3f}", f"{one.dead:.1%}", f"{one.seconds:.0f}")
             print(f"{name} {sparsity:g}: L0 {one.l0:.1f}, FVU {one.fvu:.3f}, dead {one.dead:.1%}, {one.seconds:.0f} s", flush=True)
     return table
@@ -130,8 +132,8 @@ def comparison(names: Iterable[str], values: dict[str, list[Any]], given: argpar
             changed = dict(zip(values, combination, strict=True))
             fields = template | changed
             for seed in given.seeds:
-                chosen = given.sparsities or sparsities(fields)
-                done = [trained(fields, sparsity, given.width, seed) for sparsity in chosen]
+                chosen = given.sparsities or sparsities(fields, given.l0s)
+                done = [trained(name, fields, sparsity, given.width, seed) for sparsity in chosen]
                 points = [Point(one.l0, one.fvu) for one in done]
                 told = ", ".join(f"{field} {value}" for field, value in changed.items())
                 cells = [f"{fvu:.4f}" if (fvu := fvu_at(points, l0)) else "" for l0 in L0S]
@@ -148,13 +150,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS, help="rows to train on; beyond those that there are, further epochs")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default=[0])
-    parser.add_argument("--sparsities", type=lambda text: [*map(float, text.split(","))], help="absent: five, near L0 8 to 128")
+    parser.add_argument(
+        "--l0s", type=lambda text: [*map(int, text.split(","))], default=L0S, help="those of 8, 16, 32, 64, 128 to come near"
+    )
+    parser.add_argument("--sparsities", type=lambda text: [*map(float, text.split(","))], help="given to every template instead of --l0s")
     given = parser.parse_args()
     torch.set_num_threads(1)
     demo_rows(DATA, ROWS)
     names = given.names or [template.name for template in templates() if not template.own and template.name != "base-to-chat"]
     values = {field: [yaml_value(value) for value in given_values.split(",")] for field, given_values in (e.split("=") for e in given.set)}
-    made = comparison(names, values, given) if values or given.names else survey(names, given.rows, given.width, given.seeds[0])
+    made = comparison(names, values, given) if values else survey(names, given)
     Console(width=170).print(made)
 
 

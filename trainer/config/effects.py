@@ -31,7 +31,8 @@ def _shorter_warmup(recipe: Mapping[str, Any]) -> dict[str, str]:
         return {}
     by_fraction = fraction * -(-tokens // size)
     if steps < by_fraction:
-        return {"sparsity_warmup_steps": f"sparsity_warmup_fraction ({fraction:g}) makes a longer warm-up, of {by_fraction:,.0f} steps"}
+        longer = f"sparsity_warmup_fraction ({fraction:g}), unless it is 0, makes a longer warm-up, of {by_fraction:,.0f} steps"
+        return {"sparsity_warmup_steps": longer}
     return {"sparsity_warmup_fraction": f"sparsity_warmup_steps ({steps:g}) is the longer warm-up"}
 
 
