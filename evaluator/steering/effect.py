@@ -107,5 +107,5 @@ def dose_curve(
     dosed = [[SteeredSae(s.sae, s.inputs, s.outputs, tuple(edit.times(dose) for edit in s.edits)) for s in saes] for dose in doses]
     steerings = [Steering(tuple(of_dose), control=control) for of_dose in dosed for control in (None, seed)]
     effects = measure_effects(lm, steerings, text, promoted_tokens(out, saes))
-    texts = [written(steering) for steering in steerings[::2]]
-    return [Dose(dose, *effects[2 * i : 2 * i + 2], repeated(texts[i])) for i, dose in enumerate(doses)]
+    repeats = [repeated(written(steering)) for steering in steerings[::2]]
+    return [Dose(*figures) for figures in zip(doses, effects[::2], effects[1::2], repeats, strict=True)]
