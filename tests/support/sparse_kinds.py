@@ -25,7 +25,8 @@ def shape_of(word: str) -> Shape:
 def make(word: str, activation: str, **fields) -> tuple[SaeConfig, Sae]:
     counted = activation in ("topk", "batchtopk")
     given = dict(sparsities=[8 if counted else 0.01], widths=[F], batch_size=B, tokens=B * 50, dead_after_tokens=1000)
-    given |= {"initial_scale": "as_published"} | fields
+    given |= {"initial_scale": "as_published", "adam_beta1": 0.0, "learning_rate": 3e-3, "bandwidth": 0.03} | fields
+    given = {"sparsity_warmup_steps": 300, "sparsity_warmup_fraction": 0.0} | given
     config = TrainConfig(template="quick", **only_read(dict(architecture=word, activation=activation, **given))).saes()[0]
     sae = initial_sae(config, shape_of(word), torch.zeros(shape_of(word).d_out))
     generator = torch.Generator().manual_seed(1)

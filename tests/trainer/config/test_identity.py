@@ -42,6 +42,7 @@ THEN = {
         "adam_beta1": None,
         "target_coefficient": 0.01,
     },
+    "matryoshka": {"learning_rate": 2e-4},
     "anthropic-2025": {"target_coefficient": 0.01},  # the field's default then
     "gemma-scope-2": {"architecture": "jumprelu", "activation": None, "prefix_coefficients": None, "target_coefficient": 0.01},
 }
