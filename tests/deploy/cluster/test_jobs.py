@@ -20,7 +20,7 @@ from support.ray_head import FIRST, LABEL, SECOND, free_ports, ray_head
 from support.studio import TOKEN, Client
 
 from scopemill.deploy.catalog.status import read_status
-from scopemill.deploy.cluster.jobs import ROOMS, ROOT_FILES, copy_package, forwarded, pack
+from scopemill.deploy.cluster.jobs import ROOMS, ROOT_FILES, Jobs, copy_package, forwarded, pack
 from scopemill.deploy.orchestrator.driver import SweepDriver
 from scopemill.deploy.plan.planner import plan_sweep
 from scopemill.deploy.plan.sweep_file import load_sweep
@@ -241,18 +241,16 @@ def test_a_sweep_that_fails_ends_the_command_with_its_sentence(head, tmp_path, t
     assert "harvest.layers: gemma-2-stdlib has no layer 33" in told.stdout
 
 
-def test_a_sweep_that_was_never_submitted_has_no_log_and_is_not_stopped(head, tmp_path, text):
+def test_a_sweep_that_was_never_submitted_has_no_log(head, tmp_path, text):
     file = write_sweep(tmp_path, text)
     file.write_text(file.read_text().replace("name: tiny", "name: unheard"))
-    for command in ("logs", "stop"):
-        told = run(head, command, str(file))
-        assert told.returncode == 2 and "sweep unheard was not submitted to" in told.stderr
+    told = run(head, "logs", str(file))  # stop looks for it in the same way
+    assert told.returncode == 2 and "sweep unheard was not submitted to" in told.stderr
 
 
-def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path, text):
-    command = [sys.executable, "-m", "scopemill.deploy", "stop", str(write_sweep(tmp_path, text)), "--address", "http://127.0.0.1:9"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert told.returncode == 2 and "the cluster at http://127.0.0.1:9 cannot be used: " in told.stderr
+def test_a_cluster_that_is_not_there_is_one_sentence():
+    with pytest.raises(InputError, match="the cluster at http://127.0.0.1:9 cannot be used: "):
+        Jobs("http://127.0.0.1:9")
 
 
 def test_the_whole_package_travels_with_a_job_and_runs_from_there(tmp_path, text):
