@@ -35,6 +35,7 @@ class Hub:
         self._run = uuid.uuid4().hex[:8]  # numbers of another run of the service mean nothing in this one
         self._kept: deque[Message] = deque(maxlen=KEPT)
         self._number = 0
+        self._ended = False
         self._pages: set[asyncio.Queue[Message | object | None]] = set()
 
     @property
@@ -54,7 +55,8 @@ class Hub:
                 page.put_nowait(message)
 
     def end(self) -> None:
-        """End every page's stream: a server that shuts down waits for them."""
+        """End every page's stream, now and from now on: a server that shuts down waits for them."""
+        self._ended = True
         for page in self._pages:
             _replace_all(page, END)
 
@@ -68,6 +70,8 @@ class Hub:
         An empty pair says that the connection lives. With the id of the last message that a page got, those that it missed come first.
         If they are not kept any more, ``resync`` on the channel ``bucket`` asks it to read the lists again.
         """
+        if self._ended:
+            return
         page: asyncio.Queue[Message | object | None] = asyncio.Queue(WAITING)
         self._pages.add(page)
         try:

@@ -21,7 +21,6 @@ from scopemill.proto.layout import DatasetLayout
 HOOKS = (Hook(1, "resid_post"), Hook(3, "mlp_out"))
 CONFIG = HarvestConfig(
     layers=(1, 3), sites=("resid_post", "mlp_out"), tokens=1024, context_length=16, rows_per_shard=512, calibration_rows=64,
-    outlier_spare=0.2,
 )  # fmt: skip
 
 

@@ -282,8 +282,8 @@ def test_counters_agree_with_the_work_done(watched):
 @needs_prometheus
 def test_rays_own_metrics_come_in_as_a_second_job(watched):
     asked, _ = watched
-    targets = asked.ask("targets")["activeTargets"]
-    assert {target["labels"]["job"] for target in targets if target["health"] == "up"} == {"scopemill", "ray"}
+    seen = asked.ask("query", query="max_over_time(up[1h]) == 1")["result"]
+    assert {series["metric"]["job"] for series in seen} == {"scopemill", "ray"}
 
 
 @needs_prometheus
