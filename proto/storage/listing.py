@@ -32,8 +32,11 @@ def objects_below(fs: Any, folder: str) -> dict[str, dict[str, Any]]:
 
 
 def _finds_generally(fs: Any) -> bool:
-    """Return True for a filesystem that has no listing of a whole tree, as object stores have."""
+    """Return True for a filesystem that has no listing of a whole tree, as object stores have.
+
+    One that wraps another has a ``find`` that is not the general one.
+    """
     kind = type(fs)
-    return kind.find is AbstractFileSystem.find and (
+    return getattr(kind, "find", None) is AbstractFileSystem.find and (
         not isinstance(fs, AsyncFileSystem) or kind._find is AsyncFileSystem._find  # noqa: SLF001
     )
