@@ -32,7 +32,6 @@ def test_train_in_memory(tmp_path, capsys):
     assert (tmp_path / "sae" / "cfg.json").exists() and float(told.rsplit("FVU ", 1)[1]) < 0.3
 
 
-@pytest.mark.timeout(600)
 def test_a_sweep(tmp_path, capsys, ray_cluster):
     told = run("sweep", tmp_path, capsys)
     assert told.count("blocks.3.hook_resid_post jumprelu: L0 ") == told.count("Sae(jumprelu at blocks.3.hook_resid_post, 192 -> 256") == 2
