@@ -55,7 +55,7 @@ class Hub:
                 page.put_nowait(message)
 
     def end(self) -> None:
-        """End every page's stream, now and from now on: a server that shuts down waits for them."""
+        """End every page's stream, now and later: a server that shuts down waits for them."""
         self._ended = True
         for page in self._pages:
             _replace_all(page, END)
