@@ -124,6 +124,7 @@ class EvidenceLayout:
         self.output_scores = f"{self.root}/output_scores.parquet"
         self.answers = f"{self.labels}/answers"  # of the endpoint that labels latents, by what it was asked
         self.page = f"{self.root}/page"  # static: its index.html opens from disk or a file server
+        self.page_index = f"{self.page}/index.html"  # written last
         self.work = f"{self.root}/work"  # removed once the evidence is committed
         self.parts = f"{self.work}/parts"
 
@@ -191,3 +192,8 @@ class LeaseLayout:
     def dataset(name: str) -> str:
         """Return the folder of a dataset's lease."""
         return f"leases/activations/{checked_name('dataset', name)}"
+
+
+def short_name(folder: str) -> str:
+    """Return the name that people see of an SAE: its folder below ``saes``."""
+    return folder.rstrip("/").rpartition("saes/")[2]

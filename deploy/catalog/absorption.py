@@ -7,6 +7,7 @@ from rich.text import Text
 
 from scopemill.deploy.plan.side_by_side import side_by_side
 from scopemill.evaluator.absorption.record import Absorption, read_absorption
+from scopemill.proto.layout import short_name
 from scopemill.proto.storage.bucket import Bucket
 
 COLUMNS = ("SAE", "features", "of", "fraction", "of random", "fully absorbed", "main latents", "their F1")
@@ -20,7 +21,7 @@ def read_measured(bucket: Bucket, roots: Sequence[str]) -> list[tuple[str, Absor
 
 def absorption_rows(measured: Sequence[tuple[str, Absorption]]) -> list[tuple[str, ...]]:
     """Return a row of text for each record, in the order of ``COLUMNS``."""
-    return [(folder.rstrip("/").rpartition("saes/")[2], *_figures(record)) for folder, record in measured]
+    return [(short_name(folder), *_figures(record)) for folder, record in measured]
 
 
 def absorption_table(measured: Sequence[tuple[str, Absorption]]) -> Table:

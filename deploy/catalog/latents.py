@@ -12,10 +12,10 @@ from rich.text import Text
 
 from scopemill.deploy.catalog.twins import twin_facts, twin_lines
 from scopemill.evaluator.evidence.reader import Evidence, evidence_of
-from scopemill.evaluator.latent_page.write import short_name
 from scopemill.evaluator.matching.twins import twins_of
 from scopemill.proto.errors import InputError, MissingObject
 from scopemill.proto.evidence import INTERVALS, TOP, Example
+from scopemill.proto.layout import short_name
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.vocabulary import Vocabulary
 

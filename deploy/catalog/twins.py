@@ -11,6 +11,7 @@ from rich.tree import Tree
 
 from scopemill.evaluator.matching.twins import Twins, other_folder, twins_in
 from scopemill.proto.errors import InputError, MissingObject
+from scopemill.proto.layout import short_name
 from scopemill.proto.storage.bucket import Bucket
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def splitting_tree(folder: str, latent: int, least: float) -> dict[str, Any]:
         raise MissingObject(f"{folder} was not matched with a wider SAE yet: run scopemill match on both, or on the sweep file")
     if not 0 <= latent < len(wider[0].table):
         raise InputError(f"latent {latent} does not exist: the SAE {folder} has latents 0 to {len(wider[0].table) - 1}")
-    return {"sae": folder.rstrip("/").rpartition("saes/")[2], "latent": latent, "children": list(_children(folder, latent, least))}
+    return {"sae": short_name(folder), "latent": latent, "children": list(_children(folder, latent, least))}
 
 
 def _children(folder: str, latent: int, least: float) -> Iterator[dict[str, Any]]:

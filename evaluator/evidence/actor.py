@@ -15,7 +15,6 @@ from scopemill.evaluator.evidence.jobs import EvidenceJob, RowsFrom
 from scopemill.evaluator.evidence.logits import readout
 from scopemill.evaluator.evidence.making import Counted, bytes_held, count_shard, finish
 from scopemill.evaluator.evidence.parts import commit_part, committed_parts
-from scopemill.evaluator.evidence.reader import Evidence
 from scopemill.evaluator.evidence.rows import ModelSource, ShardSource, Source
 from scopemill.evaluator.evidence.words import vocabulary_of
 from scopemill.evaluator.latent_page.write import write_own_page
@@ -110,8 +109,8 @@ class EvidenceMaker:
         """
         if not job.made():
             self._finish(job)
-        if not job.done():
-            write_own_page(Evidence.open(Bucket(job.url), job.root, job.layout.root.rsplit("/", 1)[-1]))
+        if job.page and not Bucket(job.url).exists(job.layout.page_index):
+            write_own_page(job.open())
         return job.folder
 
     def _finish(self, job: EvidenceJob) -> None:

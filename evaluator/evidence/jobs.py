@@ -53,15 +53,18 @@ class EvidenceJob:
         """Return the SAE's folder as a path or URL."""
         return f"{self.url}/{self.root}" if self.root else self.url
 
+    def open(self) -> Evidence:
+        """Open the evidence; MissingObject if it is not committed."""
+        return Evidence.open(Bucket(self.url), self.root, settings_hash(self.settings))
+
     def done(self, read: bool = False) -> bool:
         """Return True if evidence, and the page where one is wanted, are made."""
-        return self.made(read) and (not self.page or has_page(Bucket(self.url), self.layout))
+        return self.made(read) and (not self.page or Bucket(self.url).exists(self.layout.page_index))
 
     def made(self, read: bool = False) -> bool:
         """Return True if the evidence is committed and undamaged; with ``read``, every byte is checked."""
-        bucket = Bucket(self.url)
         try:
-            return bucket.exists(self.layout.record) and Evidence.open(bucket, self.root, settings_hash(self.settings)).is_whole(read)
+            return Bucket(self.url).exists(self.layout.record) and self.open().is_whole(read)
         except StorageError:
             return False
 
@@ -76,11 +79,6 @@ def job_of(url: str, root: str, rows: RowsFrom, config: EvidenceConfig, hooks: t
         **config.settings,
     }
     return EvidenceJob(url, root, settings, hooks, config.page)
-
-
-def has_page(bucket: Bucket, layout: EvidenceLayout) -> bool:
-    """Return True if an SAE's static page is whole."""
-    return bucket.exists(f"{layout.page}/index.html")
 
 
 def shard_rows(bucket: Bucket, dataset: str, text: str) -> RowsFrom | None:

@@ -185,7 +185,7 @@ def evidence_of(bucket: Bucket, sae: str) -> Evidence:
 def own_page(bucket: Bucket, sae: str) -> str | None:
     """Return the path of the static page beside an SAE's evidence, or None."""
     with suppress(MissingObject, CorruptObject):
-        index = f"{evidence_of(bucket, sae).layout.page}/index.html"
+        index = evidence_of(bucket, sae).layout.page_index
         return index if bucket.exists(index) else None
     return None
 

@@ -16,6 +16,7 @@ from scopemill.evaluator.fidelity.results import Evaluation
 from scopemill.evaluator.probes.scores import RESIDUAL, SAE, ProbeScore
 from scopemill.proto.errors import InputError
 from scopemill.proto.hooks import Hook
+from scopemill.proto.layout import short_name
 from scopemill.trainer.formats import FinishedSae
 
 RELEASE_END = "custom_sae"  # SAEBench's id of an SAE that was handed to it
@@ -48,7 +49,7 @@ def result_files(
 
 def release_name(path: str) -> str:
     """Return SAEBench's name of an SAE from its path; InputError for an empty one."""
-    name = path.rstrip("/").rpartition("saes/")[2].strip("/").replace("/", "_")
+    name = short_name(path).strip("/").replace("/", "_")
     if not name:
         raise InputError(f"{path!r} names no folder of an SAE")
     return name

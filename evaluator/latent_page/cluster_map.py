@@ -14,9 +14,6 @@ MOST = 300  # clusters, the largest
 LEAST_LATENTS = 2  # of a cluster on the map
 WORDS = 3  # that stand for a cluster
 PERPLEXITY = 12.0
-COLUMNS = (
-    "latent", "cluster", "fired", "top_token", "nearest_latents", "nearest_cosines", "cofiring_latents", "cofiring_phi",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,12 +30,12 @@ class Place:
 def cluster_map(rows: Sequence[dict[str, Any]]) -> list[Place]:
     """Return the places of the largest clusters, the largest first.
 
-    ``rows`` are those of all latents, in order, with `COLUMNS`.
+    ``rows`` are those of the evidence's table of latents, in order.
     """
     of_latent = np.array([row["cluster"] if row["fired"] else -1 for row in rows])
     sizes = Counter(of_latent[of_latent >= 0].tolist())
     chosen = sorted((c for c, n in sizes.items() if n >= LEAST_LATENTS), key=lambda c: (-sizes[c], c))[:MOST]
-    places = _embedded(_distances(rows, of_latent, chosen))
+    places = _embedded(_distances(rows, of_latent, {cluster: sizes[cluster] for cluster in chosen}))
     tokens: dict[int, Counter[int]] = {cluster: Counter() for cluster in chosen}
     for row in rows:
         if row["fired"] and row["cluster"] in tokens and row["top_token"] is not None:
@@ -47,14 +44,14 @@ def cluster_map(rows: Sequence[dict[str, Any]]) -> list[Place]:
     return [Place(c, sizes[c], float(x), float(y), words[c]) for c, (x, y) in zip(chosen, places, strict=True)]
 
 
-def _distances(rows: Sequence[dict[str, Any]], of_latent: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
+def _distances(rows: Sequence[dict[str, Any]], of_latent: np.ndarray, sizes: dict[int, int]) -> np.ndarray:
     """Return the length of the shortest way between clusters [n, n]; a step is short where many latents are alike."""
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import shortest_path
 
-    index, n = {cluster: i for i, cluster in enumerate(chosen)}, len(chosen)
+    index, n = {cluster: i for i, cluster in enumerate(sizes)}, len(sizes)
     likeness = np.zeros((n, n))
-    counts = np.array([np.count_nonzero(of_latent == cluster) for cluster in chosen], float)
+    counts = np.array(list(sizes.values()), float)
     for row in rows:
         here = index.get(int(of_latent[row["latent"]]))
         if here is None:

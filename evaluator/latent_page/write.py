@@ -11,9 +11,10 @@ from importlib.resources import files
 from typing import Any
 
 from scopemill.evaluator.evidence.reader import Evidence
-from scopemill.evaluator.latent_page.cluster_map import COLUMNS, cluster_map
+from scopemill.evaluator.latent_page.cluster_map import cluster_map
 from scopemill.evaluator.matching.twins import Twins, twins_of
 from scopemill.proto.evidence import INTERVALS, TOP, Example
+from scopemill.proto.layout import short_name
 from scopemill.proto.storage.bucket import Bucket
 from scopemill.proto.vocabulary import Vocabulary
 
@@ -27,11 +28,11 @@ BEFORE, AFTER = 28, 11  # tokens of a context around its peak
 def write_page(target: Bucket, saes: Sequence[tuple[str, Evidence]]) -> None:
     """Write the page of some SAEs, each with its name; ``index.html`` is written last."""
     for number, (_, evidence) in enumerate(saes):
-        folder, labels = f"data/{number}", evidence.labels()
+        folder, labels, rows = f"data/{number}", evidence.labels(), evidence.latents().to_pylist()
         target.write(f"{folder}/table.js", _call("table", number, _table(evidence, labels)))
-        target.write(f"{folder}/map.js", _call("map", number, _map(evidence)))
+        target.write(f"{folder}/map.js", _call("map", number, _map(rows, evidence.vocabulary)))
         twins = [(_number_of(one, saes), one) for one in twins_of(evidence)]
-        for index, chunk in _chunks(evidence, labels, twins):
+        for index, chunk in _chunks(evidence, rows, twins):
             target.write(f"{folder}/latents-{index:05d}.js", _call("latents", number, index, chunk))
     listed = [_sae(name, evidence) for name, evidence in saes]
     target.write("data/saes.js", _call("saes", {"chunk": CHUNK_LATENTS, "intervals": INTERVALS, "saes": listed}))
@@ -44,11 +45,6 @@ def write_own_page(evidence: Evidence) -> str:
     target = Bucket(f"{evidence.bucket.url}/{evidence.layout.page}")
     write_page(target, [(short_name(evidence.record.sae), evidence)])
     return target.place("index.html")
-
-
-def short_name(folder: str) -> str:
-    """Return an SAE's name on a page: its folder below ``saes``."""
-    return folder.rstrip("/").rpartition("saes/")[2]
 
 
 def _number_of(twins: Twins, saes: Sequence[tuple[str, Evidence]]) -> int | None:
@@ -90,9 +86,8 @@ def _table(evidence: Evidence, labels: dict[int, tuple[str, float | None]]) -> d
     }
 
 
-def _map(evidence: Evidence) -> list[dict[str, Any]]:
+def _map(rows: Sequence[dict[str, Any]], words: Vocabulary) -> list[dict[str, Any]]:
     """Return the clusters of the map, with words for tokens."""
-    words = evidence.vocabulary
     return [
         {
             "cluster": one.cluster,
@@ -101,15 +96,15 @@ def _map(evidence: Evidence) -> list[dict[str, Any]]:
             "y": _short(one.y),
             "words": [words.text(id) for id in one.tokens],
         }
-        for one in cluster_map(evidence.latents(list(COLUMNS)).to_pylist())
+        for one in cluster_map(rows)
     ]
 
 
 def _chunks(
-    evidence: Evidence, labels: dict[int, tuple[str, float | None]], twins: Sequence[tuple[int | None, Twins]]
+    evidence: Evidence, rows: Sequence[dict[str, Any]], twins: Sequence[tuple[int | None, Twins]]
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Yield the latents of each data file, with its number."""
-    words, rows = evidence.vocabulary, evidence.latents().to_pylist()
+    words = evidence.vocabulary
     of_others = [(number, one.title, one.table.to_pylist()) for number, one in twins]
     chunk: list[dict[str, Any]] = []
     for latent, examples in evidence.all_examples():

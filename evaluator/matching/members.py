@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from scopemill.proto.hooks import Hook
+from scopemill.proto.layout import short_name
 
 Axis = Literal["layer", "site", "width", "architecture", "seed", "sparsity", "recipe"]
 ORDERED: tuple[Axis, ...] = ("layer", "width", "sparsity")
@@ -31,7 +32,7 @@ class Member:
     @property
     def name(self) -> str:
         """Return the SAE's path below ``saes/``, or its folder."""
-        return self.folder.rstrip("/").rpartition("saes/")[2]
+        return short_name(self.folder)
 
     def along(self, axis: Axis) -> Any:
         """Return the SAE's value on an axis."""
